@@ -1,0 +1,76 @@
+"""What every script shares: help with an example, one sentence for a user's mistake, an exit status."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from vise_jax.errors import UserError
+
+
+def define_config() -> flags.FlagHolder:
+    """Define `--config FILE.py[:ARGUMENT]`, whose keys `--config.section.key=value` overrides."""
+    return config_flags.DEFINE_config_file(
+        "config", None, "Experiment, e.g. configs/demo.py; --config.SECTION.KEY=VALUE changes a key.", lock_config=True
+    )
+
+
+def required(flag: flags.FlagHolder) -> str:
+    """The value of a flag that this command can't do without.
+
+    Raises:
+        UserError: the flag was not given.
+    """
+    if flag.value is None:
+        raise UserError(f"--{flag.name} is missing: see --help for an example.")
+    return flag.value
+
+
+def run(main: Callable[[list[str]], None], description: str) -> None:
+    """Parse the flags, call `main` with the words that are no flags, and exit.
+
+    Exit status: 0 done, 1 a user's mistake (one sentence on standard error), 2 wrong flags, 130 interrupted.
+
+    Args:
+        main: the command.
+        description: the script's docstring: what it does, with an example.
+    """
+    program = os.path.basename(sys.argv[0])
+    given = sys.argv[: sys.argv.index("--")] if "--" in sys.argv else sys.argv
+    if any(word in ("-h", "-help", "--help") for word in given):
+        print(description.strip(), end="\n\n")
+        print("FLAGS", flags.FLAGS.module_help(__name__), flags.FLAGS.main_module_help(), sep="\n")
+        sys.exit(0)
+    logging.set_verbosity(logging.WARNING)
+    words = _parse(program)
+    try:
+        main(words)
+    except UserError as error:
+        _fail(program, str(error), 1)
+    except KeyboardInterrupt:
+        _fail(program, "interrupted: run the same command again to go on.", 130)
+
+
+def _parse(program: str) -> list[str]:
+    try:
+        words = flags.FLAGS(sys.argv)[1:]
+        # A file that can't be loaded is only said when its config is first looked at.
+        _ = "config" in flags.FLAGS and flags.FLAGS.config and len(flags.FLAGS.config)
+    except UserError as error:
+        _fail(program, str(error), 1)
+    except (AttributeError, KeyError) as error:
+        key = str(error).strip("\"'")
+        _fail(program, f"the config has no key {key}: see vise_jax/config.py for the keys there are.", 2)
+    except OSError as error:
+        _fail(program, f"the config can't be loaded: {' '.join(str(error.__cause__ or error).split())}", 2)
+    except (flags.Error, TypeError, ValueError) as error:
+        _fail(program, f"{' '.join(str(error).split())} (see --help)", 2)
+    return words
+
+
+def _fail(program: str, sentence: str, status: int) -> NoReturn:
+    print(f"{program}: {sentence}", file=sys.stderr)
+    sys.exit(status)

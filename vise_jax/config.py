@@ -1,0 +1,252 @@
+"""Every key, its default and what it means. An experiment is a short diff of `base()`.
+
+"The paper" is Jia et al., ICCV 2021; where a comment says "not in the paper", its main text is silent and the
+value is this project's choice.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from vise_jax.errors import UserError
+
+
+def base() -> ConfigDict:
+    """The configuration of one pre-training experiment: `labels`, `data`, `model`, `training`.
+
+    `scripts/label.py` and `scripts/train.py` take the same file. The result is locked: an unknown key is an error.
+    """
+    config = ConfigDict()
+
+    labels = config.labels = ConfigDict()
+    # Clusters of comments and of reaction profiles, one K-means each (Sec. 3.1). Their number is not in the paper.
+    labels.comment_clusters = 5000
+    labels.reaction_clusters = 128
+    # Fewer clusters than asked for where there are not enough distinct points, instead of an error.
+    labels.allow_fewer_clusters = False
+    # Share of the posts that only make clusters and are never trained on (Sec. 3.1: 20M of 270M).
+    labels.cluster_share = 20 / 270
+    # Comments drawn from a post at most (Sec. 3.2).
+    labels.max_comments = 100
+    # "set": every cluster among a post's comments weighs the same. "count": as many times as it occurs. Not in the paper.
+    labels.label_weights = "set"
+    # phi_C is LSA of this many dimensions (truncated SVD of TF-IDF): the paper's embeddings are not public.
+    labels.comment_dim = 256
+    # A token is in the vocabulary when this many comments hold it, the most frequent ones first.
+    labels.min_comment_count = 5
+    labels.max_vocabulary = 50_000
+    # Comments that the SVD and K-means are fitted on at most, drawn evenly from the cluster split.
+    labels.max_fit_comments = 1_000_000
+    labels.max_fit_reactions = 1_000_000
+    labels.kmeans_iterations = 25
+    # File whose bytes salt the hashes of post ids (splits, and the ids in shards). Without one the salt follows from
+    # `seed`, which anyone can repeat: give a secret file where ids must stay unlinkable.
+    labels.salt_file = ""
+    # An image with more pixels is rejected before it is decoded.
+    labels.max_image_pixels = 50_000_000
+    # A shard is closed when it has grown to this size.
+    labels.shard_megabytes = 128.0
+    # The job stops when a larger share of an input's posts is malformed or has a broken image.
+    labels.max_rejected_share = 0.5
+    labels.seed = 0
+
+    data = config.data = ConfigDict()
+    # The folder that `label.py run` wrote.
+    data.shards = ""
+    # Side of the square crop, in pixels.
+    data.image_size = 224
+    # Random-resized-crop: range of its area, as a share of the image's, and of its aspect ratio. Not in the paper.
+    data.crop_area = (0.08, 1.0)
+    data.crop_ratio = (3 / 4, 4 / 3)
+    # Low-pass filter when a crop shrinks (as Pillow does); off is faster, and what tf.image does by default.
+    data.antialias = False
+    # Horizontal flips, on the device.
+    data.flip = True
+    # Shards in memory at a time: shards come in random order, records are shuffled within groups of this many.
+    data.shuffle_shards = 4
+    # Threads that decode; 0 = one per core.
+    data.threads = 0
+
+    model = config.model = ConfigDict()
+    # A name of `vise_jax.models.ENCODERS`.
+    model.name = "resnet50"
+    # "imagenet": 7x7 stride 2 and max-pooling; "cifar": 3x3 stride 1, for images of 32 to 64 pixels.
+    model.stem = "imagenet"
+    # Channels of the first stage.
+    model.width = 64
+    # The last batch norm of each block starts at zero, so that blocks start as the identity. Not in the paper.
+    model.zero_init_last_bn = True
+    # Examples that share batch statistics; 0 = the whole batch. None = one group per device, as per-GPU batch norm.
+    model.bn_group = config_dict.placeholder(int)
+    model.bn_momentum = 0.9
+    model.bn_epsilon = 1e-5
+    # Type of activations and products; parameters, statistics and the loss stay float32.
+    model.dtype = "float32"
+    # Which engagement is predicted, one linear head each (Table 3 leaves one out).
+    model.heads = ("comments", "reactions")
+
+    training = config.training = ConfigDict()
+    # Images in a step, over all devices (Sec. 3.3).
+    training.batch_size = 1536
+    # Passes over the shards (the released files' names say 10 for VisE-250M and 100 for VisE-1.2M).
+    training.epochs = 10.0
+    # Steps instead of epochs; None = as `epochs` says.
+    training.steps = config_dict.placeholder(int)
+    # SGD. Peak rate per 256 images, scaled linearly with the batch; not in the paper, nor are the next four.
+    training.learning_rate = 0.1
+    training.momentum = 0.9
+    # Not on biases and batch norm.
+    training.weight_decay = 1e-4
+    # Share of the steps in which the rate rises linearly, before it falls to 0 as a cosine.
+    training.warmup_share = 0.05
+    # Probability that the soft targets move to all classes evenly. Not in the paper.
+    training.label_smoothing = 0.0
+    # Steps between checkpoints, and how many are kept.
+    training.checkpoint_every = 5000
+    training.keep_checkpoints = 3
+    # Steps between lines of metrics.jsonl.
+    training.log_every = 50
+    training.seed = 0
+
+    return config.lock()
+
+
+def evaluation() -> ConfigDict:
+    """The configuration of one evaluation; `configs/eval.py:TASK,PROTOCOL` fills in the first two keys."""
+    config = ConfigDict()
+    config.task = "folder"
+    config.protocol = "linear"
+    # Images through the encoder at a time.
+    config.batch_size = 64
+    # Side of the test crop in pixels; 0 = what the encoder was made for. Another size is named in the results.
+    config.image_size = 0
+    # Without an official split: shares of train and validation (the rest is test), drawn `splits` times (Sec. 4.3).
+    config.train_share = 0.7
+    config.validation_share = 0.1
+    config.splits = 5
+    # With a train and a test split but no validation: this share of train (Sec. 4.3, Politics).
+    config.held_out_share = 0.1
+    # Strengths of the L2 penalty that are tried; the best on validation is reported on test. Not in the paper.
+    config.l2 = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+    # L-BFGS iterations at most, for each strength.
+    config.iterations = 200
+    # Threads that decode; 0 = one per core.
+    config.threads = 0
+    # An image with more pixels is refused before it is decoded.
+    config.max_image_pixels = 50_000_000
+    config.seed = 0
+    return config.lock()
+
+
+def _positive(value: Any) -> bool:
+    return value > 0
+
+
+def _not_negative(value: Any) -> bool:
+    return value >= 0
+
+
+def _share(value: Any) -> bool:
+    return 0 <= value <= 1
+
+
+def _inner_share(value: Any) -> bool:
+    return 0 < value < 1
+
+
+def _range(value: Any) -> bool:
+    return len(value) == 2 and 0 < value[0] <= value[1]
+
+
+def _one_of(*choices: str) -> Callable[[Any], bool]:
+    return lambda value: value in choices
+
+
+# section.key → (what is allowed, in words)
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "labels.comment_clusters": (_positive, "at least 1"),
+    "labels.reaction_clusters": (_positive, "at least 1"),
+    "labels.cluster_share": (_inner_share, "between 0 and 1, neither of them"),
+    "labels.max_comments": (_positive, "at least 1"),
+    "labels.label_weights": (_one_of("set", "count"), '"set" or "count"'),
+    "labels.comment_dim": (_positive, "at least 1"),
+    "labels.min_comment_count": (_positive, "at least 1"),
+    "labels.max_vocabulary": (_positive, "at least 1"),
+    "labels.max_fit_comments": (_positive, "at least 1"),
+    "labels.max_fit_reactions": (_positive, "at least 1"),
+    "labels.kmeans_iterations": (_positive, "at least 1"),
+    "labels.max_image_pixels": (_positive, "at least 1"),
+    "labels.shard_megabytes": (_positive, "above 0"),
+    "labels.max_rejected_share": (_share, "between 0 and 1"),
+    "labels.seed": (_not_negative, "at least 0"),
+    "data.image_size": (lambda value: value >= 8, "at least 8"),
+    "data.crop_area": (lambda value: _range(value) and value[1] <= 1, "two shares, the smaller first"),
+    "data.crop_ratio": (_range, "two ratios, the smaller first"),
+    "data.shuffle_shards": (_positive, "at least 1"),
+    "data.threads": (_not_negative, "at least 0"),
+    "model.stem": (_one_of("imagenet", "cifar"), '"imagenet" or "cifar"'),
+    "model.width": (_positive, "at least 1"),
+    "model.bn_group": (lambda value: value is None or value >= 0, "None, or at least 0"),
+    "model.bn_momentum": (_share, "between 0 and 1"),
+    "model.bn_epsilon": (_positive, "above 0"),
+    "model.dtype": (_one_of("float32", "bfloat16"), '"float32" or "bfloat16"'),
+    "model.heads": (
+        lambda value: value and len(set(value)) == len(value) and set(value) <= {"comments", "reactions"},
+        '("comments", "reactions") or one of the two',
+    ),
+    "training.batch_size": (_positive, "at least 1"),
+    "training.epochs": (_positive, "above 0"),
+    "training.steps": (lambda value: value is None or value > 0, "None, or at least 1"),
+    "training.learning_rate": (_positive, "above 0"),
+    "training.momentum": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "training.weight_decay": (_not_negative, "at least 0"),
+    "training.warmup_share": (_share, "between 0 and 1"),
+    "training.label_smoothing": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "training.checkpoint_every": (_positive, "at least 1"),
+    "training.keep_checkpoints": (_positive, "at least 1"),
+    "training.log_every": (_positive, "at least 1"),
+    "training.seed": (_not_negative, "at least 0"),
+    "batch_size": (_positive, "at least 1"),
+    "image_size": (_not_negative, "at least 0"),
+    "train_share": (_inner_share, "between 0 and 1, neither of them"),
+    "validation_share": (_inner_share, "between 0 and 1, neither of them"),
+    "splits": (_positive, "at least 1"),
+    "held_out_share": (_inner_share, "between 0 and 1, neither of them"),
+    "l2": (lambda value: value and all(strength > 0 for strength in value), "one or more numbers above 0"),
+    "iterations": (_positive, "at least 1"),
+    "threads": (_not_negative, "at least 0"),
+    "max_image_pixels": (_positive, "at least 1"),
+    "seed": (_not_negative, "at least 0"),
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Check every value of a configuration made by `base()` or `evaluation()`.
+
+    Raises:
+        UserError: names the first key that is wrong, its value and what is allowed; or a key that nobody knows.
+    """
+    reference = base() if "training" in config else evaluation()
+    for key, value in flat(config).items():
+        if key not in flat(reference):
+            raise UserError(f"The config has an unknown key {key}: see vise_jax/config.py for the keys there are.")
+        allowed, words = _RULES.get(key, (None, ""))
+        if allowed and not allowed(value):
+            raise UserError(f"The config key {key} is {value!r}, but must be {words}.")
+    missing = sorted(flat(reference).keys() - flat(config).keys())
+    if missing:
+        raise UserError(f"The config lacks the key {missing[0]}: start it from vise_jax.config.base().")
+    if "train_share" in config and config.train_share + config.validation_share >= 1:
+        raise UserError("The config keys train_share and validation_share leave nothing for test: lower one of them.")
+
+
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """All values by their dotted keys, e.g. `training.seed`."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            values.update({f"{key}.{inner}": found for inner, found in flat(value).items()})
+        else:
+            values[key] = value
+    return values

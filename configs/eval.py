@@ -1,6 +1,7 @@
-"""Evaluate an encoder: the config's argument is TASK,PROTOCOL.
+r"""Evaluate an encoder: the config's argument is TASK,PROTOCOL.
 
-COMMAND   python scripts/evaluate.py --config configs/eval.py:folder,linear --encoder RUN/encoder --data IMAGES --output RESULTS
+COMMAND   python scripts/evaluate.py --config configs/eval.py:folder,linear \
+              --encoder RUN/encoder --data IMAGES --output RESULTS
 EXPECTED  a JSON file in RESULTS with the test accuracy; `random:resnet50` as --encoder gives the baseline
 """
 

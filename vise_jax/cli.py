@@ -58,7 +58,7 @@ def _parse(program: str) -> list[str]:
     try:
         words = flags.FLAGS(sys.argv)[1:]
         # A file that can't be loaded is only said when its config is first looked at.
-        _ = "config" in flags.FLAGS and flags.FLAGS.config and len(flags.FLAGS.config)
+        _ = "config" in flags.FLAGS and flags.FLAGS.config and flags.FLAGS.config.keys
     except UserError as error:
         _fail(program, str(error), 1)
     except (AttributeError, KeyError) as error:

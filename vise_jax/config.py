@@ -29,7 +29,7 @@ def base() -> ConfigDict:
     labels.cluster_share = 20 / 270
     # Comments drawn from a post at most (Sec. 3.2).
     labels.max_comments = 100
-    # "set": every cluster among a post's comments weighs the same. "count": as many times as it occurs. Not in the paper.
+    # "set": every cluster among a post's comments weighs the same. "count": as often as it occurs. Not in the paper.
     labels.label_weights = "set"
     # phi_C is LSA of this many dimensions (truncated SVD of TF-IDF): the paper's embeddings are not public.
     labels.comment_dim = 256

@@ -1,0 +1,82 @@
+"""Encoders and VisE, built by name from plain values."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from flax import nnx
+from ml_collections import ConfigDict
+
+from vise_jax import config
+from vise_jax.errors import UserError
+from vise_jax.models.norm import BatchNorm
+from vise_jax.models.resnet import ENCODERS, ResNet
+from vise_jax.models.vise import VisE
+
+__all__ = ["ENCODERS", "ResNet", "VisE", "build"]
+
+_SETTINGS = ("width", "stem", "dtype", "bn_momentum", "bn_epsilon", "zero_init_last_bn")
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    heads: Mapping[str, int] | None = None,
+    bn_group: int = 0,
+    seed: int = 0,
+    **settings: Any,
+) -> ResNet | VisE:
+    """Build a model with fresh float32 weights.
+
+    Args:
+        name: one of `ENCODERS`.
+        num_classes: give it one head of so many classes, named "classes".
+        heads: give it these heads: name → number of classes. With neither, the bare encoder.
+        bn_group: examples that share batch statistics; 0 = the whole batch.
+        seed: of the initial weights.
+        **settings: `width`, `stem`, `dtype`, `bn_momentum`, `bn_epsilon`, `zero_init_last_bn`; what they mean and
+            their defaults stand in `vise_jax.config.base().model`.
+
+    Returns:
+        `ResNet` without heads, else `VisE`. Both map (images: float32 [B, H, W, 3], train=) to a result and
+        intermediates, and say their `feature_dim`.
+
+    Raises:
+        UserError: no such encoder, a setting that nobody knows, or a value that is not allowed.
+    """
+    if name not in ENCODERS:
+        raise UserError(f"There is no encoder {name!r}: choose one of {', '.join(ENCODERS)}.")
+    unknown = sorted(settings.keys() - set(_SETTINGS))
+    if unknown:
+        raise UserError(f"Encoders have no setting {unknown[0]!r}: choose from {', '.join(_SETTINGS)}.")
+    if num_classes is not None and heads is not None:
+        raise UserError("Give an encoder either num_classes or heads, not both.")
+    for head, classes in (heads or {"classes": 1 if num_classes is None else num_classes}).items():
+        if classes < 1:
+            raise UserError(f"The head {head!r} has {classes} classes, but needs at least 1.")
+    model = _checked({**settings, "bn_group": int(bn_group)})
+    rngs = nnx.Rngs(seed)
+    encoder = ResNet(
+        **ENCODERS[name],
+        width=model.width,
+        stem=model.stem,
+        zero_init_last_bn=model.zero_init_last_bn,
+        norm=partial(BatchNorm, group=model.bn_group, momentum=model.bn_momentum, epsilon=model.bn_epsilon),
+        dtype=model.dtype,
+        rngs=rngs,
+    )
+    if num_classes is not None:
+        heads = {"classes": num_classes}
+    return encoder if heads is None else VisE(encoder, heads, rngs=rngs)
+
+
+def _checked(settings: dict[str, Any]) -> ConfigDict:
+    """The config's section `model` with these settings instead of its own."""
+    whole = config.base()
+    try:
+        whole.model.update(settings)
+    except TypeError as error:
+        raise UserError(f"A setting of the encoder has the wrong type: {' '.join(str(error).split())}") from error
+    config.validate(whole)
+    return whole.model

@@ -1,0 +1,107 @@
+"""Batch normalisation with torch's semantics and a choice of who shares statistics."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation (Ioffe & Szegedy 2015) over batch, height and width.
+
+    As in torch, the batch is normalised by its biased variance while the running variance averages the unbiased one.
+    Statistics and parameters are float32 whatever the type of the input.
+
+    Args:
+        channels: channels of the input.
+        group: examples that share statistics, consecutive ones; 0 = the whole batch. A group that lies on one
+            device costs no communication. The running statistics average over groups.
+        momentum: what the running statistics keep of themselves at a step (1 minus torch's `momentum`).
+        epsilon: added to the variance.
+        initial_scale: first value of the scale.
+    """
+
+    def __init__(self, channels: int, *, group: int, momentum: float, epsilon: float, initial_scale: float = 1.0):
+        self.scale = nnx.Param(jnp.full(channels, initial_scale, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros(channels, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(channels, jnp.float32))
+        self.group = group
+        self.momentum = momentum
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalise [B, H, W, C], keeping its type: by the batch's statistics when training, else by the running ones.
+
+        Raises:
+            ValueError: the batch is no multiple of `group`.
+        """
+        scale, bias = self.scale[...], self.bias[...]
+        if not train:
+            return _affine(x, self.mean[...], scale * jax.lax.rsqrt(self.var[...] + self.epsilon), bias)
+        group = self.group or x.shape[0]
+        if x.shape[0] % group:
+            raise ValueError(f"a batch of {x.shape[0]} is no multiple of the batch norm's group of {group}")
+        grouped = x.reshape(-1, group, *x.shape[1:])
+        y, mean, var = _normalize(self.epsilon, grouped, scale, bias)
+        count = group * x.shape[1] * x.shape[2]
+        unbiased = var.mean(0) * (count / max(count - 1, 1))
+        self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean.mean(0)
+        self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * unbiased
+        return y.reshape(x.shape)
+
+
+def _affine(x: jax.Array, mean: jax.Array, gain: jax.Array, bias: jax.Array) -> jax.Array:
+    """(x - mean) * gain + bias in float32, in the type of `x`; mean and gain are [C], or [G, C] for x [G, B, H, W, C]."""
+    shape = (*mean.shape[:-1], *(1,) * (x.ndim - mean.ndim), mean.shape[-1])
+    centred = x.astype(jnp.float32) - mean.reshape(shape)
+    bias = bias.reshape((1,) * (x.ndim - 1) + (-1,))
+    return (centred * gain.reshape(shape) + bias).astype(x.dtype)
+
+
+def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance [G, C] of x [G, B, H, W, C], in two passes.
+
+    The second pass also sums the deviations, which takes back what rounding did to the first one's mean:
+    E[x²] - E[x]² in one pass would lose a small variance beside a large mean.
+    """
+    x = x.astype(jnp.float32)
+    rough = x.mean((1, 2, 3), keepdims=True)
+    deviation = x - rough
+    error = deviation.mean((1, 2, 3))
+    return rough[:, 0, 0, 0] + error, jnp.square(deviation).mean((1, 2, 3)) - jnp.square(error)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _normalize(
+    epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalise x [G, B, H, W, C] by its own statistics: (y, mean [G, C], variance [G, C]).
+
+    The gradient is written out because autodiff would keep float32 copies of `x` and pass over them once more.
+    The statistics feed only the running averages, so that no gradient is taken through them.
+    """
+    return _forward(epsilon, x, scale, bias)[0]
+
+
+def _forward(epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple:
+    mean, var = _statistics(x)
+    inverse = jax.lax.rsqrt(var + epsilon)
+    y = _affine(x, mean, scale[None] * inverse, bias)
+    return (y, mean, var), (x, mean, inverse, scale)
+
+
+def _backward(epsilon: float, saved: tuple, gradients: tuple) -> tuple:
+    x, mean, inverse, scale = saved
+    dy = gradients[0].astype(jnp.float32)
+    spread = (slice(None), None, None, None)
+    normalized = (x.astype(jnp.float32) - mean[spread]) * inverse[spread]
+    dbias, dscale = dy.sum((1, 2, 3)), (dy * normalized).sum((1, 2, 3))  # [G, C]
+    count = x.shape[1] * x.shape[2] * x.shape[3]
+    dx = dy - (dbias / count)[spread] - normalized * (dscale / count)[spread]
+    dx = dx * (inverse * scale[None])[spread]
+    return dx.astype(x.dtype), dscale.sum(0), dbias.sum(0)
+
+
+_normalize.defvjp(_forward, _backward)

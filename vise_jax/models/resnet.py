@@ -1,0 +1,178 @@
+"""The ResNet family: ResNet-18, -50, -101 (v1.5) and ResNeXt-101 32x16d, with torchvision's layout and names."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vise_jax.models.conv import Conv
+from vise_jax.models.grouped_conv import GroupedConv
+from vise_jax.models.norm import BatchNorm
+
+# A batch norm for so many channels, given its initial scale where that is not 1.
+Norm = Callable[..., BatchNorm]
+
+
+class BasicBlock(nnx.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2016, Fig. 5 left)."""
+
+    expansion = 1
+
+    def __init__(
+        self, in_channels: int, channels: int, *, stride: int, norm: Norm, last_scale: float, dtype: str, rngs: nnx.Rngs
+    ):
+        self.conv1 = Conv(in_channels, channels, 3, stride=stride, dtype=dtype, rngs=rngs)
+        self.bn1 = norm(channels)
+        self.conv2 = Conv(channels, channels, 3, dtype=dtype, rngs=rngs)
+        self.bn2 = norm(channels, initial_scale=last_scale)
+        self.downsample = _downsample(in_channels, channels, stride, norm, dtype, rngs)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
+        y = self.bn2(self.conv2(y), train=train)
+        return jax.nn.relu(y + _shortcut(self.downsample, x, train))
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3 (which carries the stride: v1.5) and 1x1 convolutions and a shortcut (He et al. 2016, Fig. 5 right).
+
+    With `groups` above 1 the 3x3 convolution is grouped: ResNeXt (Xie et al. 2017, Fig. 3 c).
+    """
+
+    expansion = 4
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        stride: int,
+        norm: Norm,
+        last_scale: float,
+        dtype: str,
+        rngs: nnx.Rngs,
+        groups: int = 1,
+        group_width: int = 64,
+    ):
+        inner, out = channels * group_width // 64 * groups, channels * self.expansion
+        self.conv1 = Conv(in_channels, inner, 1, dtype=dtype, rngs=rngs)
+        self.bn1 = norm(inner)
+        self.conv2: Conv | GroupedConv
+        if groups == 1:
+            self.conv2 = Conv(inner, inner, 3, stride=stride, dtype=dtype, rngs=rngs)
+        else:
+            self.conv2 = GroupedConv(inner, groups, stride=stride, dtype=dtype, rngs=rngs)
+        self.bn2 = norm(inner)
+        self.conv3 = Conv(inner, out, 1, dtype=dtype, rngs=rngs)
+        self.bn3 = norm(out, initial_scale=last_scale)
+        self.downsample = _downsample(in_channels, out, stride, norm, dtype, rngs)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
+        y = jax.nn.relu(self.bn2(self.conv2(y), train=train))
+        y = self.bn3(self.conv3(y), train=train)
+        return jax.nn.relu(y + _shortcut(self.downsample, x, train))
+
+
+def _downsample(
+    in_channels: int, channels: int, stride: int, norm: Norm, dtype: str, rngs: nnx.Rngs
+) -> nnx.List | None:
+    """The projection of a shortcut that changes shape, by torchvision's names: 0 the convolution, 1 the norm."""
+    if stride == 1 and in_channels == channels:
+        return None
+    return nnx.List([Conv(in_channels, channels, 1, stride=stride, dtype=dtype, rngs=rngs), norm(channels)])
+
+
+def _shortcut(downsample: nnx.List | None, x: jax.Array, train: bool) -> jax.Array:
+    if downsample is None:
+        return x
+    convolution, norm = downsample
+    return norm(convolution(x), train=train)
+
+
+# Name → what tells one encoder from another; "groups" and "group_width" are ResNeXt's.
+ENCODERS: dict[str, dict[str, Any]] = {
+    "resnet18": {"block": BasicBlock, "blocks": (2, 2, 2, 2)},
+    "resnet50": {"block": Bottleneck, "blocks": (3, 4, 6, 3)},
+    "resnet101": {"block": Bottleneck, "blocks": (3, 4, 23, 3)},
+    "resnext101_32x16d": {"block": Bottleneck, "blocks": (3, 4, 23, 3), "groups": 32, "group_width": 16},
+}
+
+
+class ResNet(nnx.Module):
+    """A residual network without a classifier.
+
+    Args:
+        block: `BasicBlock` or `Bottleneck`.
+        blocks: blocks of the four stages.
+        width: channels of the stem and the first stage, 64 in the papers.
+        stem: "imagenet" (7x7 stride 2, then 3x3 max-pooling stride 2) or "cifar" (3x3 stride 1).
+        zero_init_last_bn: each block's last norm starts at scale 0 (Goyal et al. 2017, Sec. 5.1).
+        norm: makes a batch norm for so many channels.
+        dtype: type of activations and products.
+        rngs: source of the initial weights.
+        **block_settings: what else the blocks take.
+    """
+
+    def __init__(
+        self,
+        *,
+        block: Callable[..., BasicBlock | Bottleneck],
+        blocks: tuple[int, int, int, int],
+        width: int,
+        stem: str,
+        zero_init_last_bn: bool,
+        norm: Norm,
+        dtype: str,
+        rngs: nnx.Rngs,
+        **block_settings: Any,
+    ):
+        self.stem = stem
+        self.dtype = dtype
+        kernel_size, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        self.conv1 = Conv(3, width, kernel_size, stride=stride, dtype=dtype, rngs=rngs)
+        self.bn1 = norm(width)
+        expansion = block.expansion  # type: ignore[attr-defined]
+        in_channels, stages = width, []
+        for stage, length in enumerate(blocks):
+            channels = width * 2**stage
+            layer = nnx.List([])
+            for index in range(length):
+                layer.append(
+                    block(
+                        in_channels,
+                        channels,
+                        stride=2 if stage > 0 and index == 0 else 1,
+                        norm=norm,
+                        last_scale=0.0 if zero_init_last_bn else 1.0,
+                        dtype=dtype,
+                        rngs=rngs,
+                        **block_settings,
+                    )
+                )
+                in_channels = channels * expansion
+            stages.append(layer)
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.feature_dim = in_channels
+
+    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Encode normalised images.
+
+        Args:
+            images: float32 [B, H, W, 3].
+            train: normalise by the batch's statistics and update the running ones.
+
+        Returns:
+            The features, float32 [B, D]: the mean over height and width of the last stage; and the intermediates:
+            "features" again, and "feature_map", `dtype` [B, h, w, D].
+        """
+        x = jax.nn.relu(self.bn1(self.conv1(images), train=train))
+        if self.stem == "imagenet":
+            x = nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in layer:
+                x = block(x, train=train)
+        features = x.astype(jnp.float32).mean((1, 2))
+        return features, {"features": features, "feature_map": x}

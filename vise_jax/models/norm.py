@@ -53,7 +53,7 @@ class BatchNorm(nnx.Module):
 
 
 def _affine(x: jax.Array, mean: jax.Array, gain: jax.Array, bias: jax.Array) -> jax.Array:
-    """(x - mean) * gain + bias in float32, in the type of `x`; mean and gain are [C], or [G, C] for x [G, B, H, W, C]."""
+    """(x - mean) * gain + bias, computed in float32; mean and gain are [C], or [G, C] for x [G, B, H, W, C]."""
     shape = (*mean.shape[:-1], *(1,) * (x.ndim - mean.ndim), mean.shape[-1])
     centred = x.astype(jnp.float32) - mean.reshape(shape)
     bias = bias.reshape((1,) * (x.ndim - 1) + (-1,))

@@ -138,7 +138,7 @@ class ResNet(nnx.Module):
         in_channels, stages = width, []
         for stage, length in enumerate(blocks):
             channels = width * 2**stage
-            layer = nnx.List([])
+            layer: nnx.List = nnx.List([])
             for index in range(length):
                 layer.append(
                     block(

@@ -1,13 +1,15 @@
 """Decoding is checked against Pillow, which shares no code with tf.image's resize."""
 
 import io
+import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
-from vise_jax.data import images
+from vise_jax.data import downstream, images
+from vise_jax.errors import UserError
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -84,3 +86,93 @@ def test_antialias_is_a_low_pass_filter():
     assert smooth[:, 1:-1].std() < 5
     assert abs(smooth.mean() - 127.5) < 2
     assert not np.array_equal(smooth, random_crop(encoded, 0, **whole, antialias=False))
+
+
+def pillow_centre_crop(encoded: bytes, resize: int, crop: int, resample: Image.Resampling) -> np.ndarray:
+    """torchvision's Resize(resize) and CenterCrop(crop), written out."""
+    image = Image.open(io.BytesIO(encoded)).convert("RGB")
+    width, height = image.size
+    if width <= height:
+        width, height = resize, int(resize * height / width)
+    else:
+        width, height = int(resize * width / height), resize
+    image = image.resize((width, height), resample)
+    top, left = round((height - crop) / 2.0), round((width - crop) / 2.0)
+    return np.asarray(image.crop((left, top, left + crop, top + crop)), int)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(300, 211), (97, 160), (40, 31), (64, 64)])
+def test_evaluation_equals_pillow(kind, size):
+    encoded = encode(picture(*size), kind)
+    image = images.decode_for_evaluation(tf.constant(encoded), 73, 64, "bilinear").numpy()
+    assert image.dtype == np.uint8
+    expected = pillow_centre_crop(encoded, 73, 64, Image.Resampling.BILINEAR)
+    assert np.abs(image - expected).max() <= 1
+    assert np.abs(image - expected).mean() < 0.3  # Pillow rounds after each of its two passes
+
+
+def test_bicubic_equals_pillow():
+    for size in [(300, 211), (40, 31)]:
+        encoded = encode(picture(*size), "png")
+        image = images.decode_for_evaluation(tf.constant(encoded), 73, 64, "bicubic").numpy()
+        assert np.abs(image - pillow_centre_crop(encoded, 73, 64, Image.Resampling.BICUBIC)).max() <= 2
+
+
+PREPROCESSING = {"resize": 36, "crop": 32, "interpolation": "bilinear"}
+
+
+def image_set(root, files: dict[str, bytes]) -> downstream.ImageSet:
+    for name, encoded in files.items():
+        (root / name).write_bytes(encoded)
+    return downstream.open_unlabelled(root)
+
+
+def read(image_set, indices, batch_size=2, max_image_pixels=10**6, **changes):
+    return list(images.batches(image_set, indices, PREPROCESSING | changes, batch_size, 2, max_image_pixels))
+
+
+def test_batches_keep_the_order_and_the_last_short_one(tmp_path):
+    files = {f"{n}.jpg": encode(picture(40 + 10 * n, 60), "jpeg") for n in range(5)}
+    batches = read(image_set(tmp_path, files), [4, 0, 3, 1, 2])
+    assert [batch.shape for batch in batches] == [(2, 32, 32, 3), (2, 32, 32, 3), (1, 32, 32, 3)]
+    for image, n in zip(np.concatenate(batches), [4, 0, 3, 1, 2], strict=True):
+        expected = pillow_centre_crop(files[f"{n}.jpg"], 36, 32, Image.Resampling.BILINEAR)
+        assert np.abs(image - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (b"", "no JPEG or PNG"),
+        (b"some text", "no JPEG or PNG"),
+        (encode(picture(60, 60), "jpeg")[:-300], "can't be decoded"),
+        (encode(picture(60, 60), "png")[:500], "can't be decoded"),
+        (encode(picture(1100, 1000), "jpeg"), "more than 1,000,000 pixels"),
+        (encode(picture(2, 2000), "png"), "more than 1,000,000 pixels"),
+    ],
+)
+def test_a_broken_image_is_named(tmp_path, broken, message):
+    fine = encode(picture(60, 60), "jpeg")
+    images = image_set(tmp_path, {"1.jpg": fine, "2.jpg": fine, "3.jpg": fine, "4.jpg": broken, "5.jpg": fine})
+    with pytest.raises(UserError, match=rf"The image 4\.jpg in .* {message}"):
+        read(images, range(5))
+    assert len(read(images, [0, 1, 2, 4])) == 2
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path):
+    # 30,000 x 30,000 pixels in a file of a few bytes: the header alone, decoding it would fail or fill the memory.
+    header = b"\x00\x00\x75\x30\x00\x00\x75\x30\x08\x02\x00\x00\x00"
+    chunk = b"\x00\x00\x00\x0dIHDR" + header + zlib.crc32(b"IHDR" + header).to_bytes(4)
+    data = b"\x00\x00\x00\x00IDAT" + zlib.crc32(b"IDAT").to_bytes(4)
+    images = image_set(tmp_path, {"bomb.png": b"\x89PNG\r\n\x1a\n" + chunk + data})
+    with pytest.raises(UserError, match=r"bomb\.png in .* more than 50,000,000 pixels"):
+        read(images, [0], max_image_pixels=50_000_000)
+
+
+def test_preprocessing_that_is_not_supported(tmp_path):
+    images = image_set(tmp_path, {"1.jpg": encode(picture(60, 60), "jpeg")})
+    with pytest.raises(UserError, match="'lanczos' is not supported"):
+        read(images, [0], interpolation="lanczos")
+    with pytest.raises(UserError, match="crop of 32 from images resized to 31"):
+        read(images, [0], resize=31)

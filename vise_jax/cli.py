@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -18,7 +18,7 @@ def define_config() -> flags.FlagHolder:
     )
 
 
-def required(flag: flags.FlagHolder) -> str:
+def required(flag: flags.FlagHolder) -> Any:
     """The value of a flag that this command can't do without.
 
     Raises:
@@ -27,6 +27,16 @@ def required(flag: flags.FlagHolder) -> str:
     if flag.value is None:
         raise UserError(f"--{flag.name} is missing: see --help for an example.")
     return flag.value
+
+
+def no_words(words: list[str]) -> None:
+    """Check that nothing but flags was given.
+
+    Raises:
+        UserError: names the first word too many.
+    """
+    if words:
+        raise UserError(f"{words[0]!r} is not a flag of this command: see --help for an example.")
 
 
 def run(main: Callable[[list[str]], None], description: str) -> None:

@@ -1,0 +1,53 @@
+"""SGD and its schedule against the update rule worked by hand in NumPy."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vise_jax import config as vise_config
+from vise_jax.training.optimizer import learning_rate, sgd
+
+
+def training(**keys: float):
+    config = vise_config.base().training
+    config.update(keys)
+    return config
+
+
+def test_schedule_warms_up_linearly_and_falls_as_a_cosine():
+    rate = learning_rate(training(batch_size=1536, learning_rate=0.1, warmup_share=0.05), steps=1000)
+    rates = np.array([rate(jnp.int32(step)) for step in range(1000)])
+    np.testing.assert_allclose(rates[:50], 0.6 * np.arange(1, 51) / 50, rtol=1e-5)
+    half_cosine = 0.6 * 0.5 * (1 + np.cos(np.pi * np.arange(950) / 950))
+    np.testing.assert_allclose(rates[50:], half_cosine, rtol=1e-4, atol=1e-7)
+    assert rates.max() == pytest.approx(0.6, rel=1e-6)
+
+
+def test_one_step_without_warmup_starts_at_the_peak():
+    rate = learning_rate(training(batch_size=256, learning_rate=0.1, warmup_share=0.0), steps=1)
+    assert float(rate(jnp.int32(0))) == pytest.approx(0.1)
+
+
+def test_updates_are_torchs_and_vectors_do_not_decay():
+    config = training(batch_size=256, learning_rate=0.1, momentum=0.9, weight_decay=0.01, warmup_share=0.0)
+    steps = 4
+    optimizer, rate = sgd(config, steps), learning_rate(config, steps)
+    params = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([3.0])}
+    state = optimizer.init(params)
+    expected = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    momentum = {name: np.zeros_like(value) for name, value in expected.items()}
+    gradients = np.random.default_rng(0).normal(size=(steps, 3))
+    for step, values in enumerate(gradients):
+        gradient = {"kernel": values[None, :2], "bias": values[2:]}
+        updates, state = optimizer.update(
+            {name: jnp.asarray(value, jnp.float32) for name, value in gradient.items()}, state, params
+        )
+        params = optax.apply_updates(params, updates)
+        # torch.optim.SGD: g + wd * p; buffer = 0.9 * buffer + that; p - rate * buffer
+        for name in expected:
+            decay = 0.01 * expected[name] if name == "kernel" else 0.0
+            momentum[name] = 0.9 * momentum[name] + gradient[name] + decay
+            expected[name] = expected[name] - float(rate(jnp.int32(step))) * momentum[name]
+    for name, value in expected.items():
+        np.testing.assert_allclose(params[name], value, rtol=1e-5)

@@ -1,0 +1,92 @@
+"""What keeps people out of the labels: masked text, hashed ids, and splits that follow from the hash."""
+
+import hashlib
+import unicodedata
+from pathlib import Path
+
+import regex
+from ml_collections import ConfigDict
+
+from vise_jax.errors import UserError
+
+PLACEHOLDERS = ("<user>", "<url>", "<email>", "<phone>")
+
+# Endings that make a URL of a host without scheme and path; not those that are words, which would mask "end.It".
+_HOSTS = "com|org|net|gov|edu|info|tv|io|ly|gl|uk|app|blog|ru"
+
+# Each consumes possessively or up to a bound, so that no text takes more than linear time.
+_EMAIL = regex.compile(r"(?<![\w.+-])[\w.+-]{1,64}+[@＠][\w-]++(?:\.[\w-]++)+")
+_URL = regex.compile(
+    rf"""(?<![\w@])(?:
+        (?:[a-z][a-z0-9+.-]{{1,20}}://|www\.)[^\s\p{{Extended_Pictographic}}]++
+      | [\w-]{{1,63}}+(?:\.[\w-]{{1,63}}+){{0,6}}?\.(?:
+            [a-z]{{2,24}}+/[^\s\p{{Extended_Pictographic}}]*+
+          | (?:{_HOSTS})(?!\.?[\w-])
+        )
+    )""",
+    regex.VERBOSE | regex.IGNORECASE,
+)
+# Also Facebook's @[id:type:name] and the fediverse's @user@host; not the emoticon @_@.
+_USER = regex.compile(r"[@＠](?!_+[@＠])(?:\[[^\]\n]{1,300}+\]|\w[\w.-]*+(?:@[\w.-]++)?)")
+# Seven digits or more with the usual separators: rather a number too many than a phone number too few.
+_PHONE = regex.compile(r"(?<!\d)[+(]{0,2}\d(?:[ \u00a0.()/-]{0,2}\d){6,}+")
+_DATE = regex.compile(r"\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./]\d{4}")
+
+
+def mask(text: str) -> str:
+    """Replace mentions, URLs, e-mail addresses and phone numbers by `PLACEHOLDERS`, in NFC-normalised text.
+
+    Nothing else sees a comment before this has. Names written as plain words stay: they can't be told from words.
+    """
+    text = unicodedata.normalize("NFC", text)
+    text = _EMAIL.sub("<email>", text)
+    text = _URL.sub("<url>", text)
+    text = _USER.sub("<user>", text)
+    return _PHONE.sub(lambda match: match[0] if _DATE.fullmatch(match[0]) else "<phone>", text)
+
+
+def salt(labels: ConfigDict) -> bytes:
+    """The secret of all hashes, 64 bytes: from `labels.salt_file`, or from `labels.seed` where there is none.
+
+    Raises:
+        UserError: the file can't be read or is empty.
+    """
+    if not labels.salt_file:
+        return hashlib.blake2b(f"vise_jax, seed {labels.seed}".encode()).digest()
+    try:
+        secret = Path(labels.salt_file).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"labels.salt_file={labels.salt_file} can't be read ({error.strerror}): write random bytes into it once."
+        ) from error
+    if not secret.strip():
+        raise UserError(f"labels.salt_file={labels.salt_file} is empty: write random bytes into it once.")
+    return hashlib.blake2b(secret).digest()
+
+
+def _digest(text: str, salt: bytes, purpose: bytes) -> bytes:
+    return hashlib.blake2b(text.encode(), key=salt, person=purpose, digest_size=16).digest()
+
+
+def hash_id(post_id: str, salt: bytes) -> bytes:
+    """A post's id as it stands in shards: 16 bytes of keyed BLAKE2b, as 32 hex digits."""
+    return _digest(post_id, salt, b"id").hex().encode()
+
+
+def salt_check(salt: bytes) -> str:
+    """A word that two parties with the same salt share, and that gives nothing away about it."""
+    return _digest("", salt, b"check").hex()
+
+
+def split(post_id: str, salt: bytes, cluster_share: float) -> str:
+    """Whether a post makes clusters (`cluster`) or is trained on (`train`).
+
+    The hash decides, so the splits are disjoint on any number of machines without a shuffle
+    (Sec. 3.1 keeps 20M of 270M posts for the clusters alone).
+    """
+    return "cluster" if draw(post_id, salt, b"split") < cluster_share else "train"
+
+
+def draw(text: str, salt: bytes, purpose: bytes) -> float:
+    """A number in [0, 1) that follows from a text, the salt and what it is drawn for."""
+    return int.from_bytes(_digest(text, salt, purpose)[:6], "big") / 2**48

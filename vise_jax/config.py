@@ -130,6 +130,8 @@ def evaluation() -> ConfigDict:
     config.l2 = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
     # L-BFGS iterations at most, for each strength.
     config.iterations = 200
+    # L-BFGS has converged when no entry of the gradient is larger.
+    config.tolerance = 1e-5
     # Threads that decode; 0 = one per core.
     config.threads = 0
     # An image with more pixels is refused before it is decoded.
@@ -213,6 +215,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "held_out_share": (_inner_share, "between 0 and 1, neither of them"),
     "l2": (lambda value: value and all(strength > 0 for strength in value), "one or more numbers above 0"),
     "iterations": (_positive, "at least 1"),
+    "tolerance": (_positive, "above 0"),
     "threads": (_not_negative, "at least 0"),
     "max_image_pixels": (_positive, "at least 1"),
     "seed": (_not_negative, "at least 0"),

@@ -1,6 +1,7 @@
 """What every script shares: help with an example, one sentence for a user's mistake, an exit status."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -72,8 +73,10 @@ def _parse(program: str) -> list[str]:
     except UserError as error:
         _fail(program, str(error), 1)
     except (AttributeError, KeyError) as error:
-        key = str(error).strip("\"'")
-        _fail(program, f"the config has no key {key}: see vise_jax/config.py for the keys there are.", 2)
+        # ml_collections quotes the message more than once, with a suggestion behind the key.
+        found = re.findall(r"\w{2,}", str(error).replace("\\n", " "))
+        hint = f", did you mean {found[found.index('mean') + 1]}" if "mean" in found else ""
+        _fail(program, f"the config has no key {found[0]}{hint}: see vise_jax/config.py for the keys there are.", 2)
     except OSError as error:
         _fail(program, f"the config can't be loaded: {' '.join(str(error.__cause__ or error).split())}", 2)
     except (flags.Error, TypeError, ValueError) as error:

@@ -44,7 +44,7 @@ def test_updates_are_torchs_and_vectors_do_not_decay():
             {name: jnp.asarray(value, jnp.float32) for name, value in gradient.items()}, state, params
         )
         params = optax.apply_updates(params, updates)
-        # torch.optim.SGD: g + wd * p; buffer = 0.9 * buffer + that; p - rate * buffer
+        # As the documentation of torch.optim.SGD says, without dampening.
         for name in expected:
             decay = 0.01 * expected[name] if name == "kernel" else 0.0
             momentum[name] = 0.9 * momentum[name] + gradient[name] + decay

@@ -18,7 +18,9 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int):
         self._folder = Path(workdir).absolute() / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._manager = ocp.CheckpointManager(
+            self._folder, options=options, item_handlers=ocp.StandardCheckpointHandler()
+        )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -55,7 +57,7 @@ class Checkpoints:
         """
         wanted = {name: _signature(leaf) for name, leaf in named_leaves(like).items()}
         metadata = self._manager.item_metadata(step)
-        found = {name: _signature(leaf) for name, leaf in metadata.tree.items()} if metadata else {}
+        found = {name: _signature(leaf) for name, leaf in metadata.items()}
         if wanted != found:
             differing = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
             raise UserError(

@@ -68,8 +68,9 @@ def train(config: ConfigDict, workdir: Path) -> Path:
         done = checkpoints.latest() or 0
         if done:
             state = checkpoints.restore(done, like=state)
+        begin = f"going on after step {done:,}" if done else "starting from scratch"
         print(
-            f"{f'resuming after step {done:,}' if done else 'starting from scratch'}: {steps:,} steps of "
+            f"{begin if done < steps else 'nothing left to train'}: {steps:,} steps of "
             f"{config.training.batch_size:,} images out of {manifest['examples']:,}, "
             f"on {mesh.size} x {jax.devices()[0].device_kind}",
             file=sys.stderr,

@@ -25,7 +25,7 @@ class TrainState(NamedTuple):
 
 def create(model: nnx.Module, optimizer: optax.GradientTransformation) -> tuple[nnx.GraphDef, TrainState]:
     """Split a model into its structure and a state of step 0."""
-    graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
     return graphdef, TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params))
 
 

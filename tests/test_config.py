@@ -1,0 +1,91 @@
+"""Every experiment resolves, every key is documented, and a wrong value is named."""
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from vise_jax import config as vise_config
+from vise_jax import models
+from vise_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "eval.py")
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_resolves_and_says_how_it_is_run(path):
+    module = load(path)
+    config = module.get_config()
+    vise_config.validate(config)
+    assert config.is_locked
+    assert config.model.name in models.ENCODERS
+    assert re.search(r"^COMMAND ", module.__doc__, re.M)
+    assert re.search(r"^EXPECTED ", module.__doc__, re.M)
+
+
+@pytest.mark.parametrize("name", ["vise_1m", "vise_250m"])
+@pytest.mark.parametrize("encoder", ["resnet50", "resnet101", "resnext101_32x16d"])
+def test_the_papers_experiments_take_the_encoder(name, encoder):
+    config = load(ROOT / "configs" / f"{name}.py").get_config(encoder)
+    vise_config.validate(config)
+    assert config.model.name == encoder
+    assert config.training.epochs == {"vise_1m": 100, "vise_250m": 10}[name]
+    assert config.training.batch_size == 1536
+
+
+def test_evaluations_resolve():
+    config = load(ROOT / "configs" / "eval.py").get_config("folder,linear")
+    vise_config.validate(config)
+    assert (config.task, config.protocol) == ("folder", "linear")
+
+
+@pytest.mark.parametrize("make", [vise_config.base, vise_config.evaluation])
+def test_every_default_is_allowed_and_explained(make):
+    vise_config.validate(make())
+    source = (ROOT / "vise_jax" / "config.py").read_text(encoding="utf-8")
+    for key in vise_config.flat(make()):
+        assert len(re.findall(rf"^    \w+\.{key.split('.')[-1]} = ", source, re.M)) >= 1, key
+
+
+def test_an_unknown_key_is_an_error():
+    with pytest.raises(AttributeError, match="momentun"):
+        vise_config.base().training.momentun = 0.9
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("labels.comment_clusters", 0),
+        ("labels.cluster_share", 1.0),
+        ("labels.label_weights", "sum"),
+        ("data.crop_area", (0.5, 0.1)),
+        ("model.stem", "vit"),
+        ("model.heads", ()),
+        ("model.heads", ("comments", "likes")),
+        ("training.batch_size", 0),
+        ("training.steps", -3),
+        ("training.momentum", 1.0),
+    ],
+)
+def test_a_wrong_value_is_named(key, value):
+    config = vise_config.base()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=re.escape(key)):
+        vise_config.validate(config)
+
+
+def test_shares_must_leave_something_for_test():
+    config = vise_config.evaluation()
+    config.train_share, config.validation_share = 0.9, 0.1
+    with pytest.raises(UserError, match="train_share"):
+        vise_config.validate(config)

@@ -13,6 +13,7 @@ from vise_jax.data import demo
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write.")
 _POSTS = flags.DEFINE_integer("posts", 4000, "How many posts.")
+_LABELLED = flags.DEFINE_integer("labelled", 1200, "How many labelled images for each of the two tasks.")
 _SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same corpus.")
 
 
@@ -20,7 +21,7 @@ def main(words: list[str]) -> None:
     """Write the corpus and say what it holds."""
     cli.no_words(words)
     output = Path(cli.required(_OUTPUT))
-    corpus = demo.make_corpus(output, posts=_POSTS.value, seed=_SEED.value)
+    corpus = demo.make_corpus(output, posts=_POSTS.value, labelled=_LABELLED.value, seed=_SEED.value)
     print(f"{output}: {corpus['posts']:,} simulated posts, fingerprint {corpus['fingerprint'][:12]}.")
 
 

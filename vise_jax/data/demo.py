@@ -35,18 +35,22 @@ from vise_jax.progress import Progress
 FORMAT_VERSION = 1
 _MADE_BY = "scripts/demo.py"
 _POST_FILES = 4
-# Labelled images of each task.
-_LABELLED = {"train": 800, "test": 400}
+_CLASSES = {"topic": TOPICS, "affect": AFFECTS}
+# Of a task's labelled images; the others are for testing.
+_TRAIN_SHARE = 2 / 3
 
 T = TypeVar("T")
 
 
-def make_corpus(output: Path, *, posts: int = 4000, seed: int = 0, processes: int | None = None) -> dict[str, Any]:
+def make_corpus(
+    output: Path, *, posts: int = 4000, labelled: int = 1200, seed: int = 0, processes: int | None = None
+) -> dict[str, Any]:
     """Write the corpus, whole or not at all; do nothing when it is there already.
 
     Args:
         output: a new folder.
         posts: how many posts.
+        labelled: how many labelled images for each of the two tasks.
         seed: the same seed gives the same bytes (with the same versions of NumPy and Pillow).
         processes: how many draw at a time; None = one per core.
 
@@ -54,13 +58,15 @@ def make_corpus(output: Path, *, posts: int = 4000, seed: int = 0, processes: in
         The corpus' description, as in `corpus.json`.
 
     Raises:
-        UserError: `posts` or `seed` is out of range, or `output` holds something else.
+        UserError: `posts`, `labelled` or `seed` is out of range, or `output` holds something else.
     """
     if not 1 <= posts <= 1_000_000:
         raise UserError(f"--posts is {posts}: give a number from 1 to 1,000,000.")
+    if not 1 <= labelled <= 1_000_000:
+        raise UserError(f"--labelled is {labelled}: give a number from 1 to 1,000,000.")
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed is {seed}: give a number from 0 to 2^63 - 1.")
-    settings = {"format_version": FORMAT_VERSION, "simulated": True, "seed": seed, "posts": posts}
+    settings = {"format_version": FORMAT_VERSION, "simulated": True, "seed": seed, "posts": posts, "labelled": labelled}
     output = Path(output)
     if (output / "corpus.json").exists():
         found = artefact.read_description(output, "corpus.json", version=FORMAT_VERSION, made_by=_MADE_BY)
@@ -70,13 +76,12 @@ def make_corpus(output: Path, *, posts: int = 4000, seed: int = 0, processes: in
     with artefact.whole_folder(output) as folder:
         written = {
             "posts": _write_posts(folder, posts, seed, processes),
-            **{task: _write_labelled(folder, task, seed, processes) for task in ("topic", "affect")},
+            **{task: _write_labelled(folder, task, labelled, seed, processes) for task in _CLASSES},
         }
         description = {
             **settings,
             "topics": list(TOPICS),
             "affects": list(AFFECTS),
-            "labelled_images": _LABELLED,
             "fingerprint": artefact.fingerprint(written),
         }
         artefact.write_json(folder / "corpus.json", description)
@@ -114,13 +119,10 @@ def make_labelled(seed: int, task: str, number: int) -> tuple[str, bytes]:
 
     Classes take turns in the numbering; what the task does not ask for is drawn.
     """
-    rng = _generator(seed, 1 + ("topic", "affect").index(task), number)
-    topic, affect = TOPICS[rng.integers(len(TOPICS))], AFFECTS[rng.integers(len(AFFECTS))]
-    if task == "topic":
-        label = topic = TOPICS[number % len(TOPICS)]
-    else:
-        label = affect = AFFECTS[number % len(AFFECTS)]
-    return label, _jpeg(rng, render(rng, topic, affect))
+    rng = _generator(seed, 1 + list(_CLASSES).index(task), number)
+    scene = {name: classes[rng.integers(len(classes))] for name, classes in _CLASSES.items()}
+    scene[task] = _CLASSES[task][number % len(_CLASSES[task])]
+    return scene[task], _jpeg(rng, render(rng, **scene))
 
 
 def _generator(seed: int, stream: int, number: int) -> np.random.Generator:
@@ -182,18 +184,18 @@ def _write_post(folder: Path, seed: int, number: int) -> tuple[dict[str, Any], s
     return post, hashlib.sha256(content).hexdigest(), truth
 
 
-def _write_labelled(folder: Path, task: str, seed: int, processes: int | None) -> dict[str, str]:
+def _write_labelled(folder: Path, task: str, count: int, seed: int, processes: int | None) -> dict[str, str]:
     """Write the labelled images of one task; returns the SHA-256 of the files by name."""
-    for split in _LABELLED:
-        for label in TOPICS if task == "topic" else AFFECTS:
+    for split in ("train", "test"):
+        for label in _CLASSES[task]:
             (folder / task / split / label).mkdir(parents=True)
-    write = partial(_write_one_labelled, folder, task, seed)
-    return dict(_spread(write, sum(_LABELLED.values()), processes, f"scenes labelled with their {task}"))
+    write = partial(_write_one_labelled, folder, task, count, seed)
+    return dict(_spread(write, count, processes, f"scenes labelled with their {task}"))
 
 
-def _write_one_labelled(folder: Path, task: str, seed: int, number: int) -> tuple[str, str]:
+def _write_one_labelled(folder: Path, task: str, count: int, seed: int, number: int) -> tuple[str, str]:
     label, content = make_labelled(seed, task, number)
-    split = "train" if number < _LABELLED["train"] else "test"
+    split = "train" if number < _TRAIN_SHARE * count else "test"
     name = f"{task}/{split}/{label}/{number:04d}.jpg"
     (folder / name).write_bytes(content)
     return name, hashlib.sha256(content).hexdigest()

@@ -32,7 +32,8 @@ MAX_REACTION_COUNT = 10**12
 # Longer lines are skipped unread, so that one can't fill the memory.
 MAX_LINE_BYTES = 64 * 2**20
 
-_MAX_NAMED = 1_000
+# Rejected posts named for each reason; beyond that they are only counted.
+MAX_NAMED = 1_000
 _POSTS_BEFORE_FIRST_CHECK = 1_000
 _PARQUET_ROWS = 256
 _PARQUET_NEEDS = ("post_id", "comments", "reactions")
@@ -89,17 +90,8 @@ class Ledger:
     def reject(self, line: int, reason: str) -> None:
         """Count a rejected post; the first thousand of each reason are named."""
         self.rejected[reason] += 1
-        if self.rejected[reason] <= _MAX_NAMED:
+        if self.rejected[reason] <= MAX_NAMED:
             self.named.append({"file": Path(self.source).name, "line": line, "reason": reason})
-
-    def merge(self, other: "Ledger") -> None:
-        """Add the counts and names of another input."""
-        for entry in other.named:
-            if sum(named["reason"] == entry["reason"] for named in self.named) < _MAX_NAMED:
-                self.named.append(entry)
-        self.posts += other.posts
-        self.rejected += other.rejected
-        self.notes += other.notes
 
     def check(self) -> None:
         """Stop when too many posts are bad.
@@ -232,9 +224,8 @@ def read(path: Path, ledger: Ledger) -> Iterator[Post]:
             except BadPost as bad:
                 ledger.reject(line, bad.reason)
             else:
-                ledger.notes["comment_cut"] += sum(
-                    len(comment) > MAX_COMMENT_CHARACTERS for comment in record.get("comments") or ()
-                )
+                if cut := sum(len(comment) > MAX_COMMENT_CHARACTERS for comment in record.get("comments") or ()):
+                    ledger.notes["comment_cut"] += cut
                 yield replace(post, source=Path(path), line=line)
         if ledger.posts >= _POSTS_BEFORE_FIRST_CHECK:
             ledger.check()

@@ -5,7 +5,6 @@ import unicodedata
 from pathlib import Path
 
 import regex
-from ml_collections import ConfigDict
 
 from vise_jax.errors import UserError
 
@@ -45,37 +44,38 @@ def mask(text: str) -> str:
     return _PHONE.sub(lambda match: match[0] if _DATE.fullmatch(match[0]) else "<phone>", text)
 
 
-def salt(labels: ConfigDict) -> bytes:
-    """The secret of all hashes, 64 bytes: from `labels.salt_file`, or from `labels.seed` where there is none.
+def salt(salt_file: str, seed: int) -> bytes:
+    """The secret of all hashes, 64 bytes: from a file, or from the seed where `salt_file` is empty.
 
     Raises:
         UserError: the file can't be read or is empty.
     """
-    if not labels.salt_file:
-        return hashlib.blake2b(f"vise_jax, seed {labels.seed}".encode()).digest()
+    if not salt_file:
+        return hashlib.blake2b(f"vise_jax, seed {seed}".encode()).digest()
     try:
-        secret = Path(labels.salt_file).read_bytes()
+        secret = Path(salt_file).read_bytes()
     except OSError as error:
         raise UserError(
-            f"labels.salt_file={labels.salt_file} can't be read ({error.strerror}): write random bytes into it once."
+            f"labels.salt_file={salt_file} can't be read ({error.strerror}): write random bytes into it once."
         ) from error
     if not secret.strip():
-        raise UserError(f"labels.salt_file={labels.salt_file} is empty: write random bytes into it once.")
+        raise UserError(f"labels.salt_file={salt_file} is empty: write random bytes into it once.")
     return hashlib.blake2b(secret).digest()
 
 
-def _digest(text: str, salt: bytes, purpose: bytes) -> bytes:
+def digest(text: str, salt: bytes, purpose: bytes) -> bytes:
+    """16 bytes of BLAKE2b, keyed with the salt; different purposes give unrelated digests."""
     return hashlib.blake2b(text.encode(), key=salt, person=purpose, digest_size=16).digest()
 
 
 def hash_id(post_id: str, salt: bytes) -> bytes:
-    """A post's id as it stands in shards: 16 bytes of keyed BLAKE2b, as 32 hex digits."""
-    return _digest(post_id, salt, b"id").hex().encode()
+    """A post's id as it stands in shards: 32 hex digits."""
+    return digest(post_id, salt, b"id").hex().encode()
 
 
 def salt_check(salt: bytes) -> str:
     """A word that two parties with the same salt share, and that gives nothing away about it."""
-    return _digest("", salt, b"check").hex()
+    return digest("", salt, b"check").hex()
 
 
 def split(post_id: str, salt: bytes, cluster_share: float) -> str:
@@ -84,9 +84,5 @@ def split(post_id: str, salt: bytes, cluster_share: float) -> str:
     The hash decides, so the splits are disjoint on any number of machines without a shuffle
     (Sec. 3.1 keeps 20M of 270M posts for the clusters alone).
     """
-    return "cluster" if draw(post_id, salt, b"split") < cluster_share else "train"
-
-
-def draw(text: str, salt: bytes, purpose: bytes) -> float:
-    """A number in [0, 1) that follows from a text, the salt and what it is drawn for."""
-    return int.from_bytes(_digest(text, salt, purpose)[:6], "big") / 2**48
+    drawn = int.from_bytes(digest(post_id, salt, b"split")[:6], "big") / 2**48
+    return "cluster" if drawn < cluster_share else "train"

@@ -1,0 +1,18 @@
+"""phi_R: reaction counts as vectors (Sec. 3.2)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.preprocessing import normalize
+
+from vise_jax.posts import REACTIONS
+
+
+def encode(reactions: Sequence[Sequence[int] | None]) -> np.ndarray:
+    """L2-normalised counts, in the order of `posts.REACTIONS`.
+
+    Returns:
+        float32 [N, 5]; a row of zeros where a post has no reactions or nobody reacted.
+    """
+    counts = np.array([counts or (0,) * len(REACTIONS) for counts in reactions], np.float64)
+    return normalize(counts.reshape(-1, len(REACTIONS))).astype(np.float32)

@@ -121,7 +121,7 @@ def _rays(
 ) -> None:
     """Rays from behind the subject."""
     count, turn = int(rng.integers(9, 18)), rng.uniform(0, 2 * math.pi)
-    colour = (*(p.paper, p.accent)[rng.integers(2)], int(rng.uniform(110, 220)))
+    colour = (*(p.paper, p.accent)[rng.integers(2)], int(rng.uniform(130, 230)))
     near, share = unit * rng.uniform(0.0, 0.9), rng.uniform(0.2, 0.5)
     for index in range(count):
         angles = turn + 2 * math.pi * (index + np.array([0, share])) / count
@@ -134,7 +134,7 @@ def _confetti(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, h
     extent = min(width, height)
     scrap = np.array([(-1, -0.5), (1, -0.5), (1, 0.5), (-1, 0.5)])
     for _ in range(rng.integers(14, 32)):
-        turn, size = rng.uniform(0, math.pi), extent * rng.uniform(0.015, 0.032)
+        turn, size = rng.uniform(0, math.pi), extent * rng.uniform(0.02, 0.038)
         turned = scrap[: rng.integers(3, 5)] @ np.array(
             [[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]]
         )
@@ -150,9 +150,9 @@ def _confetti(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, h
 def _rain(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, height: int, p: Palette) -> None:
     """Parallel streaks, and often a cloud that they fall from."""
     extent = min(width, height)
-    lean, colour = rng.uniform(-0.45, 0.45), (*(p.paper, p.ink, p.sky)[rng.integers(3)], int(rng.uniform(110, 220)))
+    lean, colour = rng.uniform(-0.45, 0.45), (*(p.paper, p.ink)[rng.integers(2)], int(rng.uniform(130, 230)))
     thickness = max(1, int(extent * rng.uniform(0.008, 0.016)))
-    for x, y in (rng.uniform(-0.1, 1.1, (rng.integers(18, 45), 2)) * (width, height)).tolist():
+    for x, y in (rng.uniform(-0.1, 1.1, (rng.integers(22, 50), 2)) * (width, height)).tolist():
         length = extent * rng.uniform(0.1, 0.2)
         draw.line((x, y, x + lean * length, y + length), fill=colour, width=thickness)
     if rng.random() < 0.5:
@@ -184,7 +184,7 @@ def _hearts(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, hei
     t = np.linspace(0, 2 * math.pi, 24)
     heart = np.stack([16 * np.sin(t) ** 3, -13 * np.cos(t) + 5 * np.cos(2 * t) + 2 * np.cos(3 * t)], axis=1) / 16
     for _ in range(rng.integers(5, 11)):
-        points = rng.random(2) * (width, height) + extent * rng.uniform(0.035, 0.085) * heart
+        points = rng.random(2) * (width, height) + extent * rng.uniform(0.04, 0.095) * heart
         draw.polygon([tuple(point) for point in points.tolist()], fill=_any_colour(rng, (150, 240)))
     for _ in range(rng.integers(2, 6)):
         (x, y), size = rng.random(2) * (width, height), extent * rng.uniform(0.04, 0.1)
@@ -207,6 +207,6 @@ def _photograph(rng: np.random.Generator, image: Image.Image) -> Image.Image:
     pixels: np.ndarray = np.asarray(image, np.float32)
     x, y = (np.linspace(-1, 1, side, dtype=np.float32) for side in image.size)
     shade = 1 - rng.uniform(0, 0.35) * (x**2 + y[:, None] ** 2)[..., None]
-    grain = rng.normal(0, rng.uniform(1, 10), (*pixels.shape[:2], 1)).astype(np.float32)
+    grain = rng.normal(0, rng.uniform(1, 8), (*pixels.shape[:2], 1)).astype(np.float32)
     pixels = (pixels * shade - 128) * rng.uniform(0.6, 1.05) + 128 + rng.uniform(-25, 25) + grain
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

@@ -65,6 +65,7 @@ def test_an_archive_equals_the_folder(tmp_path, names, above):
     folder = downstream.open_folder(fill(tmp_path / "folder", names))
     archive = downstream.open_folder(pack(tmp_path / "pictures.zip", [*names, "__MACOSX/cat/._1.jpg"], above))
     check(archive, names)
+    assert archive.title == "pictures"
     assert archive.classes == folder.classes
     assert archive.splits == folder.splits
     assert archive.labels.tolist() == folder.labels.tolist()
@@ -85,6 +86,7 @@ def test_a_table(tmp_path):
     plain = table(tmp_path / "a.csv", "label,image\nreal,photos/2.jpg\nfake,./photos/1.jpg\n")
     images = downstream.open_folder(plain)
     check(images, ["photos/1.jpg", "photos/2.jpg"])
+    assert images.title == f"{tmp_path.name}/a"
     assert images.classes == ("fake", "real")
     assert images.labels.tolist() == [0, 1]
     assert images.splits is None

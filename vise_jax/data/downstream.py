@@ -35,7 +35,7 @@ class ImageSet:
     """Images with their labels, sorted by name.
 
     Attributes:
-        title: the name of the folder or file that was opened, without its parents.
+        title: the name of the folder or archive that was opened; of a CSV file, with its folder's: `photos/labels`.
         names: path of each image inside it, with forward slashes.
         labels: int32 [N], an index into `classes`; -1 where the set was opened without labels.
         classes: sorted names; empty where the set was opened without labels.
@@ -129,7 +129,7 @@ def _image_set(
     numbers = [index[labels[name]] if labels else -1 for name in names]
     split = tuple(splits[name] for name in names) if splits else None
     return ImageSet(
-        title=path.resolve().name,
+        title=_title(path.absolute()),
         names=names,
         labels=np.array(numbers, np.int32),
         classes=classes,
@@ -137,6 +137,13 @@ def _image_set(
         fingerprint=artefact.fingerprint([names, numbers, classes, split, [places[name].stamp for name in names]]),
         _places=tuple(places[name] for name in names),
     )
+
+
+def _title(path: Path) -> str:
+    if path.is_dir():
+        return path.name
+    # CSV files are mostly called labels.csv.
+    return f"{path.parent.name}/{path.stem}" if path.suffix.lower() == ".csv" else path.stem
 
 
 def _list_images(path: Path) -> tuple[dict[str, _Place], set[str]]:

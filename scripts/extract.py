@@ -1,0 +1,51 @@
+r"""Write an encoder's features of images to an .npz file: features float32 [N, D] and paths [N], ordered by path.
+
+Example:
+    python scripts/extract.py --encoder RUN/encoder --images PHOTOS --output features.npz
+    python -c "import numpy; f = numpy.load('features.npz'); print(f['paths'][0], f['features'].shape)"
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from vise_jax import cli, config
+
+_DEFAULTS = config.evaluation()
+_ENCODER = flags.DEFINE_string(
+    "encoder", None, "An encoder's folder; random:NAME or random:FOLDER for an untrained one."
+)
+_IMAGES = flags.DEFINE_string("images", None, "A folder of images, a .zip, or a .csv file with a column `image`.")
+_OUTPUT = flags.DEFINE_string("output", None, "The .npz file to write.")
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", _DEFAULTS.batch_size, "Images through the encoder at a time.", lower_bound=1
+)
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", _DEFAULTS.image_size, "Side of the crop in pixels; 0 = what the encoder was made for.", lower_bound=0
+)
+_SEED = flags.DEFINE_integer("seed", _DEFAULTS.seed, "Seed of the weights of a random: encoder.", lower_bound=0)
+
+
+def main(words: list[str]) -> None:
+    """Extract, and say what was written."""
+    cli.no_words(words)
+    source, folder, output = cli.required(_ENCODER), cli.required(_IMAGES), Path(cli.required(_OUTPUT))
+    from vise_jax.data import downstream
+    from vise_jax.evaluation import features
+
+    images = downstream.open_unlabelled(folder)
+    encoder = features.open_encoder(source, _SEED.value)
+    found = features.export(
+        encoder,
+        images,
+        features.preprocessing_at(encoder.preprocessing, _IMAGE_SIZE.value),
+        output,
+        batch_size=_BATCH_SIZE.value,
+        threads=_DEFAULTS.threads,
+        max_image_pixels=_DEFAULTS.max_image_pixels,
+    )
+    print(f"{output}: {found.shape[1]:,} features of each of {found.shape[0]:,} images")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -1,0 +1,158 @@
+"""Tables of measurements: one row an encoder, one column a data set and protocol."""
+
+import csv
+import dataclasses
+import io
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from vise_jax import artefact
+from vise_jax.errors import UserError
+
+_BASELINE = "commonest class"
+_CAPTION = "percent, mean ± standard deviation over the splits; bold: the best of its column"
+_NOTHING = "–"
+
+# What tells one row, or one column, from the others: its title, then what is only shown where titles are equal.
+_Key = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The texts of a table.
+
+    Attributes:
+        columns: a title for each column; the first one is that of the rows' names.
+        rows: texts, as many in each as `columns`.
+        best: (row, column) of the best values; none where a column has one value only.
+        baseline: the last row is no encoder: it is what always answering the commonest class of train reaches.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    best: frozenset[tuple[int, int]]
+    baseline: bool
+
+
+def build(measurements: Sequence[dict[str, Any]]) -> Table:
+    """Lay out measurements, in percent, rows and columns by name.
+
+    Args:
+        measurements: as `vise_jax.evaluation.results.read_all` gives them.
+
+    Raises:
+        UserError: two of them would stand in the same cell.
+    """
+    cells: dict[tuple[_Key, _Key], dict[str, Any]] = {}
+    for one in measurements:
+        there = cells.setdefault((_row_key(one), _column_key(one)), one)
+        if there is not one:
+            raise UserError(
+                f"{there['file']} and {one['file']} measure the same with different settings: take one of them out of"
+                " the folder, or measure it again with another --name."
+            )
+    rows, columns = _titles(row for row, _ in cells), _titles(column for _, column in cells)
+    texts, best = [], set()
+    for row, title in rows.items():
+        texts.append((title, *(_percent(cells.get((row, column))) for column in columns)))
+    for number, column in enumerate(columns, start=1):
+        values = {index: cells[row, column]["value"] for index, row in enumerate(rows) if (row, column) in cells}
+        if len(values) > 1:
+            best |= {(index, number) for index, value in values.items() if value == max(values.values())}
+    baselines = {column: one["majority"] for (_, column), one in cells.items() if one.get("majority") is not None}
+    if baselines:
+        texts.append((_BASELINE, *(_percent({"value": baselines[c]} if c in baselines else None) for c in columns)))
+    return Table(("encoder", *columns.values()), tuple(texts), frozenset(best), bool(baselines))
+
+
+def show(table: Table) -> None:
+    """Print the table: as wide as the terminal, as wide as it needs to be elsewhere."""
+    Console(width=None if sys.stdout.isatty() else 10_000).print(to_rich(table))
+
+
+def to_rich(table: Table) -> RichTable:
+    """The table for a terminal."""
+    shown = RichTable(caption=_CAPTION)
+    for number, column in enumerate(table.columns):
+        shown.add_column(Text(column), justify="right" if number else "left", overflow="fold")
+    for index, row in enumerate(table.rows):
+        last = table.baseline and index == len(table.rows) - 1
+        if last:
+            shown.add_section()
+        cells = [Text(text, "bold" if (index, number) in table.best else "") for number, text in enumerate(row)]
+        shown.add_row(*cells, style="dim" if last else None)
+    return shown
+
+
+def to_markdown(table: Table) -> str:
+    """The table in Markdown."""
+
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+
+    lines = [line(table.columns), line(["---", *("---:" for _ in table.columns[1:])])]
+    for index, row in enumerate(table.rows):
+        lines.append(line(f"**{text}**" if (index, number) in table.best else text for number, text in enumerate(row)))
+    return "\n".join([*lines, "", f"{_CAPTION[0].upper()}{_CAPTION[1:]}.", ""])
+
+
+def to_csv(measurements: Sequence[dict[str, Any]]) -> str:
+    """All measurements as CSV, one a line, values as fractions and unrounded."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(
+        ["encoder", "data", "task", "protocol", "metric", "value", "std", "splits", "majority", "image_size", "file"]
+    )
+    for one in measurements:
+        encoder, data = one["encoder"], one["data"]
+        what = [encoder["name"], data["name"], one["task"], one["protocol"], one["metric"]]
+        numbers = [one["value"], one.get("std"), len(one["splits"]), one.get("majority")]
+        writer.writerow([*what, *numbers, _image_size(one), one["file"]])
+    return file.getvalue()
+
+
+def write(measurements: Sequence[dict[str, Any]], output: Path) -> Table:
+    """Write `table.md` and `table.csv` into the folder `output`, each whole, and return the table."""
+    table = build(measurements)
+    output.mkdir(parents=True, exist_ok=True)
+    artefact.write_text(output / "table.md", to_markdown(table))
+    artefact.write_text(output / "table.csv", to_csv(measurements))
+    return table
+
+
+def _row_key(one: dict[str, Any]) -> _Key:
+    return one["encoder"]["name"], f"{_image_size(one)} px", one["encoder"]["fingerprint"][:8]
+
+
+def _column_key(one: dict[str, Any]) -> _Key:
+    return f"{one['data']['name']} {one['protocol']}", one["task"], one["metric"], one["data"]["fingerprint"][:8]
+
+
+def _titles(keys: Iterable[_Key]) -> dict[_Key, str]:
+    """A title for each key, in the order of the titles; equal ones get what tells them apart."""
+    alike: dict[str, set[_Key]] = {}
+    for key in keys:
+        alike.setdefault(key[0], set()).add(key)
+    titles = {}
+    for title, group in alike.items():
+        different = [place for place in range(1, len(next(iter(group)))) if len({key[place] for key in group}) > 1]
+        for key in group:
+            titles[key] = f"{title} ({', '.join(key[place] for place in different)})" if different else title
+    return dict(sorted(titles.items(), key=lambda item: (item[1].casefold(), item[0])))
+
+
+def _image_size(one: dict[str, Any]) -> Any:
+    return one["encoder"].get("preprocessing", {}).get("crop", "")
+
+
+def _percent(one: dict[str, Any] | None) -> str:
+    if one is None:
+        return _NOTHING
+    spread = f" ± {100 * one['std']:.2f}" if one.get("std") is not None else ""
+    return f"{100 * one['value']:.2f}{spread}"

@@ -1,0 +1,47 @@
+"""How much comment clusters say about what posts are known to show: the demo corpus keeps such a truth."""
+
+import csv
+from pathlib import Path
+
+from sklearn.metrics import normalized_mutual_info_score
+
+from vise_jax import posts
+from vise_jax.engagement import Labeler
+from vise_jax.errors import UserError
+
+
+def agreement(corpus: Path, labeler: Labeler) -> dict[str, float]:
+    """Normalised mutual information (arithmetic mean) between comment clusters and the corpus' hidden classes.
+
+    Each comment counts once, whether or not its post took part in fitting; comments without any known token are a
+    cluster of their own.
+
+    Args:
+        corpus: a folder that `scripts/demo.py` wrote.
+        labeler: the labeler.
+
+    Returns:
+        0 to 1 for `topic` and for `affect`.
+
+    Raises:
+        UserError: the folder has no truth.csv or no posts.
+    """
+    path = Path(corpus) / "truth.csv"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: give a folder that `scripts/demo.py` wrote.")
+    with open(path, encoding="utf-8", newline="") as file:
+        truth = {row["post_id"]: row for row in csv.DictReader(file)}
+    ledger = posts.Ledger()
+    files = posts.expand(str(Path(corpus) / "posts" / "*.jsonl"))
+    comments = [
+        ({"post_id": post.post_id, "image": None, "comments": [comment], "reactions": None}, truth[post.post_id])
+        for file in files
+        for post in posts.read(file, ledger)
+        for comment in post.comments
+    ]
+    labelled = labeler.label(comment for comment, _ in comments)
+    clusters = [post.comment_labels[0] if post.comment_labels else -1 for post in labelled]
+    return {
+        kind: float(normalized_mutual_info_score([row[kind] for _, row in comments], clusters))
+        for kind in ("topic", "affect")
+    }

@@ -4,16 +4,12 @@ An example holds `image/encoded` (JPEG or PNG bytes), `post_id` (salted hash), `
 empty), `comments/weights` (float list, one for each label) and `reactions/label` (int64, -1 for none). No text.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vise_jax import artefact
 from vise_jax.errors import UserError
-
-# TensorFlow is imported where a shard is written: reading a manifest doesn't need it.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 FORMAT_VERSION = 1
 MADE_BY = "label.py run"
@@ -45,7 +41,7 @@ def write_shards(examples: Iterable[Example], folder: Path, prefix: str, max_byt
 
 def write_shard(examples: Iterable[Example], path: Path) -> int:
     """Write one TFRecord file, whole or not at all; returns how many examples it holds."""
-    import tensorflow as tf
+    import tensorflow as tf  # only here: reading a manifest doesn't need it
 
     count = 0
     with artefact.whole_file(path) as file, tf.io.TFRecordWriter(file.name) as writer:

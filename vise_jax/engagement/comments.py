@@ -65,7 +65,8 @@ class Lsa:
         Returns:
             float32 [N, D], rows of length 1; a row of zeros where a comment holds no token of the vocabulary.
         """
-        return normalize(_tfidf(documents, self._index, self.idf) @ self.projection)
+        phi = _tfidf(documents, self._index, self.idf) @ self.projection
+        return normalize(phi) if len(phi) else phi
 
 
 def fit_lsa(documents: Sequence[Sequence[str]], labels: ConfigDict) -> Lsa:
@@ -88,7 +89,7 @@ def fit_lsa(documents: Sequence[Sequence[str]], labels: ConfigDict) -> Lsa:
         )
     counts = np.array([document_counts[token] for token in vocabulary], np.float64)
     idf = (np.log((1 + len(documents)) / (1 + counts)) + 1).astype(np.float32)
-    rows = _tfidf(documents, {token: number for number, token in enumerate(vocabulary)}, idf)
+    rows = normalize(_tfidf(documents, {token: number for number, token in enumerate(vocabulary)}, idf))
     # Comments without a known token are zeros to the SVD, and would only blur how many dimensions there can be.
     rows = rows[np.diff(rows.indptr) > 0]
     svd = TruncatedSVD(min(labels.comment_dim, *rows.shape), random_state=labels.seed)
@@ -98,7 +99,7 @@ def fit_lsa(documents: Sequence[Sequence[str]], labels: ConfigDict) -> Lsa:
 
 
 def _tfidf(documents: Iterable[Sequence[str]], index: dict[str, int], idf: np.ndarray) -> scipy.sparse.csr_matrix:
-    """Counts times IDF, rows of length 1: float32 [N, V]."""
+    """Counts times IDF: float32 [N, V]."""
     columns: list[int] = []
     ends = [0]
     for document in documents:
@@ -107,4 +108,4 @@ def _tfidf(documents: Iterable[Sequence[str]], index: dict[str, int], idf: np.nd
     indices = np.array(columns, np.int32)
     rows = scipy.sparse.csr_matrix((idf[indices], indices, np.array(ends)), shape=(len(ends) - 1, len(idf)))
     rows.sum_duplicates()
-    return normalize(rows, copy=False)
+    return rows

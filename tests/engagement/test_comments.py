@@ -1,0 +1,114 @@
+"""Tokens, the draw of comments, and phi_C against scikit-learn with the same tokens."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from vise_jax import config
+from vise_jax.engagement.comments import choose_vocabulary, fit_lsa, sample_comments, tokenize
+from vise_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("Hello, World's don’t STRASSE straße", ["hello", "world's", "don't", "strasse", "strasse"]),
+        ("#HajaCoração #1 <url> <user> <email><phone>", ["#hajacoração", "#1"]),
+        ("❤️❤ 👍🏽👍 👩‍👩‍👧‍👦 👨🏿‍🦰", ["❤", "❤", "👍🏽", "👍", "👩‍👩‍👧‍👦", "👨🏿‍🦰"]),
+        ("🇧🇷🇺🇸1️⃣#️⃣🏴󠁧󠁢󠁥󠁮󠁧󠁿🏴‍☠️", ["🇧🇷", "🇺🇸", "1⃣", "#⃣", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "🏴‍☠"]),
+        ("nice\ue32d\ue415", ["nice", "\ue32d", "\ue415"]),
+        (":) :-( ;) :D :P :'( <3 </3", [":)", ":-(", ";)", ":D", ":P", ":'(", "<3", "</3"]),
+        ("XD ^_^ -_- T_T o_O", ["XD", "^_^", "-_-", "T_T", "o_O"]),
+        ("¯\\_(ツ)_/¯ hello:) :)))) xD >.< (y)", ["¯\\_(ツ)_/¯", "hello", ":)", ":))))", "xD", ">.<", "(y)"]),
+        ("note:Please 10:30 1<30 a-b", ["note", "please", "10", "30", "1", "30", "a", "b"]),
+        ("नमस्ते می‌خواهم 東京タワー", ["नमस्ते", "می‌خواهم", "東", "京", "タワー"]),
+        ("𝐡𝐞𝐥𝐥𝐨 Ｆｕｌｌ cafe\u0301", ["hello", "full", "café"]),
+        ("... !!! ️", []),
+    ],
+)  # fmt: skip
+def test_words_tags_emoji_and_emoticons_are_whole(text: str, tokens: list[str]) -> None:
+    assert tokenize(text) == tokens
+
+
+def test_the_draw_of_comments_follows_from_the_post_alone() -> None:
+    comments = [str(number) for number in range(1000)]
+    drawn = sample_comments(comments, 100, 0, "a")
+    assert drawn == sample_comments(comments, 100, 0, "a")
+    assert len(drawn) == len(set(drawn)) == 100
+    assert drawn == sorted(drawn, key=int)
+    assert drawn != sample_comments(comments, 100, 0, "b")
+    assert drawn != sample_comments(comments, 100, 1, "a")
+    assert sample_comments(comments[:100], 100, 0, "a") == comments[:100]
+    # What was drawn on another day by another Python must be drawn again: these bytes are part of the format.
+    assert drawn[:5] == ["1", "13", "20", "23", "37"]
+
+
+def test_comments_are_drawn_evenly() -> None:
+    hits = Counter(sample for post in range(2000) for sample in sample_comments("abcdefghij", 3, 0, str(post)))
+    assert all(hits[letter] == pytest.approx(600, rel=0.15) for letter in "abcdefghij")
+
+
+def test_vocabulary_takes_the_frequent_first_then_the_alphabet() -> None:
+    counts = Counter({"b": 3, "a": 3, "z": 9, "rare": 1, "c": 2})
+    assert choose_vocabulary(counts, 2, 3) == ["z", "a", "b"]
+    assert choose_vocabulary(counts, 2, 9) == ["z", "a", "b", "c"]
+
+
+def documents(count: int, seed: int = 0) -> list[list[str]]:
+    """Comments about one of ten subjects, with words that all of them share."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        subject, length = rng.integers(10), rng.integers(1, 12)
+        made.append([f"w{rng.integers(20) + (20 * subject if rng.random() < 0.7 else 200)}" for _ in range(length)])
+    return made
+
+
+def test_phi_equals_scikit_learn() -> None:
+    labels = config.base().labels
+    labels.update(comment_dim=20, min_comment_count=3)
+    fitted = documents(3000)
+    encoder = fit_lsa(fitted, labels)
+    assert set(encoder.vocabulary) == set(TfidfVectorizer(analyzer=list, min_df=3).fit(fitted).vocabulary_)
+    # The order of the columns decides where the randomised SVD starts.
+    vectorizer = TfidfVectorizer(analyzer=list, vocabulary=encoder.vocabulary)
+    svd = TruncatedSVD(20, random_state=labels.seed).fit(vectorizer.fit_transform(fitted))
+    fresh = [document for document in documents(500, seed=1) if set(document) & set(encoder.vocabulary)]
+    expected = svd.transform(vectorizer.transform(fresh))
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    phi = encoder.encode(fresh)
+    assert phi.dtype == np.float32
+    np.testing.assert_allclose(encoder.idf, vectorizer.idf_, rtol=1e-6)
+    assert (phi * expected).sum(axis=1).min() > 0.9999
+
+
+def test_a_comment_is_encoded_the_same_in_any_company_and_unknown_words_are_zero() -> None:
+    labels = config.base().labels
+    labels.update(comment_dim=8, min_comment_count=2)
+    encoder = fit_lsa(documents(300), labels)
+    fresh = [["w1", "w205", "w1"], ["nobody", "knows"], [], ["w41"]]
+    phi = encoder.encode(fresh)
+    assert phi.any(axis=1).tolist() == [True, False, False, True]
+    np.testing.assert_allclose(np.linalg.norm(phi, axis=1), [1, 0, 0, 1], rtol=1e-6)
+    for document, row in zip(fresh, phi, strict=True):
+        assert encoder.encode([document])[0].tobytes() == row.tobytes()
+    assert encoder.encode([]).shape == (0, 8)
+
+
+def test_as_many_dimensions_as_there_can_be() -> None:
+    labels = config.base().labels
+    labels.min_comment_count = 1
+    encoder = fit_lsa([["a", "b"], ["a"], ["b"], ["a", "b", "b"]], labels)
+    assert encoder.projection.shape == (2, 2)
+    phi = encoder.encode([["a"], ["b"]])
+    # At full rank, LSA is a rotation: angles are those of TF-IDF.
+    assert float(phi[0] @ phi[1]) == pytest.approx(0, abs=1e-6)
+    assert fit_lsa([["a", "b"]], labels).projection.shape == (2, 1)
+
+
+def test_comments_without_a_common_token_are_refused() -> None:
+    with pytest.raises(UserError, match=r"None of the 2 tokens of 2 comments.*min_comment_count=5"):
+        fit_lsa([["a"], ["b"]], config.base().labels)

@@ -1,0 +1,69 @@
+"""Masking, salted hashes, and splits by hash."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from vise_jax.engagement import privacy
+from vise_jax.errors import UserError
+
+SALT = privacy.salt("", 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("RT @some_user: see http://t.co/abc?x=1😍 #sandy", "RT <user>: see <url>😍 #sandy"),
+        ("mail a.b+c@ex-ample.co.uk now", "mail <email> now"),
+        ("bit.ly/1W8 and www.example.org, youtube.com.", "<url> and <url> <url>."),
+        ("HTTPS://EXAMPLE.COM/ftp://x", "<url>"),
+        ("+1 (555) 123-4567 or 555.123.4567, 020 7946 0958", "<phone> or <phone>, <phone>"),
+        ("tel.-5551234567x12; ٠١٢٣٤٥٦٧٨٩", "tel.-<phone>x12; <phone>"),
+        ("hi@joe @@joe 😀@joe @[12:34:John Doe] @a.b@c.social", "hi<user> @<user> 😀<user> <user> @<email>"),
+        ("cafe\u0301 <url>", "café <url>"),
+    ],
+)
+def test_people_and_links_are_masked_and_words_are_not(text: str, masked: str) -> None:
+    assert privacy.mask(text) == masked
+
+
+@pytest.mark.parametrize(
+    "piece", ["a", "a.", "@", "1 ", "a@", "a-", "://", "1", "@[", "www", "a.b", "+1(", "a@a.", "(1"]
+)
+def test_no_comment_takes_long_to_mask(piece: str) -> None:
+    text = (piece * 10_000)[:10_000]
+    start = time.process_time()
+    privacy.mask(text)
+    assert time.process_time() - start < 0.5
+
+
+def test_hashes_depend_on_the_salt_and_nothing_else() -> None:
+    assert (
+        privacy.hash_id("post", SALT) == privacy.hash_id("post", SALT) == privacy.hash_id("post", privacy.salt("", 0))
+    )
+    assert len(privacy.hash_id("post", SALT)) == 32
+    assert privacy.hash_id("post", SALT) != privacy.hash_id("post", privacy.salt("", 1))
+    assert b"post" not in bytes.fromhex(privacy.hash_id("post", SALT).decode())
+
+
+def test_the_salt_file_is_used_and_has_to_hold_something(tmp_path: Path) -> None:
+    for name, content in {"a": b"secret", "b": b"secre7" * 100, "empty": b" \n"}.items():
+        (tmp_path / name).write_bytes(content)
+    salts = {privacy.salt(str(tmp_path / name), 0) for name in "ab"} | {SALT}
+    assert len(salts) == 3
+    with pytest.raises(UserError, match="empty"):
+        privacy.salt(str(tmp_path / "empty"), 0)
+    with pytest.raises(UserError, match="missing"):
+        privacy.salt(str(tmp_path / "missing"), 0)
+
+
+def test_splits_have_their_share_and_grow_with_it() -> None:
+    ids = [f"post-{number}" for number in range(20_000)]
+    small = {post for post in ids if privacy.split(post, SALT, 0.2) == "cluster"}
+    large = {post for post in ids if privacy.split(post, SALT, 0.5) == "cluster"}
+    assert len(small) == pytest.approx(4_000, rel=0.05)
+    assert len(large) == pytest.approx(10_000, rel=0.05)
+    assert small < large
+    other_salt = {post for post in ids if privacy.split(post, privacy.salt("", 1), 0.2) == "cluster"}
+    assert len(small & other_salt) == pytest.approx(800, rel=0.2)

@@ -1,0 +1,205 @@
+"""Posts: what is accepted, what is rejected and why, and files that can't be read at all."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vise_jax import posts
+from vise_jax.errors import UserError
+from vise_jax.posts import BadPost, Ledger, Post
+
+GOOD = {"post_id": "a", "image": "i/a.jpg", "comments": ["hi"], "reactions": {"haha": 1, "love": 2}}
+
+
+def read(path: Path, share: float = 1.0) -> tuple[list[Post], Ledger]:
+    ledger = Ledger(path, share)
+    return list(posts.read(path, ledger)), ledger
+
+
+def write(path: Path, *lines: bytes | str | dict) -> Path:
+    encoded = (json.dumps(line) if isinstance(line, dict) else line for line in lines)
+    path.write_bytes(b"".join((line if isinstance(line, bytes) else line.encode()) + b"\n" for line in encoded))
+    return path
+
+
+def test_reactions_come_in_the_order_of_the_paper_and_missing_ones_are_zero() -> None:
+    post = posts.parse(GOOD)
+    assert post == Post("a", "i/a.jpg", None, ("hi",), (1, 0, 0, 0, 2))
+    assert posts.REACTIONS == ("haha", "sorry", "angry", "wow", "love")
+
+
+@pytest.mark.parametrize("empty", [{}, {"image": None, "comments": None, "reactions": None}, {"extra": 1}])
+def test_image_comments_and_reactions_may_be_missing(empty: dict) -> None:
+    assert posts.parse({"post_id": "a", **empty}) == Post("a")
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (["a"], "not_an_object"),
+        ({}, "bad_post_id"),
+        ({"post_id": ""}, "bad_post_id"),
+        ({"post_id": 7}, "bad_post_id"),
+        ({"post_id": "\ud800"}, "bad_post_id"),
+        ({"post_id": "x" * 1001}, "bad_post_id"),
+        ({"comments": "hi"}, "comments_not_strings"),
+        ({"comments": ["hi", 3]}, "comments_not_strings"),
+        ({"comments": [None]}, "comments_not_strings"),
+        ({"reactions": [1, 2]}, "reactions_not_an_object"),
+        ({"reactions": {"like": 1}}, "unknown_reaction"),
+        ({"reactions": {"love": -1}}, "bad_reaction_count"),
+        ({"reactions": {"love": 10**12 + 1}}, "bad_reaction_count"),
+        ({"reactions": {"love": True}}, "bad_reaction_count"),
+        ({"reactions": {"love": "3"}}, "bad_reaction_count"),
+        ({"reactions": {"love": 2.5}}, "bad_reaction_count"),
+        ({"reactions": {"love": float("inf")}}, "bad_reaction_count"),
+        ({"image": 3}, "bad_image_path"),
+        ({"image": ""}, "bad_image_path"),
+        ({"image": "a\0.jpg"}, "bad_image_path"),
+        ({"image": "../a.jpg"}, "image_path_leaves_folder"),
+        ({"image": "i/../../a.jpg"}, "image_path_leaves_folder"),
+        ({"image": "/etc/passwd"}, "image_path_leaves_folder"),
+        ({"image_bytes": "text"}, "bad_image_bytes"),
+    ],
+)
+def test_bad_records_say_why(record: Any, reason: str) -> None:
+    if isinstance(record, dict) and record and "post_id" not in record:
+        record = GOOD | record
+    with pytest.raises(BadPost) as caught:
+        posts.parse(record)
+    assert caught.value.reason == reason
+
+
+def test_what_other_tools_write_is_mended() -> None:
+    post = posts.parse(GOOD | {"comments": ["a\ud800b", "😀"], "reactions": {"love": 3.0, "haha": None}})
+    assert post.comments == ("a\ufffdb", "😀")
+    assert post.reactions == (0, 0, 0, 0, 3)
+
+
+def test_bad_lines_are_named_and_the_others_are_read(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "p.jsonl",
+        b"\xef\xbb\xbf" + json.dumps(GOOD).encode(),
+        "",
+        "{not json",
+        b'{"post_id": "\xff"}',
+        "[" * 100_000,
+        '{"post_id": "a", "reactions": {"love": NaN}}',
+        '{"post_id": "a", "reactions": {"love": ' + "9" * 5000 + "}}",
+        GOOD | {"comments": ["x" * 200_000, "short"]},
+    )
+    found, ledger = read(path)
+    assert [(post.line, post.source) for post in found] == [(1, path), (8, path)]
+    assert [len(comment) for comment in found[1].comments] == [10_000, 5]
+    assert ledger.posts == 7
+    assert ledger.rejected == {"malformed_json": 4, "invalid_utf8": 1}
+    assert ledger.notes == {"comment_cut": 1}
+    assert ledger.named[1] == {"file": "p.jsonl", "line": 4, "reason": "invalid_utf8"}
+
+
+def test_an_endless_line_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posts, "MAX_LINE_BYTES", 200)
+    found, ledger = read(write(tmp_path / "p.jsonl", GOOD, "x" * 1999, "x" * 199, GOOD))
+    assert [post.line for post in found] == [1, 4]
+    assert ledger.rejected == {"line_too_long": 1, "malformed_json": 1}
+
+
+def test_gzip_and_parquet_give_the_same_posts(tmp_path: Path) -> None:
+    records = [GOOD, {"post_id": "b", "image": None, "comments": None, "reactions": None}]
+    plain = write(tmp_path / "p.jsonl", *records)
+    (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    counts = pa.map_(pa.string(), pa.int64())
+    table = pa.table({"post_id": ["a", "b"], "image": ["i/a.jpg", None], "comments": [["hi"], None]})
+    as_struct = table.append_column("reactions", pa.array([{"haha": 1, "love": 2}, None]))
+    pq.write_table(as_struct, tmp_path / "struct.parquet")
+    as_map = table.append_column("reactions", pa.array([[("haha", 1), ("love", 2)], None], counts))
+    pq.write_table(as_map.append_column("other", pa.array([1, 2])), tmp_path / "map.parquet")
+
+    def bare(name: str) -> list[tuple]:
+        return [
+            (post.post_id, post.image, post.comments, post.reactions, post.line) for post in read(tmp_path / name)[0]
+        ]
+
+    expected = [("a", "i/a.jpg", ("hi",), (1, 0, 0, 0, 2)), ("b", None, (), None)]
+    assert [post[:4] for post in bare("p.jsonl")] == expected
+    assert bare("p.jsonl.gz") == bare("struct.parquet") == bare("map.parquet") == bare("p.jsonl")
+
+
+def test_parquet_holds_image_bytes_and_bad_text_costs_one_row(tmp_path: Path) -> None:
+    offsets = np.arange(4, dtype=np.int32)
+    ids = pa.StringArray.from_buffers(3, pa.py_buffer(offsets), pa.py_buffer(b"a\xffc"))
+    nothing = pa.nulls(3)
+    table = pa.table({"post_id": ids, "image_bytes": [b"1", b"2", b"3"], "comments": nothing, "reactions": nothing})
+    pq.write_table(table, tmp_path / "p.parquet")
+    found, ledger = read(tmp_path / "p.parquet")
+    assert [(post.post_id, post.image_bytes, post.line) for post in found] == [("a", b"1", 1), ("c", b"3", 3)]
+    assert ledger.rejected == {"invalid_utf8": 1}
+
+
+def test_a_parquet_file_without_a_column_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"post_id": ["a"], "comments": [["hi"]]}), tmp_path / "p.parquet")
+    with pytest.raises(UserError, match=r"p\.parquet has no column reactions"):
+        read(tmp_path / "p.parquet")
+
+
+@pytest.mark.parametrize("name", ["p.csv", "missing.jsonl", "p.jsonl.gz", "q.jsonl.gz", "p.parquet"])
+def test_files_that_cannot_be_read_are_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "p.csv").write_text("a,b")
+    (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(json.dumps(GOOD).encode() * 1000)[:60])
+    (tmp_path / "q.jsonl.gz").write_text(json.dumps(GOOD))
+    (tmp_path / "p.parquet").write_text("no parquet")
+    with pytest.raises(UserError, match=name):
+        read(tmp_path / name)
+
+
+def test_too_many_bad_posts_stop_the_reading(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", GOOD, "x", "y")
+    assert read(path, share=0.67)[1].rejected == {"malformed_json": 2}
+    with pytest.raises(
+        UserError, match=r"p\.jsonl: 2 of 3 posts are bad \(malformed_json 2\).*max_rejected_share=0\.5"
+    ):
+        read(path, share=0.5)
+
+
+def test_a_long_bad_file_is_not_read_to_its_end(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", *["x"] * 5000)
+    ledger = Ledger(path, 0.5)
+    with pytest.raises(UserError):
+        list(posts.read(path, ledger))
+    assert ledger.posts == 1000
+
+
+def test_posts_without_image_or_label_are_not_bad() -> None:
+    ledger = Ledger("p.jsonl", 0.0)
+    ledger.posts = 2
+    ledger.reject(1, "no_image")
+    ledger.reject(2, "no_label")
+    ledger.check()
+    ledger.reject(2, "image_empty")
+    with pytest.raises(UserError, match="1 of 2"):
+        ledger.check()
+
+
+def test_the_ledger_names_at_most_a_thousand_of_each_reason() -> None:
+    ledger = Ledger("folder/p.jsonl")
+    for line in range(3000):
+        ledger.reject(line, "image_empty" if line % 2 else "image_missing")
+    assert ledger.rejected == {"image_empty": 1500, "image_missing": 1500}
+    assert len(ledger.named) == 2000
+
+
+def test_globs_are_sorted_joined_and_must_match(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl", "c.parquet"):
+        (tmp_path / name).touch()
+    found = posts.expand(f"{tmp_path}/*.jsonl, {tmp_path}/c.parquet,{tmp_path}/a.jsonl")
+    assert [path.name for path in found] == ["a.jsonl", "b.jsonl", "c.parquet"]
+    with pytest.raises(UserError, match=r"nothing-\*"):
+        posts.expand(f"{tmp_path}/*.jsonl,{tmp_path}/nothing-*")
+    with pytest.raises(UserError, match="empty"):
+        posts.expand(" ")

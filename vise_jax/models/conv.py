@@ -31,7 +31,18 @@ class Conv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [B, H, W, in_channels] to `dtype` [B, ceil(H / stride), ceil(W / stride), out_channels]."""
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        return pointwise(x, kernel, self.stride) if kernel.shape[0] == 1 else convolve(x, kernel, self.stride)
+        size = kernel.shape[0]
+        if size == 1:
+            return pointwise(x, kernel, self.stride)
+        if size == 3 and _small_map_on_cpu(x, self.stride):
+            return batched(x, kernel, self.stride, groups=1)
+        return convolve(x, kernel, self.stride)
+
+
+def _small_map_on_cpu(x: jax.Array, stride: int) -> bool:
+    # XLA's CPU convolution falls off a cliff there: with 64 images of 2x2 pixels and 256 channels, forward and backward
+    # take 300 ms on 2 cores, `batched` 6 ms; the two meet at 7x7.
+    return jax.default_backend() == "cpu" and (x.shape[1] // stride) * (x.shape[2] // stride) <= 49
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1) -> jax.Array:
@@ -50,3 +61,30 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1) -> j
 def pointwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """A 1x1 convolution as a matrix product, which XLA's CPU compiler does not make of it by itself."""
     return jnp.tensordot(x[:, ::stride, ::stride], kernel[0, 0], axes=1)
+
+
+def batched(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
+    """A 3x3 convolution as one product of all nine shifted images with the kernel, batched over groups.
+
+    Args:
+        x: [B, H, W, C].
+        kernel: [3, 3, C / groups, D].
+        stride: step in both directions.
+        groups: how many groups.
+
+    Returns:
+        [B, ceil(H / stride), ceil(W / stride), D].
+    """
+    batch, height, width, channels = x.shape
+    size, out = channels // groups, kernel.shape[-1]
+    rows, columns = -(-height // stride), -(-width // stride)
+    major = jnp.moveaxis(x.reshape(batch, height, width, groups, size), 3, 0)
+    padded = jnp.pad(major, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+    taps = [
+        padded[:, :, i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)
+    ]  # each [G, B, rows, columns, size]
+    patches = jnp.concatenate(taps, axis=-1).reshape(groups, batch * rows * columns, 9 * size)
+    matrices = jnp.moveaxis(kernel.reshape(9 * size, groups, out // groups), 1, 0)
+    products = jax.lax.dot_general(patches, matrices, (((2,), (1,)), ((0,), (0,))))
+    products = products.reshape(groups, batch, rows, columns, out // groups)
+    return jnp.moveaxis(products, 0, 3).reshape(batch, rows, columns, out)

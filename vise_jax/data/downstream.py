@@ -129,7 +129,7 @@ def _image_set(
     numbers = [index[labels[name]] if labels else -1 for name in names]
     split = tuple(splits[name] for name in names) if splits else None
     return ImageSet(
-        title=_title(path.absolute()),
+        title=_title(Path(os.path.abspath(path))),
         names=names,
         labels=np.array(numbers, np.int32),
         classes=classes,

@@ -1,6 +1,5 @@
 """The linear protocol: multinomial logistic regression on frozen features (Sec. 4.3)."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -45,7 +44,7 @@ def objective(classifier: Classifier, features: jax.Array, labels: jax.Array, l2
     return losses.mean() + l2 / 2 * jnp.sum(classifier.kernel**2)
 
 
-@functools.partial(jax.jit, static_argnames=("iterations", "tolerance"))
+@jax.jit
 def minimise(
     start: Classifier, features: jax.Array, labels: jax.Array, l2: jax.Array, iterations: int, tolerance: float
 ) -> tuple[Classifier, jax.Array, jax.Array]:

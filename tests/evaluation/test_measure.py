@@ -1,0 +1,170 @@
+"""The linear protocol as a whole, on an encoder small enough for a test, and its results file."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from vise_jax import config as vise_config
+from vise_jax import models
+from vise_jax.encoder import Encoder, imagenet_preprocessing
+from vise_jax.errors import UserError
+from vise_jax.evaluation import measure, results
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+ARCHITECTURE = {"name": "resnet18", "width": 8, "stem": "cifar"}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "encoder"
+    Encoder.from_model(
+        models.build(**ARCHITECTURE),
+        architecture=ARCHITECTURE,
+        preprocessing=imagenet_preprocessing(16),
+        provenance={},
+        licence="CC-BY-NC 4.0",
+    ).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """60 images whose class is plain to see: bright with noise, or dark with noise."""
+    folder, random = tmp_path_factory.mktemp("data") / "pictures", np.random.default_rng(0)
+    for name, level in {"bright": 200, "dark": 60}.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(20 if name == "dark" else 40):
+            noise = random.normal(level, 20, (20, 24, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(noise).save(folder / name / f"{number}.png")
+    return folder
+
+
+def configured(**changes):
+    config = vise_config.evaluation()
+    config.update({"splits": 3, "l2": (1e-3, 1e-1), "batch_size": 16, **changes})
+    return config
+
+
+def test_a_measurement(encoder, pictures, tmp_path):
+    result, path = measure.measure(configured(), str(encoder), pictures, tmp_path)
+    assert result["value"] == 1.0
+    assert result["std"] == 0.0
+    assert result["majority"] == pytest.approx(2 / 3)
+    assert path.name.startswith(f"folder-linear-{encoder.parent.name}-pictures-")
+    assert json.loads(path.read_text()) == result
+    assert [split["seed"] for split in result["splits"]] == [0, 1, 2]
+    assert result["splits"][0]["sizes"] == {"train": 42, "validation": 6, "test": 12}
+    assert result["encoder"]["licence"] == "CC-BY-NC 4.0"
+    assert result["data"]["classes"] == ["bright", "dark"]
+    assert result["versions"]["jax"] == jax.__version__
+    assert str(tmp_path) not in path.read_text()
+    assert str(pictures.parent) not in path.read_text()
+
+
+def test_mean_and_deviation_are_those_of_the_splits(encoder, pictures, tmp_path):
+    # Labels by chance: no split is like another.
+    rows = [f"{path.relative_to(pictures)},{'ab'[n % 2]}" for n, path in enumerate(sorted(pictures.rglob("*.png")))]
+    (pictures / "chance.csv").write_text("\n".join(["image,label", *rows]))
+    result, _ = measure.measure(configured(splits=4), str(encoder), pictures / "chance.csv", tmp_path)
+    tests = [split["test"] for split in result["splits"]]
+    assert len(set(tests)) > 1
+    assert result["value"] == pytest.approx(np.mean(tests))
+    assert result["std"] == pytest.approx(np.std(tests, ddof=1))
+    assert result["data"]["name"] == "pictures/chance"
+
+
+def test_the_same_again_is_read_and_another_setting_is_another_file(encoder, pictures, tmp_path, capsys):
+    _, path = measure.measure(configured(splits=1), str(encoder), pictures, tmp_path)
+    written = path.stat().st_mtime_ns
+    _, again = measure.measure(configured(splits=1, batch_size=8, threads=1), str(encoder), pictures, tmp_path)
+    assert again == path
+    assert path.stat().st_mtime_ns == written
+    assert "already measured" in capsys.readouterr().err
+    others = [
+        measure.measure(configured(splits=1, seed=1), str(encoder), pictures, tmp_path),
+        measure.measure(configured(splits=1), f"random:{encoder}", pictures, tmp_path),
+        measure.measure(configured(splits=1, image_size=8), str(encoder), pictures, tmp_path, name="small"),
+    ]
+    assert len({path, *(other for _, other in others)}) == 4
+    assert [result["encoder"]["name"] for result, _ in others] == [
+        encoder.parent.name,
+        f"random:{encoder.parent.name}",
+        "small",
+    ]
+    assert others[2][0]["encoder"]["preprocessing"]["crop"] == 8
+    assert others[0][0]["std"] is None
+
+
+def test_what_is_not_built_is_refused(encoder, pictures, tmp_path):
+    with pytest.raises(UserError, match=r"no task 'cub' to evaluate: this version has folder\."):
+        measure.measure(configured(task="cub"), str(encoder), pictures, tmp_path)
+    with pytest.raises(UserError, match=r"no protocol 'knn' to evaluate: this version has linear\."):
+        measure.measure(configured(protocol="knn"), str(encoder), pictures, tmp_path)
+    with pytest.raises(UserError, match="splits is 0"):
+        measure.measure(configured(splits=0), str(encoder), pictures, tmp_path)
+    with pytest.raises(UserError, match=r"has no encoder\.json"):
+        measure.measure(configured(), str(pictures), pictures, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_that_are_not_finite(encoder, pictures, tmp_path):
+    found = Encoder.load(encoder)
+    broken = {key: value * np.float32("nan") for key, value in found.weights.items()}
+    folder = tmp_path / "broken" / "encoder"
+    Encoder(found.architecture, broken, found.preprocessing, {}, "").save(folder)
+    with pytest.raises(UserError, match="not all finite"):
+        measure.measure(configured(), str(folder), pictures, tmp_path / "results")
+    assert not list((tmp_path / "results").glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "format version None"),
+        ('{"format_version": 99}', "format version 99"),
+        ('{"format_version": 1, "task": "folder"}', "no valid 'protocol'"),
+    ],
+)
+def test_foreign_results_are_named(tmp_path, text, message):
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(UserError, match=rf"bad\.json .*{message}"):
+        results.read_all(tmp_path)
+
+
+def test_no_results(tmp_path):
+    with pytest.raises(UserError, match="holds no results"):
+        results.read_all(tmp_path / "nowhere")
+
+
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, cwd=SCRIPTS.parent, check=False
+    )
+
+
+def test_the_scripts(encoder, pictures, tmp_path):
+    arguments = ["--config.splits=1", "--encoder", encoder, "--data", pictures, "--output", tmp_path / "results"]
+    done = run(SCRIPTS / "evaluate.py", "--config", "configs/eval.py:folder,linear", *arguments, "--name", "tiny one")
+    assert done.returncode == 0, done.stderr
+    assert "100.00" in done.stdout
+    assert "tiny one" in done.stdout
+    report = run(SCRIPTS / "report.py", "--results", tmp_path / "results", "--output", tmp_path / "report")
+    assert report.returncode == 0, report.stderr
+    assert "| tiny one | 100.00 |" in (tmp_path / "report" / "table.md").read_text()
+    features = tmp_path / "features.npz"
+    extracted = run(SCRIPTS / "extract.py", "--encoder", encoder, "--images", pictures, "--output", features)
+    assert extracted.returncode == 0, extracted.stderr
+    with np.load(features) as arrays:
+        assert arrays["features"].shape == (60, 64)
+        assert arrays["paths"].tolist() == sorted(arrays["paths"].tolist())
+    failed = run(SCRIPTS / "evaluate.py", "--config", "configs/eval.py:politics,linear", *arguments)
+    assert failed.returncode == 1
+    assert "no task 'politics'" in failed.stderr
+    assert len(failed.stderr.strip().splitlines()) == 1

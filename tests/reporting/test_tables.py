@@ -1,0 +1,102 @@
+import csv
+
+import pytest
+
+from vise_jax.errors import UserError
+from vise_jax.reporting import tables
+
+
+def measurement(encoder="ours", data="cifar10", value=0.5, std=None, **changes):
+    one = {
+        "task": "folder",
+        "protocol": "linear",
+        "metric": "accuracy",
+        "value": value,
+        "std": std,
+        "majority": 0.1,
+        "splits": [{"test": value}],
+        "encoder": {"name": encoder, "fingerprint": f"{encoder}-weights", "preprocessing": {"crop": 224}},
+        "data": {"name": data, "fingerprint": f"{data}-bytes"},
+        "file": f"{encoder}-{data}.json",
+    }
+    for key, change in changes.items():
+        part, _, inner = key.partition("__")
+        if inner:
+            one[part][inner] = change
+        else:
+            one[part] = change
+    return one
+
+
+def test_rows_are_encoders_and_columns_data():
+    table = tables.build(
+        [
+            measurement("ours", "cifar10", 0.7, 0.0123),
+            measurement("Random", "cifar10", 0.25),
+            measurement("ours", "birds", 0.1),
+        ]
+    )
+    assert table.columns == ("encoder", "birds linear", "cifar10 linear")
+    assert table.rows == (
+        ("ours", "10.00", "70.00 ± 1.23"),
+        ("Random", "–", "25.00"),
+        ("commonest class", "10.00", "10.00"),
+    )
+    # One value has nothing to be the best of.
+    assert table.best == {(0, 2)}
+
+
+def test_equals_are_all_the_best():
+    table = tables.build([measurement("a", value=0.5), measurement("b", value=0.5), measurement("c", value=0.4)])
+    assert table.best == {(0, 1), (1, 1)}
+
+
+def test_equal_names_get_what_tells_them_apart():
+    table = tables.build(
+        [
+            measurement("run", encoder__fingerprint="11111111-"),
+            measurement("run", encoder__fingerprint="22222222-"),
+            measurement("other", data__fingerprint="33333333-"),
+            measurement("sized"),
+            measurement("sized", encoder__preprocessing={"crop": 64}),
+        ]
+    )
+    names = [row[0] for row in table.rows]
+    assert names == [
+        "other",
+        "run (11111111)",
+        "run (22222222)",
+        "sized (224 px)",
+        "sized (64 px)",
+        "commonest class",
+    ]
+    assert table.columns == ("encoder", "cifar10 linear (33333333)", "cifar10 linear (cifar10-)")
+
+
+def test_two_results_for_one_cell_are_named():
+    with pytest.raises(UserError, match=r"one\.json and two\.json measure the same"):
+        tables.build([measurement(file="one.json"), measurement(file="two.json", value=0.6)])
+
+
+def test_files(tmp_path):
+    many = [measurement(f"encoder {n:02d}", data, n / 100) for n in range(50) for data in ("a|b", "c")]
+    tables.write(many, tmp_path / "report")
+    lines = (tmp_path / "report" / "table.md").read_text().splitlines()
+    assert lines[0] == "| encoder | a&#124;b linear | c linear |"
+    assert lines[51] == "| encoder 49 | **49.00** | **49.00** |"
+    assert {line.count("|") for line in lines[:53]} == {4}
+    with open(tmp_path / "report" / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 100
+    assert rows[3]["encoder"] == "encoder 01"
+    assert float(rows[3]["value"]) == 0.01
+    assert rows[3]["data"] == "c"
+
+
+def test_what_is_printed_is_not_cut(capsys):
+    names = [f"a data set with a long name, number {n}" for n in range(8)]
+    tables.show(tables.build([measurement("[bold]ours[/bold]", name, 0.1234, 0.01) for name in names]))
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)
+    assert "[bold]ours[/bold]" in printed
+    assert printed.count("12.34 ± 1.00") == 8

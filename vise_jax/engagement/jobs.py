@@ -107,6 +107,8 @@ def label_file(
         written = shards.write_shards(
             _examples(posts(), labeler, labels, ledger, counts), output, name, labels.shard_megabytes * 2**20
         )
+        # Images are looked at behind the reader, which has checked without the last of them.
+        ledger.check()
     except BaseException:
         for shard in output.glob(f"{name}-*.tfrecord"):
             shard.unlink()

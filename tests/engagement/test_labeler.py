@@ -1,0 +1,186 @@
+"""The labeler: fit, label, save and load."""
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from sklearn.metrics import normalized_mutual_info_score
+
+from vise_jax import config
+from vise_jax.engagement import Labeler, LabelledPost, kmeans, privacy, reactions
+from vise_jax.engagement.comments import tokenize
+from vise_jax.errors import UserError
+from vise_jax.posts import Post
+
+TOPICS = ("cat dog paw 🐶 fur #pets", "sea sand wave 🏖 sun #beach", "goal match team ⚽ win #football")
+
+
+def make_posts(count: int = 400) -> list[dict[str, Any]]:
+    draw = random.Random(0)
+    posts = []
+    for number in range(count):
+        words = TOPICS[number % 3].split()
+        counts = [0, 0, 0, 0, 0]
+        counts[number % 5] = draw.randint(5, 50)
+        counts[(number + 1) % 5] = 1
+        posts.append(
+            {
+                "post_id": f"post-{number}",
+                "comments": [" ".join(draw.sample(words, 3)) for _ in range(number % 4)],
+                "reactions": dict(zip(("haha", "sorry", "angry", "wow", "love"), counts, strict=True)),
+            }
+        )
+    return posts
+
+
+def make_labels(**changes: Any) -> ConfigDict:
+    labels = config.base().labels
+    labels.update(comment_clusters=3, reaction_clusters=5, cluster_share=0.5, comment_dim=5, min_comment_count=2)
+    labels.update(changes)
+    return labels
+
+
+@pytest.fixture(scope="module")
+def labeler() -> Labeler:
+    return Labeler.fit(make_posts(), make_labels())
+
+
+def test_labels_find_the_topics(labeler: Labeler) -> None:
+    posts = [post for post in make_posts() if post["comments"]]
+    labelled = labeler.label(posts)
+    assert all(len(found.comment_labels) == 1 for found in labelled)
+    topics = [int(post["post_id"].split("-")[1]) % 3 for post in posts]
+    assert normalized_mutual_info_score(topics, [found.comment_labels[0] for found in labelled]) > 0.99
+    assert labeler.classes == {"comments": 3, "reactions": 5}
+
+
+def test_labels_by_hand(labeler: Labeler) -> None:
+    def cluster(text: str) -> int:
+        return int(kmeans.assign(labeler.comments.encode([tokenize(text)]), labeler.comment_centroids)[0])
+
+    pets, beach = cluster("dog paw"), cluster("sea sand")
+    post = {"post_id": "x", "comments": ["dog", "sea wave @dog", "PAW!", "unheard words", ""], "reactions": {"wow": 7}}
+    wow = int(kmeans.assign(np.array([[0, 0, 0, 1, 0]], np.float32), labeler.reaction_centroids)[0])
+    expected = LabelledPost(sorted([pets, beach]), [1.0, 1.0], wow)
+    nothing = LabelledPost([], [], -1)
+    quiet = {"post_id": "q", "reactions": {"wow": 0}, "comments": ["unheard"]}
+    assert labeler.label([post, quiet, Post("none")]) == [expected, nothing, nothing]
+    assert labeler.label([]) == []
+
+
+def test_count_keeps_multiplicities() -> None:
+    labeler = Labeler.fit(make_posts(), make_labels(label_weights="count"))
+    found = labeler.label([{"post_id": "x", "comments": ["dog", "sea wave", "paw fur", "dog"]}])[0]
+    weights = dict(zip(found.comment_labels, found.comment_weights, strict=True))
+    assert sorted(weights.values()) == [1.0, 3.0]
+
+
+def test_only_the_cluster_split_is_fitted_on_in_any_order() -> None:
+    posts, labels = make_posts(), make_labels()
+    salt = privacy.salt("", 0)
+    ours = [post for post in posts if privacy.split(post["post_id"], salt, 0.5) == "cluster"]
+    whole, part, reverse = (Labeler.fit(given, labels) for given in (posts, ours, posts[::-1]))
+    assert 150 < len(ours) < 250
+    assert whole.fingerprint == part.fingerprint == reverse.fingerprint
+    assert whole.fitted["cluster_posts"] == len(ours)
+    assert whole.fingerprint != Labeler.fit(posts[:300], labels).fingerprint
+
+
+def test_fitting_holds_no_more_than_it_may() -> None:
+    labeler = Labeler.fit(make_posts(), make_labels(max_fit_comments=50, max_fit_reactions=40))
+    assert labeler.fitted["comments"] > 200
+    assert labeler.fitted["comment_clusters"]["points"] <= 50
+    assert labeler.fitted["reaction_clusters"]["points"] == 40
+
+
+def test_save_and_load_keep_everything_and_nobody_s_words(labeler: Labeler, tmp_path: Path) -> None:
+    labeler.save(tmp_path / "labeler")
+    loaded = Labeler.load(tmp_path / "labeler")
+    assert loaded.fingerprint == labeler.fingerprint
+    assert loaded.label(make_posts()) == labeler.label(make_posts())
+    assert {path.suffix for path in (tmp_path / "labeler").iterdir()} == {".json", ".safetensors", ".txt"}
+    with pytest.raises(UserError, match="already exists"):
+        labeler.save(tmp_path / "labeler")
+
+
+def test_the_same_seed_gives_the_same_bytes(labeler: Labeler, tmp_path: Path) -> None:
+    again = Labeler.fit(make_posts(), make_labels())
+    for name, fitted in (("a", labeler), ("b", again)):
+        fitted.save(tmp_path / name)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("missing", ["comments", "reactions"])
+def test_posts_without_one_engagement_give_a_labeler_without_that_head(missing: str, tmp_path: Path) -> None:
+    posts = [{key: value for key, value in post.items() if key != missing} for post in make_posts()]
+    Labeler.fit(posts, make_labels()).save(tmp_path / "labeler")
+    labeler = Labeler.load(tmp_path / "labeler")
+    assert labeler.classes[missing] == 0
+    found = labeler.label(make_posts()[:20])
+    assert all(post.reaction_label == -1 if missing == "reactions" else not post.comment_labels for post in found)
+    assert any(post.reaction_label >= 0 or post.comment_labels for post in found)
+
+
+def test_too_little_to_fit_on_is_said() -> None:
+    nothing = [{"post_id": str(number), "comments": ["", "<url> !!"]} for number in range(50)]
+    with pytest.raises(UserError, match=r"None of the 50 posts .* cluster split"):
+        Labeler.fit(nothing, make_labels())
+    with pytest.raises(UserError, match=r"None of the 0 posts"):
+        Labeler.fit([], make_labels())
+    with pytest.raises(UserError, match=r"labels\.reaction_clusters: 500 clusters .* distinct points"):
+        Labeler.fit(make_posts(), make_labels(reaction_clusters=500))
+    fewer = Labeler.fit(make_posts(), make_labels(reaction_clusters=500, allow_fewer_clusters=True))
+    distinct = np.unique(
+        reactions.encode(
+            [
+                tuple(post["reactions"].values())
+                for post in make_posts()
+                if privacy.split(post["post_id"], privacy.salt("", 0), 0.5) == "cluster"
+            ]
+        ),
+        axis=0,
+    )
+    assert fewer.classes["reactions"] == len(distinct)
+    with pytest.raises(UserError, match="unknown_reaction"):
+        fewer.label([{"post_id": "a", "reactions": {"like": 1}}])
+
+
+def test_another_version_or_a_damaged_labeler_is_refused(labeler: Labeler, tmp_path: Path) -> None:
+    folder = tmp_path / "labeler"
+    labeler.save(folder)
+    description = json.loads((folder / "labeler.json").read_text())
+
+    def refused(match: str) -> None:
+        with pytest.raises(UserError, match=match):
+            Labeler.load(folder)
+
+    (folder / "labeler.json").write_text(json.dumps(description | {"format_version": 99}))
+    refused("version 99")
+    (folder / "labeler.json").write_text(json.dumps(description | {"labels": {}}))
+    refused("damaged")
+    (folder / "labeler.json").write_text(json.dumps(description))
+    content = (folder / "labeler.safetensors").read_bytes()
+    for wrong in (content[:-4] + b"\0\0\0\0", content[:50], b"\x80\x04pickle"):
+        (folder / "labeler.safetensors").write_bytes(wrong)
+        refused("damaged")
+    (folder / "labeler.safetensors").write_bytes(content)
+    Labeler.load(folder)
+    (folder / "vocabulary.txt").unlink()
+    refused("damaged")
+    refused_folder = tmp_path / "none"
+    with pytest.raises(UserError, match=r"no labeler\.json"):
+        Labeler.load(refused_folder)
+
+
+@pytest.mark.parametrize("counts", [(3, 0, 0, 4, 0), (10**12, 10**12, 0, 0, 0), (0, 0, 0, 0, 1)])
+def test_phi_r_is_the_unit_vector_of_the_counts(counts: tuple[int, ...]) -> None:
+    phi = reactions.encode([counts, None, (0,) * 5])
+    np.testing.assert_allclose(phi[0], np.array(counts) / math.sqrt(sum(count**2 for count in counts)), rtol=1e-6)
+    assert not phi[1:].any()
+    assert phi.dtype == np.float32

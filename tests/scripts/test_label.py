@@ -1,0 +1,95 @@
+"""scripts/label.py as people run it: fit, run, run again, and one clear sentence for each mistake."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+KEYS = (
+    "--config.labels.comment_clusters=3",
+    "--config.labels.reaction_clusters=2",
+    "--config.labels.comment_dim=4",
+    "--config.labels.min_comment_count=2",
+)
+
+
+def label(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command; a path of this machine is no part of what it needs, so it runs elsewhere."""
+    command = [sys.executable, str(ROOT / "scripts" / "label.py"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd="/", env={**os.environ, "COLUMNS": "120"})
+
+
+def config() -> str:
+    return f"--config={ROOT / 'configs' / 'demo.py'}"
+
+
+@pytest.fixture(scope="module")
+def posts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("posts")
+    lines = []
+    for number in range(60):
+        Image.new("RGB", (16, 16), (number * 4, 0, 0)).save(folder / f"{number}.jpg")
+        comments = [f"w{number % 3}a w{number % 3}b word{number % 7}"]
+        reactions = {"love": number % 5 + 1, "wow": number % 3}
+        lines.append({"post_id": f"p{number}", "image": f"{number}.jpg", "comments": comments, "reactions": reactions})
+    (folder / "posts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder / "posts.jsonl"
+
+
+@pytest.fixture(scope="module")
+def labeler(posts: Path) -> Path:
+    fitted = label("fit", config(), *KEYS, "--posts", posts, "--output", posts.parent / "labeler")
+    assert fitted.returncode == 0, fitted.stderr
+    assert "60, of them" in fitted.stdout
+    return posts.parent / "labeler"
+
+
+def test_fit_and_run_write_shards_and_running_again_changes_nothing(posts: Path, labeler: Path, tmp_path: Path) -> None:
+    command = ("run", config(), "--posts", posts, "--labeler", labeler, "--output", tmp_path / "shards")
+    first = label(*command)
+    assert first.returncode == 0, first.stderr
+    manifest = json.loads((tmp_path / "shards" / "manifest.json").read_text())
+    assert f"{manifest['examples']:,} in 1 shards" in first.stdout
+    assert manifest["classes"] == {"comments": 3, "reactions": 2}
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "shards").glob("*.*")}
+    again = label(*command)
+    assert again.returncode == 0
+    assert "complete already" in again.stderr
+    assert again.stdout == first.stdout
+    written_again = {path: path.stat().st_mtime_ns for path in (tmp_path / "shards").glob("*.*")}
+    assert {path.suffix for path in written} == {".tfrecord", ".json"}
+    assert all(written_again[path] == written[path] for path in written if path.name != "job.json")
+
+
+def test_mistakes_get_one_sentence_and_no_traceback(posts: Path, labeler: Path, tmp_path: Path) -> None:
+    output = ("--output", tmp_path / "new")
+    (tmp_path / "bad.jsonl").write_text('{"post_id": "a"\n' * 3)
+    many = "--config.labels.comment_clusters=1000"
+    cases = {
+        "nothing-*": ("fit", config(), "--posts", tmp_path / "nothing-*", *output),
+        "malformed_json 3": ("fit", config(), "--posts", tmp_path / "bad.jsonl", *output),
+        "labels.comment_clusters: 1,000 clusters": ("fit", config(), *KEYS, many, "--posts", posts, *output),
+        "labels.max_comments is 0": ("fit", config(), "--config.labels.max_comments=0", "--posts", posts, *output),
+        "--labeler is missing": ("run", config(), "--posts", posts, *output),
+        "no labeler.json": ("run", config(), "--posts", posts, "--labeler", tmp_path, *output),
+        "beam is not there yet": ("run", config(), "--posts", posts, "--labeler", labeler, "--runner", "beam", *output),
+        "fit or run": ("label", config(), "--posts", posts, *output),
+    }
+    for words, command in cases.items():
+        result = label(*command)
+        assert result.returncode == 1, (words, result.stderr)
+        assert words in result.stderr.splitlines()[-1]
+        assert "Traceback" not in result.stderr
+        assert result.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl"]
+
+
+def test_help_has_an_example() -> None:
+    result = label("--help")
+    assert result.returncode == 0
+    assert "python scripts/label.py fit --config configs/demo.py --posts" in result.stdout

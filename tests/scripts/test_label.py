@@ -74,11 +74,9 @@ def test_mistakes_get_one_sentence_and_no_traceback(posts: Path, labeler: Path, 
         "nothing-*": ("fit", config(), "--posts", tmp_path / "nothing-*", *output),
         "malformed_json 3": ("fit", config(), "--posts", tmp_path / "bad.jsonl", *output),
         "labels.comment_clusters: 1,000 clusters": ("fit", config(), *KEYS, many, "--posts", posts, *output),
-        "labels.max_comments is 0": ("fit", config(), "--config.labels.max_comments=0", "--posts", posts, *output),
         "--labeler is missing": ("run", config(), "--posts", posts, *output),
         "no labeler.json": ("run", config(), "--posts", posts, "--labeler", tmp_path, *output),
         "beam is not there yet": ("run", config(), "--posts", posts, "--labeler", labeler, "--runner", "beam", *output),
-        "fit or run": ("label", config(), "--posts", posts, *output),
     }
     for words, command in cases.items():
         result = label(*command)

@@ -12,10 +12,9 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse
 from ml_collections import ConfigDict
-from sklearn.decomposition import TruncatedSVD
-from sklearn.preprocessing import normalize
 
 from vise_jax.engagement.tokens import tokenize
+from vise_jax.engagement.vectors import unit_rows
 from vise_jax.errors import UserError
 
 __all__ = ["Lsa", "choose_vocabulary", "fit_lsa", "sample_comments", "tokenize"]
@@ -65,8 +64,7 @@ class Lsa:
         Returns:
             float32 [N, D], rows of length 1; a row of zeros where a comment holds no token of the vocabulary.
         """
-        phi = _tfidf(documents, self._index, self.idf) @ self.projection
-        return normalize(phi) if len(phi) else phi
+        return unit_rows(_tfidf(documents, self._index, self.idf) @ self.projection)
 
 
 def fit_lsa(documents: Sequence[Sequence[str]], labels: ConfigDict) -> Lsa:
@@ -78,6 +76,10 @@ def fit_lsa(documents: Sequence[Sequence[str]], labels: ConfigDict) -> Lsa:
     Raises:
         UserError: no token is in `labels.min_comment_count` comments.
     """
+    # Scikit-learn takes longer to import than a labeler to load.
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.preprocessing import normalize
+
     document_counts: Counter[str] = Counter()
     for document in documents:
         document_counts.update(set(document))

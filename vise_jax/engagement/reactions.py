@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.preprocessing import normalize
 
+from vise_jax.engagement.vectors import unit_rows
 from vise_jax.posts import REACTIONS
 
 
@@ -14,7 +14,5 @@ def encode(reactions: Sequence[Sequence[int] | None]) -> np.ndarray:
     Returns:
         float32 [N, 5]; a row of zeros where a post has no reactions or nobody reacted.
     """
-    if not reactions:
-        return np.zeros((0, len(REACTIONS)), np.float32)
     counts = np.array([counts or (0,) * len(REACTIONS) for counts in reactions], np.float64)
-    return normalize(counts).astype(np.float32)
+    return unit_rows(counts.reshape(-1, len(REACTIONS))).astype(np.float32)

@@ -56,6 +56,11 @@ def build(
         if classes < 1:
             raise UserError(f"The head {head!r} has {classes} classes, but needs at least 1.")
     model = _checked({**settings, "bn_group": int(bn_group)})
+    narrowest = 64 // ENCODERS[name].get("group_width", 64)
+    if model.width < narrowest:
+        raise UserError(
+            f"{name} needs a width of at least {narrowest}, not {model.width}: a group has a channel or more."
+        )
     rngs = nnx.Rngs(seed)
     encoder = ResNet(
         **ENCODERS[name],

@@ -52,7 +52,6 @@ def test_same_seed_gives_the_same_bytes() -> None:
 
 def test_each_distinct_point_gets_a_cluster_though_most_are_the_same() -> None:
     x = np.concatenate([np.zeros((50_000, 3), np.float32), np.eye(3, dtype=np.float32), -np.eye(3, dtype=np.float32)])
-    x[10] = -0.0
     centroids, inertia = kmeans.fit(x, 7, iterations=25, seed=0)
     assert inertia == pytest.approx(0, abs=1e-9)
     assert len(np.unique(kmeans.assign(x, centroids))) == 7
@@ -65,6 +64,12 @@ def test_more_clusters_than_distinct_points_is_refused_unless_fewer_are_allowed(
     centroids, inertia = kmeans.fit(x, 6, iterations=10, seed=0, allow_fewer=True)
     assert centroids.shape == (5, 5)
     assert inertia == pytest.approx(0, abs=1e-9)
+
+
+def test_minus_zero_is_no_other_point_than_zero() -> None:
+    x = np.array([[0.0, 1.0], [-0.0, 1.0], [0.0, 1.0]], np.float32)
+    with pytest.raises(UserError, match="only 1 distinct"):
+        kmeans.fit(x, 2, iterations=1, seed=0)
 
 
 def test_equal_distances_go_to_the_first_centroid_and_no_points_to_none() -> None:

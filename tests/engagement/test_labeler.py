@@ -75,7 +75,7 @@ def test_labels_by_hand(labeler: Labeler) -> None:
 
 def test_count_keeps_multiplicities() -> None:
     labeler = Labeler.fit(make_posts(), make_labels(label_weights="count"))
-    found = labeler.label([{"post_id": "x", "comments": ["dog", "sea wave", "paw fur", "dog"]}])[0]
+    found = labeler.label([{"post_id": "x", "comments": ["dog", "sea wave", "paw fur", "dog", "@dog"]}])[0]
     weights = dict(zip(found.comment_labels, found.comment_weights, strict=True))
     assert sorted(weights.values()) == [1.0, 3.0]
 
@@ -91,8 +91,18 @@ def test_only_the_cluster_split_is_fitted_on_in_any_order() -> None:
     assert whole.fingerprint != Labeler.fit(posts[:300], labels).fingerprint
 
 
+def test_names_and_links_never_reach_the_vocabulary() -> None:
+    posts = make_posts()
+    for post in posts:
+        post["comments"] = [f"{comment} @janedoe http://jane.doe/x jane@doe.org" for comment in post["comments"]]
+    vocabulary = Labeler.fit(posts, make_labels()).comments.vocabulary
+    assert sorted(vocabulary) == sorted(word for topic in TOPICS for word in topic.split())
+
+
 def test_fitting_holds_no_more_than_it_may() -> None:
-    labeler = Labeler.fit(make_posts(), make_labels(max_fit_comments=50, max_fit_reactions=40))
+    labels = make_labels(max_fit_comments=50, max_fit_reactions=40)
+    labeler = Labeler.fit(make_posts(), labels)
+    assert labeler.fingerprint == Labeler.fit(make_posts()[::-1], labels).fingerprint
     assert labeler.fitted["comments"] > 200
     assert labeler.fitted["comment_clusters"]["points"] <= 50
     assert labeler.fitted["reaction_clusters"]["points"] == 40

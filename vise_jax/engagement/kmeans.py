@@ -148,10 +148,10 @@ def _accumulate(
     counts: jax.Array,
     moved: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Add one chunk's points to the sums [k, D] and counts [k] of their clusters."""
+    """Add one chunk's points to the sums [k, D] and counts [k] of their clusters; its padding adds zeros."""
     k = len(centroids)
     is_point = jnp.arange(len(x)) < valid
-    labels = jnp.where(is_point, _nearest(x, centroids), k)  # what lies beyond the last segment is dropped
+    labels = _nearest(x, centroids)
     sums += jax.ops.segment_sum(x, labels, num_segments=k)
     counts += jax.ops.segment_sum(is_point.astype(jnp.float32), labels, num_segments=k)
     return sums, counts, moved + jnp.sum(labels != old, dtype=jnp.int32, where=is_point), labels

@@ -11,14 +11,18 @@ from vise_jax import config as vise_config
 
 def get_config() -> ConfigDict:
     config = vise_config.base()
-    config.labels.comment_clusters = 16
+    config.labels.comment_clusters = 12
     config.labels.reaction_clusters = 8
-    config.labels.cluster_share = 0.3
+    # 4,000 posts are few: most are needed for training.
+    config.labels.cluster_share = 0.2
     config.labels.comment_dim = 32
     config.data.image_size = 64
+    # Smaller crops often miss what makes the affect.
+    config.data.crop_area = (0.3, 1.0)
     config.model.name = "resnet18"
     config.model.width = 32
     config.training.batch_size = 64
-    config.training.steps = 600
-    config.training.checkpoint_every = 200
+    config.training.learning_rate = 0.2
+    config.training.steps = 900
+    config.training.checkpoint_every = 300
     return config

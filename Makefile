@@ -23,6 +23,7 @@ DEMO_CONFIG := --config configs/demo.py
 demo: setup
 	$(BIN)/python scripts/demo.py --output $(DEMO)/corpus
 	$(BIN)/python scripts/label.py fit $(DEMO_CONFIG) --posts '$(DEMO)/corpus/posts/*.jsonl' --output $(DEMO)/labeler
+	$(BIN)/python scripts/demo.py --output $(DEMO)/corpus --labeler $(DEMO)/labeler
 	$(BIN)/python scripts/label.py run $(DEMO_CONFIG) --posts '$(DEMO)/corpus/posts/*.jsonl' --labeler $(DEMO)/labeler --output $(DEMO)/shards
 	$(BIN)/python scripts/train.py $(DEMO_CONFIG) --config.data.shards=$(DEMO)/shards --workdir $(DEMO)/run
 	for task in topic affect; do for encoder in $(DEMO)/run/encoder random:$(DEMO)/run/encoder; do \

@@ -1,12 +1,59 @@
-"""Strict JAX on four virtual CPU devices, for every test."""
+"""Strict JAX on four virtual CPU devices, for every test; and engagement shards small enough to train on."""
 
+import io
 import os
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from vise_jax import artefact
+from vise_jax.data import shards
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Half the time to compile; what a test measures are numbers, not speed. Commands that tests start are optimised.
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+def picture(number: int) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 256, (40 + number % 9, 48, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG" if number % 4 == 0 else "JPEG")
+    return file.getvalue()
+
+
+def example(number: int) -> dict:
+    return {
+        "image/encoded": picture(number),
+        "post_id": b"%04d" % number,
+        "comments/labels": list(range(number % 4)),
+        "comments/weights": [1.0] * (number % 4),
+        "reactions/label": number % 3 - 1,
+    }
+
+
+@pytest.fixture(scope="session")
+def shards_folder(tmp_path_factory) -> Path:
+    """41 examples in shards of different sizes; example n has n % 4 comment labels and the reaction n % 3 - 1."""
+    folder = tmp_path_factory.mktemp("shards")
+    written = shards.write_shards(map(example, range(41)), folder, "s", 20_000)
+    assert len(written) > 4
+    manifest = {
+        "format_version": shards.FORMAT_VERSION,
+        "posts": 41,
+        "examples": 41,
+        "classes": {"comments": 3, "reactions": 2},
+        "max_comment_labels": 3,
+        "shards": written,
+        "labeler": "0",
+        "fingerprint": "1",
+    }
+    artefact.write_json(folder / "manifest.json", manifest)
+    return folder

@@ -58,10 +58,10 @@ def train(config: ConfigDict, workdir: Path) -> Path:
     manifest = shards.read_manifest(Path(config.data.shards))
     mesh = sharding.data_mesh(config.training.batch_size)
     steps = number_of_steps(config, manifest["examples"])
-    architecture = describe_model(config, manifest["classes"])
-    model = models.build(**architecture, bn_group=bn_group(config, devices=mesh.size), seed=config.training.seed)
+    architecture, group = describe_model(config, manifest["classes"]), bn_group(config, devices=mesh.size)
     _claim(workdir, config, manifest["fingerprint"])
 
+    model = models.build(**architecture, bn_group=group, seed=config.training.seed)
     graphdef, state = train_state.create(model, optimizer.sgd(config.training, steps))
     state = jax.device_put(state, sharding.replicated(mesh))
     with Checkpoints(workdir, config.training.keep_checkpoints) as checkpoints:

@@ -1,0 +1,142 @@
+"""The whole way through by the commands, as a newcomer would go it: tiny corpus, tiny encoder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import vise_jax
+
+ROOT = Path(__file__).parents[1]
+STEPS = 60
+KEYS = [
+    "--config.labels.comment_clusters=6",
+    "--config.labels.reaction_clusters=4",
+    "--config.labels.cluster_share=0.5",
+    "--config.labels.comment_dim=8",
+    "--config.data.image_size=32",
+    "--config.model.width=4",
+    "--config.training.batch_size=8",
+    f"--config.training.steps={STEPS}",
+    "--config.training.checkpoint_every=7",
+]
+# One device: these runs are not about sharding. Programs are compiled once and kept for the next process.
+ENVIRONMENT = {
+    **os.environ,
+    "XLA_FLAGS": "",
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="vise_jax-tests-"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
+
+
+def command(script: str, *words: str | Path) -> list[str]:
+    return [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *map(str, words)]
+
+
+def run(script: str, *words: str | Path) -> str:
+    result = subprocess.run(command(script, *words), capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory) -> Path:
+    """Corpus, labeler, shards and an undisturbed run."""
+    folder = tmp_path_factory.mktemp("job")
+    run("demo", "--output", folder / "corpus", "--posts", 120, "--labelled", 60)
+    posts = folder / "corpus" / "posts" / "*.jsonl"
+    config = ["--config", "configs/demo.py", *KEYS]
+    run("label", "fit", *config, "--posts", posts, "--output", folder / "labeler")
+    run("label", "run", *config, "--posts", posts, "--labeler", folder / "labeler", "--output", folder / "shards")
+    run("train", *training(folder), "--workdir", folder / "run")
+    return folder
+
+
+def training(folder: Path) -> list[str]:
+    return ["--config", "configs/demo.py", *KEYS, f"--config.data.shards={folder / 'shards'}"]
+
+
+def metrics(run_folder: Path) -> list[dict]:
+    records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "images_per_second"} for record in records]
+
+
+def state(run_folder: Path) -> dict[str, np.ndarray]:
+    return ocp.StandardCheckpointer().restore((run_folder / "checkpoints" / str(STEPS) / "default").absolute())
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(job):
+    workdir = job / "killed"
+    process = subprocess.Popen(
+        command("train", *training(job), "--workdir", workdir), env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    # Killed with a checkpoint on the disk and, most likely, records beyond it.
+    while process.poll() is None and not (workdir / "checkpoints" / "14").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (workdir / "encoder").exists(), "the run was over before it could be killed: take more steps"
+    run("train", *training(job), "--workdir", workdir)
+    assert metrics(workdir) == metrics(job / "run")
+    undisturbed, resumed = state(job / "run"), state(workdir)
+    assert undisturbed.keys() == resumed.keys()
+    for name, value in undisturbed.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+
+
+def test_records_and_the_loss_falls(job):
+    records = metrics(job / "run")
+    assert [record["step"] for record in records] == list(range(10, STEPS + 1, 10))
+    assert all(np.isclose(r["loss"], r["loss_comments"] + r["loss_reactions"], rtol=1e-5) for r in records)
+    assert (job / "run" / "config.json").exists()
+    assert list((job / "run" / "tensorboard").iterdir())
+
+
+def test_the_shards_hold_no_words(job):
+    words = set()
+    for path in (job / "corpus" / "posts").glob("*.jsonl"):
+        for line in path.read_text("utf-8").splitlines():
+            words |= {word.encode() for comment in json.loads(line)["comments"] for word in comment.split()}
+    words = {word for word in words if len(word) > 6}
+    assert len(words) > 20
+    for path in [*(job / "shards").glob("*.tfrecord"), *(job / "shards").rglob("*.json")]:
+        content = path.read_bytes()
+        assert not [word for word in words if word in content], path
+
+
+def test_the_encoder_is_evaluated_and_reported(job):
+    for encoder in (job / "run" / "encoder", f"random:{job / 'run' / 'encoder'}"):
+        words = ["--encoder", encoder, "--data", job / "corpus" / "affect", "--output", job / "results"]
+        run("evaluate", "--config", "configs/eval.py:folder,linear", "--config.iterations=20", *words)
+    results = [json.loads(path.read_text()) for path in (job / "results").glob("*.json")]
+    assert len(results) == 2
+    assert all(result["metric"] == "accuracy" and 0 <= result["value"] <= 1 for result in results)
+    run("report", "--results", job / "results", "--output", job / "report")
+    table = (job / "report" / "table.md").read_text()
+    assert all(f"{100 * result['value']:.1f}" in table for result in results)
+
+
+def test_the_encoder_gives_features(job):
+    encoder = vise_jax.Encoder.load(job / "run" / "encoder")
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    features = encoder.features(images)
+    assert features.shape == (3, 32)
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(encoder.feature_map(images).mean((1, 2)), features, rtol=1e-5, atol=1e-5)
+
+
+def test_a_workdir_of_another_experiment_is_refused(job):
+    words = command("train", *training(job), "--config.training.seed=5", "--workdir", job / "run")
+    result = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
+    assert result.returncode == 1
+    assert "training.seed" in result.stderr
+    assert "Traceback" not in result.stderr

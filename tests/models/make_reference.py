@@ -20,7 +20,7 @@ from vise_jax import models
 from vise_jax.encoder import weights_of
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE.parents[1] / "benchmarks"))
+sys.path.append(str(HERE.parents[1] / "benchmarks" / "peers"))
 with contextlib.suppress(ImportError):
     import torch
     import torch_resnet

@@ -1,0 +1,179 @@
+"""Time a whole training step of each encoder on synthetic images, beside PyTorch on the same device.
+
+    python benchmarks/step.py
+    python benchmarks/step.py --encoders resnet50 --batch 16 --peers "eager nchw,eager channels_last"
+
+A step is what `train.py` does with a batch: flip and normalise uint8 images, forward, Eq. 1 on two heads, backward,
+SGD with momentum and weight decay; on one device. All variants take turns, round by round, so that a machine that
+slows down slows all of them. The last line is one JSON object; a ratio above 1 means that this project is ahead of
+PyTorch's best variant.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Leave memory to torch, which runs beside.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import AxisType
+
+from vise_jax import cli, config, models
+from vise_jax.errors import UserError
+from vise_jax.training import sharding
+from vise_jax.training import state as train_state
+from vise_jax.training.optimizer import sgd
+from vise_jax.training.step import make_train_step
+
+PEERS = ("eager nchw", "eager channels_last", "compiled nchw", "compiled channels_last")
+HEADS = {"comments": 5000, "reactions": 128}
+LABELS_PER_IMAGE = 8
+
+QUICK = flags.DEFINE_bool("quick", False, "ResNet-18, 4 images of 64 pixels, 2 rounds, no torch.compile: a smoke test.")
+ENCODERS = flags.DEFINE_list("encoders", None, "Which; the paper's three if not said.")
+BATCH = flags.DEFINE_integer("batch", None, "Images in a step; 128 on a GPU and 16 elsewhere if not said.", 1)
+IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side in pixels; 224 if not said.", 32)
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "bfloat16 on a GPU and float32 elsewhere if not said."
+)
+PEER_NAMES = flags.DEFINE_list("peers", None, f"PyTorch's variants, of: {', '.join(PEERS)}. All if not said.")
+ROUNDS = flags.DEFINE_integer("rounds", None, "Turns that each variant takes; 10 if not said.", 1)
+STEPS = flags.DEFINE_integer("steps", None, "Steps in a turn; 10 on a GPU and 1 elsewhere if not said.", 1)
+
+Step = Callable[[int], None]
+
+
+def main(_: list[str]) -> None:
+    on_gpu, quick = jax.default_backend() == "gpu", QUICK.value
+    batch_size = BATCH.value or (4 if quick else 128 if on_gpu else 16)
+    image_size = IMAGE_SIZE.value or (64 if quick else 224)
+    dtype = DTYPE.value or ("bfloat16" if on_gpu else "float32")
+    rounds, steps = ROUNDS.value or (2 if quick else 10), STEPS.value or (10 if on_gpu and not quick else 1)
+    names = ENCODERS.value or (["resnet18"] if quick else ["resnet50", "resnet101", "resnext101_32x16d"])
+    peers = _peers(PEER_NAMES.value or (PEERS[:2] if quick else PEERS))
+
+    encoders, ratios = {}, {}
+    for name in names:
+        batch = synthetic_batch(batch_size, image_size)
+        variants = {"vise_jax": prepare(name, batch, dtype)}
+        variants |= {f"torch {peer}": _prepare_torch(name, batch, peer, dtype) for peer in peers}
+        seconds = measure({variant: step for variant, (step, _) in variants.items()}, rounds, steps)
+        speeds = {variant: batch_size * steps / np.asarray(times) for variant, times in seconds.items()}
+        encoders[name] = {
+            variant: {"images_per_second": float(np.median(speeds[variant])), "peak_bytes": peak}
+            for variant, (_, peak) in variants.items()
+        }
+        for variant, found in encoders[name].items():
+            peak = "" if found["peak_bytes"] is None else f", {found['peak_bytes'] / 2**30:.2f} GiB at most"
+            print(f"{name}, {variant}: {found['images_per_second']:.2f} images/s{peak}", flush=True)
+        best = max(speeds, key=lambda variant: -1 if variant == "vise_jax" else np.median(speeds[variant]))
+        if best != "vise_jax":
+            ratios[f"torch {name}"] = {"best": best, **ratio(speeds["vise_jax"], speeds[best])}
+    print(
+        json.dumps(
+            {
+                "benchmark": "step",
+                "device": jax.devices()[0].device_kind,
+                "ratios": ratios,
+                "batch": batch_size,
+                "image_size": image_size,
+                "dtype": dtype,
+                "rounds": rounds,
+                "steps": steps,
+                "versions": {module: _version(module) for module in ("jax", "flax", "torch")},
+                "encoders": encoders,
+            }
+        )
+    )
+
+
+def synthetic_batch(size: int, side: int) -> dict[str, np.ndarray]:
+    """Random images and labels, every example with both kinds; see `vise_jax.training.step` for types and shapes."""
+    generator = np.random.default_rng(0)
+    return {
+        "images": generator.integers(0, 256, (size, side, side, 3), np.uint8),
+        "comment_labels": generator.integers(0, HEADS["comments"], (size, LABELS_PER_IMAGE), np.int32),
+        "comment_weights": np.ones((size, LABELS_PER_IMAGE), np.float32),
+        "reaction_label": generator.integers(0, HEADS["reactions"], size, np.int32),
+    }
+
+
+def prepare(name: str, batch: dict[str, np.ndarray], dtype: str) -> tuple[Step, int | None]:
+    """Compile the training step of `train.py`: what takes so many steps and waits, and its peak memory."""
+    experiment = config.base()
+    experiment.model.update(name=name, dtype=dtype)
+    experiment.training.batch_size = len(batch["images"])
+    experiment.data.image_size = batch["images"].shape[1]
+    config.validate(experiment)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    model = models.build(name, heads=HEADS, dtype=dtype)
+    total = 1_000_000
+    graphdef, state = train_state.create(model, sgd(experiment.training, total))
+    place = [jax.device_put(state, sharding.replicated(mesh)), sharding.put_batch(mesh, batch)]
+    compiled = make_train_step(graphdef, experiment, total, mesh).lower(*place).compile()
+
+    def step(count: int) -> None:
+        for _ in range(count):
+            place[0], metrics = compiled(*place)
+        metrics["loss"].block_until_ready()
+
+    memory = compiled.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return step, held + memory.temp_size_in_bytes
+
+
+def measure(variants: dict[str, Step], rounds: int, steps: int) -> dict[str, list[float]]:
+    """Seconds that each variant took for `steps` steps in every round, taking turns after a warm-up."""
+    for step in variants.values():
+        step(2)
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
+    for _ in range(rounds):
+        for variant, step in variants.items():
+            start = time.perf_counter()
+            step(steps)
+            seconds[variant].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    """Median of the rounds' ratios, and the 95% interval of that median by bootstrap over rounds."""
+    ratios = ours / theirs
+    draws = np.random.default_rng(0).integers(0, len(ratios), (10_000, len(ratios)))
+    low, high = np.quantile(np.median(ratios[draws], axis=1), (0.025, 0.975))
+    return {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}
+
+
+def _peers(names: list[str] | tuple[str, ...]) -> list[str]:
+    unknown = sorted(set(names) - set(PEERS))
+    if unknown:
+        raise UserError(f"--peers has no {unknown[0]!r}: choose from {', '.join(PEERS)}.")
+    if not importlib.util.find_spec("torch"):
+        print("torch is not installed: nothing to compare with, so there are no ratios.")
+        return []
+    return list(names)
+
+
+def _prepare_torch(name: str, batch: dict[str, np.ndarray], peer: str, dtype: str) -> tuple[Step, int | None]:
+    sys.path.insert(0, str(Path(__file__).parent / "peers"))
+    import torch_step
+
+    how, layout = peer.split()
+    return torch_step.prepare(name, HEADS, batch, layout=layout, compiled=how == "compiled", dtype=dtype)
+
+
+def _version(module: str) -> Any:
+    found = importlib.util.find_spec(module)
+    return importlib.metadata.version(module) if found else None
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

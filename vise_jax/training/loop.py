@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,11 @@ def train(config: ConfigDict, workdir: Path) -> Path:
     mesh = sharding.data_mesh(config.training.batch_size)
     steps = number_of_steps(config, manifest["examples"])
     architecture, group = describe_model(config, manifest["classes"]), bn_group(config, devices=mesh.size)
+    build = partial(models.build, **architecture, bn_group=group, seed=config.training.seed)
+    nnx.eval_shape(build)  # says what is wrong with the model before the folder is claimed
     _claim(workdir, config, manifest["fingerprint"])
 
-    model = models.build(**architecture, bn_group=group, seed=config.training.seed)
-    graphdef, state = train_state.create(model, optimizer.sgd(config.training, steps))
+    graphdef, state = train_state.create(build(), optimizer.sgd(config.training, steps))
     state = jax.device_put(state, sharding.replicated(mesh))
     with Checkpoints(workdir, config.training.keep_checkpoints) as checkpoints:
         done = checkpoints.latest() or 0

@@ -1,0 +1,177 @@
+"""The encoder artefact: what is saved is what is loaded, strictly; images in, features out."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vise_jax
+from vise_jax import models
+from vise_jax.encoder import Encoder, imagenet_preprocessing, normalize, weights_of
+from vise_jax.errors import UserError
+
+ARCHITECTURE = {"name": "resnet18", "width": 8, "zero_init_last_bn": False, "heads": {"comments": 4}}
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+
+
+def _moved(weights):
+    """Other running statistics than a fresh model's, so that a mix-up shows."""
+    return {
+        path: value + jnp.linspace(-0.5, 0.5, value.shape[0]) if path.endswith(("mean", "var")) else value
+        for path, value in weights.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    weights = _moved(weights_of(models.build(**ARCHITECTURE)))
+    return Encoder(ARCHITECTURE, weights, imagenet_preprocessing(64), {"steps": 3}, "CC0")
+
+
+@pytest.fixture
+def folder(encoder, tmp_path):
+    encoder.save(tmp_path / "encoder")
+    return tmp_path / "encoder"
+
+
+def _edit(folder, **changes):
+    path = folder / "encoder.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_round_trip(encoder, folder):
+    loaded = vise_jax.Encoder.load(folder)
+    assert (loaded.features(IMAGES) == encoder.features(IMAGES)).all()
+    for name in ("architecture", "preprocessing", "provenance", "licence", "feature_dim", "fingerprint"):
+        assert getattr(loaded, name) == getattr(encoder, name), name
+    assert loaded.weights.keys() == encoder.weights.keys()
+    assert all((loaded.weights[path] == encoder.weights[path]).all() for path in encoder.weights)
+    assert json.loads((folder / "encoder.json").read_text())["feature_dim"] == 64
+    assert not [path for path in folder.rglob("*") if "pickle" in path.name or path.suffix == ".pkl"]
+    assert [path.name for path in folder.parent.iterdir()] == ["encoder"]
+
+
+def test_features_are_the_models_on_normalized_images(encoder):
+    model = encoder.model()
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    normalized = ((IMAGES / 255 - mean) / std).astype(np.float32)
+    logits, intermediates = model(jnp.asarray(normalized), train=False)
+    features, feature_map = encoder.features(IMAGES), encoder.feature_map(IMAGES)
+    assert (features.shape, features.dtype, feature_map.shape) == ((2, 64), np.float32, (2, 2, 2, 64))
+    np.testing.assert_allclose(features, intermediates["features"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(features, feature_map.mean((1, 2)), rtol=1e-4, atol=1e-5)
+    assert logits["comments"].shape == (2, 4)
+    assert features.std() > 0.1
+    np.testing.assert_allclose(encoder.features(IMAGES[:1]), features[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_normalize_orders_colours_and_scales():
+    images = jnp.asarray(IMAGES[:, :2, :2])
+    caffe = {"color": "BGR", "scale": 1.0, "mean": [103.53, 116.28, 123.675], "std": [1.0, 2.0, 4.0]}
+    expected = (np.asarray(images, np.float64)[..., ::-1] - caffe["mean"]) / caffe["std"]
+    np.testing.assert_allclose(normalize(images, caffe), expected, rtol=1e-6)
+
+
+def test_weights_are_as_many_as_the_architecture_has(encoder):
+    weights = dict(encoder.weights)
+    del weights["encoder/bn1/mean"]
+    weights["encoder/bn1/median"] = weights["encoder/bn1/var"]
+    weights["encoder/conv1/kernel"] = weights["encoder/conv1/kernel"][:3]
+    weights["encoder/bn1/scale"] = weights["encoder/bn1/scale"].astype(jnp.bfloat16)
+    with pytest.raises(UserError) as error:
+        Encoder(ARCHITECTURE, weights, imagenet_preprocessing(), {}, "CC0")
+    for words in (
+        "missing encoder/bn1/mean",
+        "unexpected encoder/bn1/median",
+        "encoder/conv1/kernel is float32 [3, 7, 3, 8] instead of float32 [7, 7, 3, 8]",
+        "encoder/bn1/scale is bfloat16 [8] instead of float32 [8]",
+    ):
+        assert words in str(error.value)
+
+
+def test_weights_of_another_architecture_are_refused(folder):
+    _edit(folder, architecture={**ARCHITECTURE, "width": 16})
+    with pytest.raises(UserError, match=r"encoder/bn1/bias is float32 \[8\] instead of float32 \[16\]"):
+        Encoder.load(folder)
+
+
+def test_changed_weights_are_refused(encoder, folder, tmp_path):
+    other = dict(encoder.weights) | {"encoder/bn1/bias": encoder.weights["encoder/bn1/bias"] + 1}
+    Encoder(ARCHITECTURE, other, encoder.preprocessing, {}, "CC0").save(tmp_path / "other")
+    (folder / "encoder.json").write_bytes((tmp_path / "other" / "encoder.json").read_bytes())
+    with pytest.raises(UserError, match="are not those that"):
+        Encoder.load(folder)
+
+
+def test_a_damaged_file_is_said(folder):
+    largest = max((path for path in (folder / "weights").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+    content = largest.read_bytes()
+    largest.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="can't be read"):
+        Encoder.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"format_version": 2}, "format version 2"),
+        ({"architecture": {"name": "vgg"}}, "no encoder 'vgg'"),
+        ({"architecture": {"width": 8}}, "no architecture"),
+        ({"architecture": [1]}, "no valid 'architecture'"),
+        ({"licence": None}, "no valid 'licence'"),
+        ({"preprocessing": {**imagenet_preprocessing(), "std": [0, 1, 1]}}, "no valid 'std'"),
+        ({"preprocessing": {**imagenet_preprocessing(), "color": "LAB"}}, "no valid 'color'"),
+    ],
+)
+def test_a_wrong_description_is_said(folder, changes, words):
+    _edit(folder, **changes)
+    with pytest.raises(UserError, match=words):
+        Encoder.load(folder)
+
+
+def test_no_encoder_there(tmp_path):
+    with pytest.raises(UserError, match=r"no encoder\.json"):
+        Encoder.load(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"no encoder\.json"):
+        Encoder.random(tmp_path, 0)
+    with pytest.raises(UserError, match="neither an encoder's name"):
+        Encoder.random("random:resnet51", 0)
+
+
+def test_nothing_is_replaced_and_nothing_is_left_behind(encoder, folder, monkeypatch):
+    with pytest.raises(UserError, match="already exists"):
+        encoder.save(folder)
+    monkeypatch.setattr("vise_jax.artefact.write_json", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        encoder.save(folder.parent / "second")
+    assert [path.name for path in folder.parent.iterdir()] == ["encoder"]
+
+
+@pytest.mark.parametrize(
+    "images", [IMAGES.astype(np.float32), IMAGES[0], IMAGES[..., :1], [[0]]], ids=["float", "one", "grey", "list"]
+)
+def test_wrong_images_are_said(encoder, images):
+    with pytest.raises(UserError, match=r"must be uint8 \[B, H, W, 3\]"):
+        encoder.features(images)
+
+
+def test_random_encoders(encoder, folder):
+    named = Encoder.random("random:resnet18", 3)
+    assert named.preprocessing == {
+        "color": "RGB",
+        "scale": 255.0,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "resize": 256,
+        "crop": 224,
+        "interpolation": "bilinear",
+    }
+    assert named.architecture == {"name": "resnet18"}
+    alike = Encoder.random(f"random:{folder}", 3)
+    assert (alike.architecture, alike.preprocessing) == (encoder.architecture, encoder.preprocessing)
+    kernel = "encoder/conv1/kernel"
+    assert (alike.weights[kernel] == Encoder.random(folder, 3).weights[kernel]).all()
+    assert (alike.weights[kernel] != Encoder.random(folder, 4).weights[kernel]).any()
+    assert (alike.weights[kernel] != encoder.weights[kernel]).any()
+    assert alike.fingerprint != encoder.fingerprint

@@ -27,7 +27,7 @@ class Progress:
 
     def __init__(self, description: str, total: int | None, unit: str, done: int = 0):
         self._description, self._total, self._unit = description, total, unit
-        self._start_count = self._count = done
+        self._start_count = self._count = self._printed = done
         self._start = self._last_line = time.monotonic()
         self._note = ""
         console = Console(file=sys.stderr)
@@ -56,7 +56,7 @@ class Progress:
     ) -> None:
         if self._bar:
             self._bar.stop()
-        elif kind is None and self._count > self._start_count:
+        elif kind is None and self._count > self._printed:
             self._print_line()
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
@@ -80,7 +80,7 @@ class Progress:
         return f"{(self._count - self._start_count) / seconds:,.1f} {self._unit}/s"
 
     def _print_line(self) -> None:
-        self._last_line = time.monotonic()
+        self._last_line, self._printed = time.monotonic(), self._count
         parts = [f"{self._description}: {self._count:,}"]
         if self._total is not None:
             parts[0] += f" of {self._total:,}"

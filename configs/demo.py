@@ -1,7 +1,9 @@
 """The whole of VisE on the simulated demo corpus, on a laptop.
 
 COMMAND   make demo
-EXPECTED  the trained encoder's linear accuracy beats the untrained one's by 15 points or more, on topic and on affect
+EXPECTED  linear accuracy on held-out images, trained / untrained, with three seeds (corpus, labels, training):
+          topic 91.50 / 15.00, 89.25 / 18.50, 88.75 / 22.75; affect 62.25 / 24.00, 64.75 / 25.50, 57.50 / 26.75;
+          comment clusters and hidden topics: normalised mutual information 0.819, 0.805, 0.810 per comment
 """
 
 from ml_collections import ConfigDict

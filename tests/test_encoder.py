@@ -167,9 +167,11 @@ def test_random_encoders(encoder, folder):
         "crop": 224,
         "interpolation": "bilinear",
     }
-    assert named.architecture == {"name": "resnet18"}
+    assert named.architecture == {"name": "resnet18", "zero_init_last_bn": False}
+    assert (named.weights["layer1/0/bn2/scale"] == 1).all()
     alike = Encoder.random(f"random:{folder}", 3)
-    assert (alike.architecture, alike.preprocessing) == (encoder.architecture, encoder.preprocessing)
+    assert alike.architecture == {**encoder.architecture, "zero_init_last_bn": False}
+    assert alike.preprocessing == encoder.preprocessing
     kernel = "encoder/conv1/kernel"
     assert (alike.weights[kernel] == Encoder.random(folder, 3).weights[kernel]).all()
     assert (alike.weights[kernel] != Encoder.random(folder, 4).weights[kernel]).any()

@@ -105,7 +105,7 @@ class Encoder:
 
     @classmethod
     def random(cls, source: str | Path, seed: int) -> "Encoder":
-        """An untrained encoder, the baseline "Random Init" (Sec. 4.2).
+        """An untrained encoder, the baseline "Random Init" (Sec. 4.1), with the initial weights of torchvision.
 
         Args:
             source: a name of `vise_jax.models.ENCODERS` (224-pixel crops, ImageNet's normalisation), or the folder of
@@ -125,6 +125,8 @@ class Encoder:
             description = _read_description(Path(source))
             architecture, preprocessing = description["architecture"], description["preprocessing"]
         architecture = {key: value for key, value in architecture.items() if key != "seed"}
+        # Blocks that start as the identity would make an untrained network weaker than torchvision's, the usual baseline.
+        architecture["zero_init_last_bn"] = False
         model = models.build(**architecture, seed=seed)
         provenance = {"random": {"seed": seed}}
         return cls.from_model(

@@ -125,7 +125,7 @@ class Encoder:
             description = _read_description(Path(source))
             architecture, preprocessing = description["architecture"], description["preprocessing"]
         architecture = {key: value for key, value in architecture.items() if key != "seed"}
-        # Blocks that start as the identity would make an untrained network weaker than torchvision's, the usual baseline.
+        # Blocks that start as the identity make an untrained network weaker than torchvision's, the usual baseline.
         architecture["zero_init_last_bn"] = False
         model = models.build(**architecture, seed=seed)
         provenance = {"random": {"seed": seed}}

@@ -163,7 +163,8 @@ def keep_off_the_edge(case: str, weights: Arrays) -> Arrays:
 
     Rounding differs between two implementations. With any biases it moves a few of the millions of units over ReLU's
     edge, and one such unit already changes gradients: torch's own ResNet-50 with biases as drawn, in float32 beside
-    float64, differs by 1.7% in the worst tensor and by more than 0.1% in every one. So every channel's bias is moved by at most 0.2 to where the gap around zero is widest.
+    float64, differs by 1.7% in the worst tensor and by more than 0.1% in every one. So every channel's
+    bias is moved by at most 0.2 to where the gap around zero is widest.
     """
     model, biases = load_torch(case, weights).train(), {}
 

@@ -1,5 +1,5 @@
 # make setup    .venv with everything, once
-# make demo     the whole of VisE on a simulated corpus, in ./demo
+# make demo     the whole of VisE on a simulated corpus, in ./demo (another one: make demo SEED=1 DEMO=demo1)
 # make test     the tests
 # make lint     format, lint, types
 # make bench    the benchmarks, quick
@@ -7,7 +7,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= demo
-export TF_CPP_MIN_LOG_LEVEL ?= 3
+SEED ?= 0
 
 .PHONY: setup demo test lint bench clean-demo
 
@@ -19,17 +19,18 @@ setup: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-DEMO_CONFIG := --config configs/demo.py
+DEMO_CONFIG := --config configs/demo.py --config.labels.seed=$(SEED) --config.training.seed=$(SEED)
+DEMO_EVAL := --config configs/eval.py:folder,linear --output $(DEMO)/results --data $(DEMO)/corpus
 demo: setup
-	$(BIN)/python scripts/demo.py --output $(DEMO)/corpus
+	$(BIN)/python scripts/demo.py --output $(DEMO)/corpus --seed $(SEED)
 	$(BIN)/python scripts/label.py fit $(DEMO_CONFIG) --posts '$(DEMO)/corpus/posts/*.jsonl' --output $(DEMO)/labeler
 	$(BIN)/python scripts/demo.py --output $(DEMO)/corpus --labeler $(DEMO)/labeler
 	$(BIN)/python scripts/label.py run $(DEMO_CONFIG) --posts '$(DEMO)/corpus/posts/*.jsonl' --labeler $(DEMO)/labeler --output $(DEMO)/shards
 	$(BIN)/python scripts/train.py $(DEMO_CONFIG) --config.data.shards=$(DEMO)/shards --workdir $(DEMO)/run
-	for task in topic affect; do for encoder in $(DEMO)/run/encoder random:$(DEMO)/run/encoder; do \
-	  $(BIN)/python scripts/evaluate.py --config configs/eval.py:folder,linear --encoder $$encoder \
-	    --data $(DEMO)/corpus/$$task --output $(DEMO)/results || exit 1; \
-	done; done
+	for task in topic affect; do \
+	  $(BIN)/python scripts/evaluate.py $(DEMO_EVAL)/$$task --encoder $(DEMO)/run/encoder --name trained || exit 1; \
+	  $(BIN)/python scripts/evaluate.py $(DEMO_EVAL)/$$task --encoder random:$(DEMO)/run/encoder --name untrained || exit 1; \
+	done
 	$(BIN)/python scripts/report.py --results $(DEMO)/results --output $(DEMO)/report
 
 clean-demo:

@@ -74,17 +74,18 @@ def state(run_folder: Path) -> dict[str, np.ndarray]:
     return ocp.StandardCheckpointer().restore((run_folder / "checkpoints" / str(STEPS) / "default").absolute())
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(job):
-    workdir = job / "killed"
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 0)])
+def test_an_ended_run_goes_on_to_the_same_bits(job, sent, status):
+    workdir = job / sent.name
     process = subprocess.Popen(
         command("train", *training(job), "--workdir", workdir), env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.DEVNULL
     )
-    # Killed with a checkpoint on the disk and, most likely, records beyond it.
+    # Ended with a checkpoint on the disk and, most likely, records beyond it.
     while process.poll() is None and not (workdir / "checkpoints" / "14").exists():
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (workdir / "encoder").exists(), "the run was over before it could be killed: take more steps"
+    process.send_signal(sent)
+    assert process.wait() == status
+    assert not (workdir / "encoder").exists(), "the run was over before it could be ended: take more steps"
     run("train", *training(job), "--workdir", workdir)
     assert metrics(workdir) == metrics(job / "run")
     undisturbed, resumed = state(job / "run"), state(workdir)

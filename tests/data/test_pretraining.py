@@ -1,12 +1,14 @@
 """Every example of an epoch once, the same order each time, and a resume that picks up anywhere."""
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
 
 from vise_jax import config as vise_config
 from vise_jax.data import pretraining, shards
+from vise_jax.errors import UserError
 
 
 @pytest.fixture
@@ -72,6 +74,19 @@ def test_the_crops_of_an_example_differ_between_epochs(read):
     twice = [images for images in seen.values() if len(images) > 1]
     assert len(twice) > 30
     assert not any(np.array_equal(images[0], images[1]) for images in twice)
+
+
+def test_a_damaged_record_is_said_in_a_sentence(shards_folder, tmp_path):
+    folder = tmp_path / "shards"
+    shutil.copytree(shards_folder, folder)
+    shard = next(folder.glob("*.tfrecord"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    manifest, config = shards.read_manifest(folder), vise_config.base().data
+    batches = pretraining.batches(folder, manifest, config, batch_size=7, seed=3)
+    with pytest.raises(UserError, match=r"can't be read \(corrupted record"):
+        list(itertools.islice(batches, 6))
 
 
 def test_groups_hold_every_record_once_whatever_their_size():

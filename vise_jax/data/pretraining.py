@@ -14,6 +14,8 @@ import tensorflow as tf
 from ml_collections import ConfigDict
 
 from vise_jax.data.images import decode_random_crop
+from vise_jax.data.shards import MADE_BY
+from vise_jax.errors import UserError
 
 _FEATURES = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
@@ -60,6 +62,9 @@ def batches(
     Yields:
         `images` uint8 [B, S, S, 3], random crops; `comment_labels` int32 [B, M], filled up with -1; `comment_weights`
         float32 [B, M]; `reaction_label` int32 [B], -1 for none; `post_id`, the salted hashes, [B] bytes.
+
+    Raises:
+        UserError: a record is damaged, or its image can't be decoded.
     """
     counts = [shard["examples"] for shard in manifest["shards"]]
     paths = np.array([str(Path(folder) / shard["name"]) for shard in manifest["shards"]])
@@ -116,4 +121,12 @@ def batches(
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     options.deterministic = True
-    return dataset.with_options(options).as_numpy_iterator()
+    try:
+        yield from dataset.with_options(options).as_numpy_iterator()
+    except tf.errors.OpError as error:
+        # The first line names the whole pipeline before it comes to the point.
+        reason = error.message.splitlines()[0].rsplit(": ", 1)[-1][:200]
+        raise UserError(
+            f"A record of the shards {folder} can't be read ({reason}): copy them again, or make them again with "
+            f"`{MADE_BY}`."
+        ) from error

@@ -28,11 +28,11 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Wait until everything is written."""
         self._manager.close()
+
+    def wait(self) -> None:
+        """Return when all that was saved is on the disk."""
+        self._manager.wait_until_finished()
 
     def latest(self) -> int | None:
         """The newest step whose checkpoint is complete, as the disk says, or None."""
@@ -40,9 +40,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any) -> None:
-        """Start to save `state`, any pytree of arrays, unless this step is there already."""
-        if self.latest() == step:
-            return
+        """Start to save `state`, any pytree of arrays."""
         leaves = named_leaves(state)
         if jax.default_backend() == "cpu":
             # There, the arrays that Orbax writes in the background are views of buffers that the next step donates.

@@ -174,8 +174,9 @@ def _run_steps(
             if saving:
                 checkpoints.save(step, state)
             if stopping:
+                # Here, where a second SIGTERM doesn't end the process: a save would be lost with it.
+                checkpoints.wait()
                 bar.print(f"SIGTERM: saved step {step:,}; the same command goes on from there.")
-                checkpoints.close()
                 sys.exit(0)
     return state
 

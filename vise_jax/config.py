@@ -31,7 +31,9 @@ def base() -> ConfigDict:
     labels.max_comments = 100
     # "set": every cluster among a post's comments weighs the same. "count": as often as it occurs. Not in the paper.
     labels.label_weights = "set"
-    # phi_C is LSA of this many dimensions (truncated SVD of TF-IDF): the paper's embeddings are not public.
+    # phi_C, the vectors of comments; the paper's embeddings are not public. "lsa": truncated SVD of TF-IDF.
+    labels.comment_encoder = "lsa"
+    # Dimensions of LSA.
     labels.comment_dim = 256
     # A token is in the vocabulary when this many comments hold it, the most frequent ones first.
     labels.min_comment_count = 5
@@ -171,6 +173,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "labels.cluster_share": (_inner_share, "between 0 and 1, neither of them"),
     "labels.max_comments": (_positive, "at least 1"),
     "labels.label_weights": (_one_of("set", "count"), '"set" or "count"'),
+    "labels.comment_encoder": (_one_of("lsa"), '"lsa"'),
     "labels.comment_dim": (_positive, "at least 1"),
     "labels.min_comment_count": (_positive, "at least 1"),
     "labels.max_vocabulary": (_positive, "at least 1"),

@@ -13,7 +13,6 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from vise_jax import config
 from vise_jax.engagement import Labeler, LabelledPost, kmeans, privacy, reactions
-from vise_jax.engagement.comments import tokenize
 from vise_jax.errors import UserError
 from vise_jax.posts import Post
 
@@ -61,7 +60,7 @@ def test_labels_find_the_topics(labeler: Labeler) -> None:
 
 def test_labels_by_hand(labeler: Labeler) -> None:
     def cluster(text: str) -> int:
-        return int(kmeans.assign(labeler.comments.encode([tokenize(text)]), labeler.comment_centroids)[0])
+        return int(kmeans.assign(labeler.comments.encode([text]), labeler.comment_centroids)[0])
 
     pets, beach = cluster("dog paw"), cluster("sea sand")
     post = {"post_id": "x", "comments": ["dog", "sea wave @dog", "PAW!", "unheard words", ""], "reactions": {"wow": 7}}

@@ -1,11 +1,11 @@
-"""phi_C: comments as vectors. TF-IDF over tokens, then LSA, since the paper's own embeddings are not public (Sec. 3.2).
+"""phi_C: comments as vectors: the TF-IDF-weighted mean of their tokens' vectors, of unit length (Sec. 3.2).
 
-Everything here works on comments that are masked and split into tokens; one comment is one document.
+The paper's own embeddings are not public. One comment is one document; nothing sees it before `privacy.mask` has.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,11 +13,12 @@ import numpy as np
 import scipy.sparse
 from ml_collections import ConfigDict
 
+from vise_jax.engagement.privacy import mask
 from vise_jax.engagement.tokens import tokenize
 from vise_jax.engagement.vectors import unit_rows
 from vise_jax.errors import UserError
 
-__all__ = ["Lsa", "choose_vocabulary", "fit_lsa", "sample_comments", "tokenize"]
+Split = Callable[[Sequence[str]], list[list[str]]]
 
 
 def sample_comments(comments: Sequence[str], max_comments: int, seed: int, post_id: str) -> list[str]:
@@ -40,74 +41,115 @@ def choose_vocabulary(document_counts: Counter[str], min_count: int, max_size: i
     return [token for token, _ in sorted(frequent, key=lambda item: (-item[1], item[0]))[:max_size]]
 
 
+def tokenizer(labels: ConfigDict) -> Split:
+    """What splits raw comments into tokens for the encoder of `labels.comment_encoder`, before anything is fitted."""
+    return _split
+
+
+def _split(comments: Sequence[str]) -> list[list[str]]:
+    return [tokenize(mask(comment)) for comment in comments]
+
+
 @dataclass(frozen=True)
-class Lsa:
+class CommentEncoder:
     """A fitted comment encoder.
 
     Attributes:
+        kind: `labels.comment_encoder`.
         vocabulary: tokens, V of them.
-        idf: float32 [V], ln((1 + comments) / (1 + comments with the token)) + 1.
-        projection: float32 [V, D], the right singular vectors of the fitted comments' TF-IDF rows.
+        weights: float32 [V], of a token's every occurrence: its IDF,
+            ln((1 + comments) / (1 + comments with the token)) + 1.
+        vectors: float32 [V, D]; of LSA the right singular vectors of the fitted comments' TF-IDF rows.
+        tokenizer: what splits comments into tokens, as a `tokenizer.json`; empty where `tokens.tokenize` does.
+        coverage: share of the tokens of the fitted comments that the vocabulary holds, each once a comment.
     """
 
+    kind: str
     vocabulary: list[str]
-    idf: np.ndarray
-    projection: np.ndarray
+    weights: np.ndarray
+    vectors: np.ndarray
+    tokenizer: bytes = b""
+    coverage: float = 1.0
 
     @cached_property
     def _index(self) -> dict[str, int]:
         return {token: number for number, token in enumerate(self.vocabulary)}
 
-    def encode(self, documents: Sequence[Sequence[str]]) -> np.ndarray:
-        """phi_C of each tokenised comment.
+    def tfidf(self, comments: Sequence[str]) -> scipy.sparse.csr_matrix:
+        """Counts times weights of each raw comment's tokens: float32 [N, V]."""
+        return _tfidf(_split(comments), self._index, self.weights)
+
+    def encode(self, comments: Sequence[str]) -> np.ndarray:
+        """phi_C of each raw comment.
 
         Returns:
             float32 [N, D], rows of length 1; a row of zeros where a comment holds no token of the vocabulary.
         """
-        return unit_rows(_tfidf(documents, self._index, self.idf) @ self.projection)
+        return unit_rows(self.tfidf(comments) @ self.vectors)
 
 
-def fit_lsa(documents: Sequence[Sequence[str]], labels: ConfigDict) -> Lsa:
-    """Fit vocabulary, IDF and projection on tokenised comments.
+def fit_encoder(
+    document_counts: Counter[str], documents: int, sample: Sequence[str], labels: ConfigDict
+) -> CommentEncoder:
+    """Fit the encoder that `labels.comment_encoder` names.
 
-    Where the comments or the vocabulary are fewer than `labels.comment_dim`, the projection has as many dimensions
-    as they are: more can't hold anything.
+    Args:
+        document_counts: how many comments hold each token of `tokenizer(labels)`; counts of parts can be added.
+        documents: how many comments that were.
+        sample: raw comments, as many of them as the SVD is to see.
+        labels: the `labels` section of a config.
 
     Raises:
-        UserError: no token is in `labels.min_comment_count` comments.
+        UserError: no token is in `labels.min_comment_count` comments, or none of these is in the sample.
+    """
+    vocabulary = choose_vocabulary(document_counts, labels.min_comment_count, labels.max_vocabulary)
+    if not vocabulary:
+        raise UserError(
+            f"None of the {len(document_counts):,} tokens of {documents:,} comments is in "
+            f"labels.min_comment_count={labels.min_comment_count} comments: give more posts, or lower that key."
+        )
+    counts = np.array([document_counts[token] for token in vocabulary], np.float64)
+    weights = (np.log((1 + documents) / (1 + counts)) + 1).astype(np.float32)
+    coverage = float(counts.sum() / document_counts.total())
+    return CommentEncoder(
+        labels.comment_encoder, vocabulary, weights, _lsa(vocabulary, weights, sample, labels), coverage=coverage
+    )
+
+
+def _lsa(vocabulary: list[str], weights: np.ndarray, sample: Sequence[str], labels: ConfigDict) -> np.ndarray:
+    """The right singular vectors of the sample's TF-IDF rows: float32 [V, D].
+
+    D is `labels.comment_dim`; where the comments or the vocabulary are fewer, as many as they are: more dimensions
+    can't hold anything.
     """
     # Scikit-learn takes longer to import than a labeler to load.
     from sklearn.decomposition import TruncatedSVD
     from sklearn.preprocessing import normalize
 
-    document_counts: Counter[str] = Counter()
-    for document in documents:
-        document_counts.update(set(document))
-    vocabulary = choose_vocabulary(document_counts, labels.min_comment_count, labels.max_vocabulary)
-    if not vocabulary:
-        raise UserError(
-            f"None of the {len(document_counts):,} tokens of {len(documents):,} comments is in "
-            f"labels.min_comment_count={labels.min_comment_count} comments: give more posts, or lower that key."
-        )
-    counts = np.array([document_counts[token] for token in vocabulary], np.float64)
-    idf = (np.log((1 + len(documents)) / (1 + counts)) + 1).astype(np.float32)
-    rows = normalize(_tfidf(documents, {token: number for number, token in enumerate(vocabulary)}, idf))
+    rows = normalize(_tfidf(_split(sample), {token: number for number, token in enumerate(vocabulary)}, weights))
     # Comments without a known token are zeros to the SVD, and would only blur how many dimensions there can be.
     rows = rows[np.diff(rows.indptr) > 0]
+    if not rows.shape[0]:
+        raise UserError(
+            f"None of the {len(sample):,} comments that labels.max_fit_comments={labels.max_fit_comments} lets the SVD "
+            "see holds a token of the vocabulary: raise that key."
+        )
+    if rows.shape[1] == 1:  # which scikit-learn refuses
+        return np.ones((1, 1), np.float32)
     svd = TruncatedSVD(min(labels.comment_dim, *rows.shape), random_state=labels.seed)
     with np.errstate(invalid="ignore"):  # the share of variance of a single comment, which nobody asks for
         svd.fit(rows)
-    return Lsa(vocabulary, idf, np.ascontiguousarray(svd.components_.T, np.float32))
+    return np.ascontiguousarray(svd.components_.T, np.float32)
 
 
-def _tfidf(documents: Iterable[Sequence[str]], index: dict[str, int], idf: np.ndarray) -> scipy.sparse.csr_matrix:
-    """Counts times IDF: float32 [N, V]."""
+def _tfidf(documents: Sequence[Sequence[str]], index: dict[str, int], weights: np.ndarray) -> scipy.sparse.csr_matrix:
+    """Counts times weights: float32 [N, V]."""
     columns: list[int] = []
     ends = [0]
     for document in documents:
         columns.extend(index[token] for token in document if token in index)
         ends.append(len(columns))
     indices = np.array(columns, np.int32)
-    rows = scipy.sparse.csr_matrix((idf[indices], indices, np.array(ends)), shape=(len(ends) - 1, len(idf)))
+    rows = scipy.sparse.csr_matrix((weights[indices], indices, np.array(ends)), shape=(len(ends) - 1, len(weights)))
     rows.sum_duplicates()
     return rows

@@ -17,13 +17,12 @@ from safetensors import SafetensorError
 import vise_jax
 from vise_jax import artefact
 from vise_jax.engagement import kmeans, privacy, reactions
-from vise_jax.engagement.comments import Lsa, fit_lsa, sample_comments
-from vise_jax.engagement.tokens import tokenize
+from vise_jax.engagement.comments import CommentEncoder, fit_encoder, sample_comments, tokenizer
 from vise_jax.errors import UserError
 from vise_jax.posts import REACTIONS, BadPost, Post, parse
 from vise_jax.progress import Progress, track
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MADE_BY = "label.py fit"
 
 
@@ -57,7 +56,7 @@ class Labeler:
 
     labels: Mapping[str, Any]
     salt_check: str
-    comments: Lsa | None
+    comments: CommentEncoder | None
     comment_centroids: np.ndarray
     reaction_centroids: np.ndarray
     fitted: Mapping[str, Any] = field(default_factory=dict)
@@ -83,6 +82,7 @@ class Labeler:
             UserError: nothing to fit on, or too little for the clusters that were asked for.
         """
         salt = privacy.salt(labels.salt_file, labels.seed)
+        split_tokens, document_counts = tokenizer(labels), Counter[str]()
         texts, profiles = _Lowest(labels.max_fit_comments), _Lowest(labels.max_fit_reactions)
         counts = {"posts": 0, "cluster_posts": 0, "comments": 0, "reactions": 0}
         for post in track(map(_post, posts), "reading", "posts"):
@@ -93,22 +93,21 @@ class Labeler:
             if post.reactions and any(post.reactions):
                 counts["reactions"] += 1
                 profiles.add(_rank(post.post_id, salt, 0), post.reactions)
-            for number, comment in enumerate(
-                sample_comments(post.comments, labels.max_comments, labels.seed, post.post_id)
-            ):
-                tokens = tokenize(privacy.mask(comment))
+            comments = sample_comments(post.comments, labels.max_comments, labels.seed, post.post_id)
+            for number, (comment, tokens) in enumerate(zip(comments, split_tokens(comments), strict=True)):
                 if tokens:
                     counts["comments"] += 1
-                    texts.add(_rank(post.post_id, salt, number), tokens)
+                    document_counts.update(set(tokens))
+                    texts.add(_rank(post.post_id, salt, number), comment)
         if not counts["comments"] and not counts["reactions"]:
             raise UserError(
                 f"None of the {counts['posts']:,} posts can make clusters: {counts['cluster_posts']:,} fall into the "
                 f"cluster split (labels.cluster_share={labels.cluster_share:.3g}), and these hold no comments and no "
                 "reactions: give more posts, or raise that share."
             )
-        documents, rows = texts.sorted(), profiles.sorted()
-        encoder = fit_lsa(documents, labels) if documents else None
-        phi = encoder.encode(documents) if encoder else np.zeros((0, 0), np.float32)
+        sample, rows = texts.sorted(), profiles.sorted()
+        encoder = fit_encoder(document_counts, counts["comments"], sample, labels) if sample else None
+        phi = encoder.encode(sample) if encoder else np.zeros((0, 0), np.float32)
         comment_centroids, comment_fit = _cluster(phi[phi.any(axis=1)], labels, "comment")
         reaction_centroids, reaction_fit = _cluster(reactions.encode(rows), labels, "reaction")
         fitted = {
@@ -117,7 +116,7 @@ class Labeler:
             "comment_dim": phi.shape[1],
             "comment_clusters": comment_fit,
             "reaction_clusters": reaction_fit,
-            "fitted_on": _content_sha256(documents, rows),
+            "fitted_on": _content_sha256(sample, rows),
         }
         check = privacy.salt_check(salt)
         return cls(labels.to_dict(), check, encoder, comment_centroids, reaction_centroids, fitted)
@@ -144,18 +143,16 @@ class Labeler:
         found: list[Counter[int]] = [Counter() for _ in posts]
         if self.comments is None:
             return found
-        documents, owners = [], []
+        comments, owners = [], []
         for owner, post in enumerate(posts):
-            for comment in sample_comments(
-                post.comments, self.labels["max_comments"], self.labels["seed"], post.post_id
-            ):
-                documents.append(tokenize(privacy.mask(comment)))
-                owners.append(owner)
-        phi = self.comments.encode(documents)
+            drawn = sample_comments(post.comments, self.labels["max_comments"], self.labels["seed"], post.post_id)
+            comments.extend(drawn)
+            owners.extend([owner] * len(drawn))
+        phi = self.comments.encode(comments)
         known = phi.any(axis=1)
         labels = kmeans.assign(phi[known], self.comment_centroids)
-        for document, label in zip(np.flatnonzero(known), labels.tolist(), strict=True):
-            found[owners[document]][label] += 1
+        for comment, label in zip(np.flatnonzero(known), labels.tolist(), strict=True):
+            found[owners[comment]][label] += 1
         return found
 
     def _label_reactions(self, posts: list[Post]) -> list[int]:
@@ -168,12 +165,15 @@ class Labeler:
     def _files(self) -> dict[str, bytes]:
         tensors = {"comment_centroids": self.comment_centroids, "reaction_centroids": self.reaction_centroids}
         if self.comments:
-            tensors |= {"idf": self.comments.idf, "projection": self.comments.projection}
+            tensors |= {"comment_weights": self.comments.weights, "comment_vectors": self.comments.vectors}
         vocabulary = self.comments.vocabulary if self.comments else []
-        return {
+        files = {
             "labeler.safetensors": safetensors.numpy.save(tensors),
             "vocabulary.txt": "".join(f"{token}\n" for token in vocabulary).encode(),
         }
+        if self.comments and self.comments.tokenizer:
+            files["tokenizer.json"] = self.comments.tokenizer
+        return files
 
     @cached_property
     def _sha256(self) -> dict[str, str]:
@@ -185,7 +185,7 @@ class Labeler:
         return artefact.fingerprint([FORMAT_VERSION, dict(self.labels), self.salt_check, self._sha256])
 
     def save(self, folder: Path) -> None:
-        """Write `labeler.json`, `labeler.safetensors` and `vocabulary.txt`, whole or not at all.
+        """Write `labeler.json`, `labeler.safetensors`, `vocabulary.txt` and a tokeniser's file, whole or not at all.
 
         Raises:
             UserError: the folder exists and holds something.
@@ -198,6 +198,7 @@ class Labeler:
                 "kind": "labeler",
                 "vise_jax": vise_jax.__version__,
                 "labels": dict(self.labels),
+                "comment_coverage": self.comments.coverage if self.comments else 0.0,
                 "classes": self.classes,
                 "fitted": dict(self.fitted),
                 "salt_check": self.salt_check,
@@ -219,10 +220,22 @@ class Labeler:
         try:
             tensors = safetensors.numpy.load((folder / "labeler.safetensors").read_bytes())
             vocabulary = (folder / "vocabulary.txt").read_text("utf-8").split("\n")[:-1]
+            comments = (
+                CommentEncoder(
+                    description["labels"]["comment_encoder"],
+                    vocabulary,
+                    tensors["comment_weights"],
+                    tensors["comment_vectors"],
+                    (folder / "tokenizer.json").read_bytes() if "tokenizer.json" in description["sha256"] else b"",
+                    description["comment_coverage"],
+                )
+                if vocabulary
+                else None
+            )
             labeler = cls(
                 description["labels"],
                 description["salt_check"],
-                Lsa(vocabulary, tensors["idf"], tensors["projection"]) if vocabulary else None,
+                comments,
                 tensors["comment_centroids"],
                 tensors["reaction_centroids"],
                 description["fitted"],
@@ -265,10 +278,10 @@ def _post(post: Post | Mapping) -> Post:
         raise UserError(f"A post is not as it should be ({bad.reason}): see vise_jax.posts for the schema.") from bad
 
 
-def _content_sha256(documents: list[list[str]], rows: list[tuple[int, ...]]) -> str:
+def _content_sha256(sample: list[str], rows: list[tuple[int, ...]]) -> str:
     """What the labeler was fitted on, as one hash that gives none of it away."""
     content = hashlib.sha256()
-    for item in (*documents, *rows):
+    for item in (*sample, *rows):
         content.update(artefact.canonical_json(item).encode())
     return content.hexdigest()
 

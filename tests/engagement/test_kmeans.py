@@ -1,5 +1,8 @@
 """K-means against scikit-learn's Lloyd from the same start, and the corners: duplicates, empty clusters, large k."""
 
+from pathlib import Path
+
+import jax
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans
@@ -82,3 +85,101 @@ def test_equal_distances_go_to_the_first_centroid_and_no_points_to_none() -> Non
 def test_points_that_are_no_points(x: np.ndarray) -> None:
     with pytest.raises(ValueError, match="finite"):
         kmeans.fit(x, 1, iterations=1, seed=0)
+
+
+def on_disk(x: np.ndarray, path: Path) -> np.memmap:
+    np.save(path, x)
+    return np.load(path, mmap_mode="r")
+
+
+@pytest.mark.parametrize("block_bytes", [2**12, 2**26])
+def test_points_streamed_from_disk_in_blocks_give_what_points_in_memory_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    x = blobs(3_001, 8, 12)
+    expected = kmeans.fit(x, 12, iterations=6, seed=0)
+    monkeypatch.setattr(kmeans, "_BLOCK_BYTES", block_bytes)
+    streamed = kmeans.fit(on_disk(x, tmp_path / "x.npy"), 12, iterations=6, seed=0)
+    np.testing.assert_allclose(streamed.centroids, expected.centroids, rtol=1e-5, atol=1e-5)
+    assert streamed.inertia == pytest.approx(expected.inertia, rel=1e-6)
+    assert (
+        kmeans.assign(on_disk(x, tmp_path / "x.npy"), expected.centroids) == kmeans.assign(x, expected.centroids)
+    ).all()
+
+
+def test_one_device_gives_what_four_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = blobs(2_003, 8, 12)
+    assert jax.local_device_count() == 4
+    four = kmeans.fit(x, 12, iterations=6, seed=0)
+    first = jax.devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: first)
+    one = kmeans.fit(x, 12, iterations=6, seed=0)
+    np.testing.assert_allclose(one.centroids, four.centroids, rtol=1e-5, atol=1e-5)
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(iteration: int):
+    calls = []
+
+    def after_iteration(inertia: float) -> None:
+        calls.append(inertia)
+        if len(calls) == iteration:
+            raise Killed
+
+    return after_iteration
+
+
+@pytest.mark.parametrize("batch_size", [0, 200])
+def test_a_stopped_fit_goes_on_to_the_same_bits(tmp_path: Path, batch_size: int) -> None:
+    x, state = blobs(2_000, 8, 3), tmp_path / "state.safetensors"
+    options = {"iterations": 12, "seed": 3, "batch_size": batch_size}
+    expected = kmeans.fit(x, 30, **options)
+    with pytest.raises(Killed):
+        kmeans.fit(x, 30, **options, state=state, save_every=2, after_iteration=kill_at(8))
+    iterations: list[float] = []
+    resumed = kmeans.fit(x, 30, **options, state=state, save_every=2, after_iteration=iterations.append)
+    assert len(iterations) <= 12 - 6
+    assert resumed.centroids.tobytes() == expected.centroids.tobytes()
+    assert resumed.inertia == expected.inertia
+    with pytest.raises(UserError, match=r"state\.safetensors holds the state of another K-means"):
+        kmeans.fit(x, 29, **options, state=state)
+    state.write_bytes(b"half of it")
+    with pytest.raises(UserError, match="holds no state"):
+        kmeans.fit(x, 30, **options, state=state)
+
+
+def test_mini_batches_are_running_means_over_the_batches_points() -> None:
+    x, start = blobs(600, 4, 5), blobs(600, 4, 5)[[0, 100, 200]]
+    centroids, seen = start.astype(np.float64), np.zeros(3)
+    for iteration in range(4):
+        batch = x[np.sort(np.random.default_rng([7, iteration]).choice(600, 50, replace=False))]
+        labels = ((batch[:, None] - centroids[None]) ** 2).sum(2).argmin(1)
+        for cluster in range(3):
+            for point in batch[labels == cluster]:
+                seen[cluster] += 1
+                centroids[cluster] += (point - centroids[cluster]) / seen[cluster]
+    found = kmeans.fit(x, 3, init=start, iterations=4, seed=7, batch_size=50)
+    np.testing.assert_allclose(found.centroids, centroids, rtol=1e-4)
+
+
+def test_mini_batches_come_near_lloyd_and_leave_no_cluster_empty() -> None:
+    x = blobs(5_000, 8, 30)
+    lloyd = kmeans.fit(x, 30, iterations=25, seed=0)
+    batches = kmeans.fit(x, 30, iterations=60, seed=0, batch_size=500)
+    assert batches.inertia < 1.1 * lloyd.inertia
+    far = np.concatenate([x[:20], np.full((10, 8), 1e4, np.float32) + np.arange(10, dtype=np.float32)[:, None]])
+    mended = kmeans.fit(x, 30, init=far, iterations=60, seed=0, batch_size=500)
+    assert len(np.unique(kmeans.assign(x, mended.centroids))) == 30
+
+
+def test_a_tolerance_stops_when_the_inertia_hardly_falls() -> None:
+    x = blobs(3_000, 8, 40)
+    falls: list[float] = []
+    kmeans.fit(x, 20, iterations=40, seed=0, tolerance=1e-2, after_iteration=falls.append)
+    shares = -np.diff(falls) / falls[1:]
+    assert 2 < len(falls) < 40
+    assert (shares[:-1] >= 1e-2).all()
+    assert shares[-1] < 1e-2

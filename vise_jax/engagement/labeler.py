@@ -299,7 +299,7 @@ def _cluster(phi: np.ndarray, labels: ConfigDict, kind: str) -> tuple[np.ndarray
                 iterations=labels.kmeans_iterations,
                 seed=labels.seed,
                 allow_fewer=labels.allow_fewer_clusters,
-                after_iteration=progress.advance,
+                after_iteration=lambda inertia: progress.advance(note=f"inertia {inertia:.4g}"),
             )
         except UserError as error:
             raise UserError(f"labels.{key}: {error}") from error

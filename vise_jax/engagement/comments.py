@@ -8,17 +8,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import scipy.sparse
 from ml_collections import ConfigDict
 
-from vise_jax.engagement.privacy import mask
-from vise_jax.engagement.tokens import tokenize
+from vise_jax.engagement.tokens import Splitter
 from vise_jax.engagement.vectors import unit_rows
 from vise_jax.errors import UserError
 
-Split = Callable[[Sequence[str]], list[list[str]]]
+# Comments encoded at a time: few enough for a core's cache, and for what lies between a comment and its row.
+_BATCH = 1024
 
 
 def sample_comments(comments: Sequence[str], max_comments: int, seed: int, post_id: str) -> list[str]:
@@ -41,13 +42,9 @@ def choose_vocabulary(document_counts: Counter[str], min_count: int, max_size: i
     return [token for token, _ in sorted(frequent, key=lambda item: (-item[1], item[0]))[:max_size]]
 
 
-def tokenizer(labels: ConfigDict) -> Split:
+def tokenizer(labels: ConfigDict) -> Callable[[Sequence[str]], list[list[str]]]:
     """What splits raw comments into tokens for the encoder of `labels.comment_encoder`, before anything is fitted."""
-    return _split
-
-
-def _split(comments: Sequence[str]) -> list[list[str]]:
-    return [tokenize(mask(comment)) for comment in comments]
+    return Splitter().split
 
 
 @dataclass(frozen=True)
@@ -72,12 +69,12 @@ class CommentEncoder:
     coverage: float = 1.0
 
     @cached_property
-    def _index(self) -> dict[str, int]:
-        return {token: number for number, token in enumerate(self.vocabulary)}
+    def _split(self) -> Callable[[Sequence[str]], list[list[int]]]:
+        return Splitter({token: number for number, token in enumerate(self.vocabulary)}).split
 
     def tfidf(self, comments: Sequence[str]) -> scipy.sparse.csr_matrix:
         """Counts times weights of each raw comment's tokens: float32 [N, V]."""
-        return _tfidf(_split(comments), self._index, self.weights)
+        return _tfidf(self._split(comments), self.weights)
 
     def encode(self, comments: Sequence[str]) -> np.ndarray:
         """phi_C of each raw comment.
@@ -85,7 +82,11 @@ class CommentEncoder:
         Returns:
             float32 [N, D], rows of length 1; a row of zeros where a comment holds no token of the vocabulary.
         """
-        return unit_rows(self.tfidf(comments) @ self.vectors)
+        phi = np.empty((len(comments), self.vectors.shape[1]), np.float32)
+        for start in range(0, len(comments), _BATCH):
+            rows = slice(start, start + _BATCH)
+            phi[rows] = unit_rows(self.tfidf(comments[rows]) @ self.vectors)
+        return phi
 
 
 def fit_encoder(
@@ -126,7 +127,8 @@ def _lsa(vocabulary: list[str], weights: np.ndarray, sample: Sequence[str], labe
     from sklearn.decomposition import TruncatedSVD
     from sklearn.preprocessing import normalize
 
-    rows = normalize(_tfidf(_split(sample), {token: number for number, token in enumerate(vocabulary)}, weights))
+    index = {token: number for number, token in enumerate(vocabulary)}
+    rows = normalize(_tfidf(Splitter(index).split(sample), weights))
     # Comments without a known token are zeros to the SVD, and would only blur how many dimensions there can be.
     rows = rows[np.diff(rows.indptr) > 0]
     if not rows.shape[0]:
@@ -142,14 +144,11 @@ def _lsa(vocabulary: list[str], weights: np.ndarray, sample: Sequence[str], labe
     return np.ascontiguousarray(svd.components_.T, np.float32)
 
 
-def _tfidf(documents: Sequence[Sequence[str]], index: dict[str, int], weights: np.ndarray) -> scipy.sparse.csr_matrix:
-    """Counts times weights: float32 [N, V]."""
-    columns: list[int] = []
-    ends = [0]
-    for document in documents:
-        columns.extend(index[token] for token in document if token in index)
-        ends.append(len(columns))
-    indices = np.array(columns, np.int32)
-    rows = scipy.sparse.csr_matrix((weights[indices], indices, np.array(ends)), shape=(len(ends) - 1, len(weights)))
-    rows.sum_duplicates()
-    return rows
+def _tfidf(rows: list[list[int]], weights: np.ndarray) -> scipy.sparse.csr_matrix:
+    """Counts times weights, float32 [N, V], of rows of token numbers."""
+    ends = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)), out=ends[1:])
+    columns = np.fromiter(chain.from_iterable(rows), np.int32, ends[-1])
+    matrix = scipy.sparse.csr_matrix((weights[columns], columns, ends), shape=(len(rows), len(weights)))
+    matrix.sum_duplicates()
+    return matrix

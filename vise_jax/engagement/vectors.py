@@ -5,5 +5,6 @@ import numpy as np
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
     """Divide each row of float [N, D] by its L2 norm; rows of zeros stay zeros."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+    lengths[lengths == 0] = 1
+    return rows / lengths[:, None]

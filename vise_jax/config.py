@@ -27,12 +27,23 @@ def base() -> ConfigDict:
     labels.allow_fewer_clusters = False
     # Share of the posts that only make clusters and are never trained on (Sec. 3.1: 20M of 270M).
     labels.cluster_share = 20 / 270
+    # Share of the posts whose examples are kept apart, in shards of their own, to watch training with.
+    labels.validation_share = 0.0
+    # Share of the training posts that become examples; a smaller share is a subset of a larger one (Fig. 4).
+    labels.train_share = 1.0
+    # A comment cluster that fewer posts than this made is no label: so few people could be told from it.
+    labels.min_posts = 2
     # Comments drawn from a post at most (Sec. 3.2).
     labels.max_comments = 100
     # "set": every cluster among a post's comments weighs the same. "count": as often as it occurs. Not in the paper.
     labels.label_weights = "set"
-    # phi_C, the vectors of comments; the paper's embeddings are not public. "lsa": truncated SVD of TF-IDF.
+    # phi_C, the weighted mean of a comment's token vectors; the paper's embeddings are not public. "lsa": truncated
+    # SVD of the comments themselves. "word_vectors": a file of them. "static": a model2vec folder, with its tokeniser.
     labels.comment_encoder = "lsa"
+    # That file (word2vec, GloVe or fastText .vec, plain or gzipped) or folder; not for LSA.
+    labels.vectors = ""
+    # "idf": rare tokens weigh more. "none": all weigh the same, as in model2vec's own mean. Not in the paper.
+    labels.token_weights = "idf"
     # Dimensions of LSA.
     labels.comment_dim = 256
     # A token is in the vocabulary when this many comments hold it, the most frequent ones first.
@@ -41,15 +52,22 @@ def base() -> ConfigDict:
     # Comments that the SVD and K-means are fitted on at most, drawn evenly from the cluster split.
     labels.max_fit_comments = 1_000_000
     labels.max_fit_reactions = 1_000_000
+    # Passes over the points, or mini-batches; K-means stops when the inertia falls by a smaller share than tolerance.
     labels.kmeans_iterations = 25
-    # File whose bytes salt the hashes of post ids (splits, and the ids in shards). Without one the salt follows from
-    # `seed`, which anyone can repeat: give a secret file where ids must stay unlinkable.
+    labels.kmeans_tolerance = 1e-4
+    # Points of a mini-batch; 0 = Lloyd's algorithm on all of them.
+    labels.kmeans_batch = 0
+    # File whose bytes salt the hashes of post ids (splits, and the ids in shards); `label.py fit` makes it where there
+    # is none. Without one the salt follows from `seed`, which anyone can repeat: name a file where ids must stay
+    # unlinkable, and keep it secret.
     labels.salt_file = ""
     # An image with more pixels is rejected before it is decoded.
     labels.max_image_pixels = 50_000_000
     # A shard is closed when it has grown to this size.
     labels.shard_megabytes = 128.0
-    # The job stops when a larger share of an input's posts is malformed or has a broken image.
+    # A .jsonl or .parquet file is worked on in parts of this size, so that several workers can share it.
+    labels.part_megabytes = 128.0
+    # The job stops when a larger share of a part's posts is malformed or has a broken image.
     labels.max_rejected_share = 0.5
     labels.seed = 0
 
@@ -171,17 +189,24 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "labels.comment_clusters": (_positive, "at least 1"),
     "labels.reaction_clusters": (_positive, "at least 1"),
     "labels.cluster_share": (_inner_share, "between 0 and 1, neither of them"),
+    "labels.validation_share": (_share, "between 0 and 1"),
+    "labels.train_share": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "labels.min_posts": (_positive, "at least 1"),
     "labels.max_comments": (_positive, "at least 1"),
     "labels.label_weights": (_one_of("set", "count"), '"set" or "count"'),
-    "labels.comment_encoder": (_one_of("lsa"), '"lsa"'),
+    "labels.comment_encoder": (_one_of("lsa", "word_vectors", "static"), '"lsa", "word_vectors" or "static"'),
+    "labels.token_weights": (_one_of("idf", "none"), '"idf" or "none"'),
     "labels.comment_dim": (_positive, "at least 1"),
     "labels.min_comment_count": (_positive, "at least 1"),
     "labels.max_vocabulary": (_positive, "at least 1"),
     "labels.max_fit_comments": (_positive, "at least 1"),
     "labels.max_fit_reactions": (_positive, "at least 1"),
     "labels.kmeans_iterations": (_positive, "at least 1"),
+    "labels.kmeans_tolerance": (_not_negative, "at least 0"),
+    "labels.kmeans_batch": (_not_negative, "at least 0"),
     "labels.max_image_pixels": (_positive, "at least 1"),
     "labels.shard_megabytes": (_positive, "above 0"),
+    "labels.part_megabytes": (_positive, "above 0"),
     "labels.max_rejected_share": (_share, "between 0 and 1"),
     "labels.seed": (_not_negative, "at least 0"),
     "data.image_size": (lambda value: value >= 8, "at least 8"),
@@ -241,6 +266,13 @@ def validate(config: ConfigDict) -> None:
     missing = sorted(flat(reference).keys() - flat(config).keys())
     if missing:
         raise UserError(f"The config lacks the key {missing[0]}: start it from vise_jax.config.base().")
+    if "labels" in config and config.labels.cluster_share + config.labels.validation_share >= 1:
+        raise UserError("The config keys labels.cluster_share and labels.validation_share leave nothing to train on.")
+    if "labels" in config and (config.labels.comment_encoder == "lsa") == bool(config.labels.vectors):
+        raise UserError(
+            f"The config key labels.vectors is {config.labels.vectors!r} with labels.comment_encoder="
+            f"{config.labels.comment_encoder!r}: word_vectors needs a file and static a folder, lsa takes none."
+        )
     if "train_share" in config and config.train_share + config.validation_share >= 1:
         raise UserError("The config keys train_share and validation_share leave nothing for test: lower one of them.")
 

@@ -8,16 +8,20 @@ A post is a line of JSONL (`.jsonl`, `.jsonl.gz`) or a row of Parquet:
 A Parquet file may hold the image itself in a column `image_bytes`.
 """
 
+import contextlib
 import glob
 import gzip
+import hashlib
+import itertools
 import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
+from vise_jax import artefact
 from vise_jax.errors import UserError
 
 # In the order of a post's reaction counts and of phi_R's five dimensions.
@@ -36,7 +40,23 @@ MAX_LINE_BYTES = 64 * 2**20
 MAX_NAMED = 1_000
 _POSTS_BEFORE_FIRST_CHECK = 1_000
 _PARQUET_ROWS = 256
+_BLOCK_BYTES = 2**20
 _PARQUET_NEEDS = ("post_id", "comments", "reactions")
+
+
+class Place(NamedTuple):
+    """A place between two posts of a file.
+
+    Attributes:
+        offset: bytes before it, unpacked; of a Parquet file rows.
+        line: lines or rows before it.
+    """
+
+    offset: int = 0
+    line: int = 0
+
+
+BEGINNING = Place()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +71,7 @@ class Post:
         reactions: five counts in the order of `REACTIONS`.
         source: the file it was read from.
         line: its line or row there, from 1.
+        behind: the place where reading goes on after it.
     """
 
     post_id: str
@@ -60,6 +81,7 @@ class Post:
     reactions: tuple[int, ...] | None = None
     source: Path = Path()
     line: int = 0
+    behind: Place = BEGINNING
 
 
 class BadPost(Exception):
@@ -208,36 +230,44 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def read(path: Path, ledger: Ledger) -> Iterator[Post]:
+def read(path: Path, ledger: Ledger, start: Place = BEGINNING, end: int | None = None) -> Iterator[Post]:
     """Stream the posts of one file; bad ones go to the ledger, which stops the reading when they are too many.
+
+    Nothing is read ahead: what the ledger has counted stands before the place behind the last post.
+
+    Args:
+        path: `.jsonl`, `.jsonl.gz` or `.parquet`.
+        ledger: of this file.
+        start: the place where reading starts, at the beginning of a line or row.
+        end: posts that start at this offset or behind it are not read.
 
     Raises:
         UserError: the file is missing, of another kind, truncated or corrupt, or holds too many bad posts.
     """
-    for line, record in _records(Path(path)):
+    for record, behind in _records(Path(path), start, end):
         ledger.posts += 1
         if isinstance(record, BadPost):
-            ledger.reject(line, record.reason)
+            ledger.reject(behind.line, record.reason)
         else:
             try:
                 post = parse(record)
             except BadPost as bad:
-                ledger.reject(line, bad.reason)
+                ledger.reject(behind.line, bad.reason)
             else:
                 if cut := sum(len(comment) > MAX_COMMENT_CHARACTERS for comment in record.get("comments") or ()):
                     ledger.notes["comment_cut"] += cut
-                yield replace(post, source=Path(path), line=line)
+                yield replace(post, source=Path(path), line=behind.line, behind=behind)
         if ledger.posts >= _POSTS_BEFORE_FIRST_CHECK:
             ledger.check()
     ledger.check()
 
 
-def _records(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line numbers and what stands there: decoded JSON, or why there is none."""
-    open_by_suffix: dict[str, Callable[[], Iterable[tuple[int, Any]]]] = {
-        ".jsonl": lambda: _json_records(path, open),
-        ".jsonl.gz": lambda: _json_records(path, gzip.open),
-        ".parquet": lambda: _parquet_records(path),
+def _records(path: Path, start: Place, end: int | None) -> Iterator[tuple[Any, Place]]:
+    """Decoded JSON, or why there is none, and the place behind it."""
+    open_by_suffix: dict[str, Callable[[], Iterable[tuple[Any, Place]]]] = {
+        ".jsonl": lambda: _json_records(path, open, start, end),
+        ".jsonl.gz": lambda: _json_records(path, gzip.open, start, end),
+        ".parquet": lambda: _parquet_records(path, start, end),
     }
     for suffix, records in open_by_suffix.items():
         if path.name.endswith(suffix):
@@ -251,19 +281,25 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
     raise UserError(f"{path} is no posts file by its name: it has to end in {', '.join(open_by_suffix)}.")
 
 
-def _json_records(path: Path, open_file: Callable[..., Any]) -> Iterator[tuple[int, Any]]:
+def _json_records(
+    path: Path, open_file: Callable[..., Any], start: Place, end: int | None
+) -> Iterator[tuple[Any, Place]]:
     with open_file(path, "rb") as file:
-        number = 0
-        while raw := file.readline(MAX_LINE_BYTES):
+        file.seek(start.offset)
+        offset, number = start
+        while (end is None or offset < end) and (raw := file.readline(MAX_LINE_BYTES)):
             number += 1
+            offset += len(raw)
             if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
-                while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-                    pass
-                yield number, BadPost("line_too_long")
+                while rest := file.readline(MAX_LINE_BYTES):
+                    offset += len(rest)
+                    if rest.endswith(b"\n"):
+                        break
+                yield BadPost("line_too_long"), Place(offset, number)
                 continue
             raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
             if raw.strip():
-                yield number, _decode(raw)
+                yield _decode(raw), Place(offset, number)
 
 
 def _decode(raw: bytes) -> Any:
@@ -280,22 +316,38 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _parquet_records(path: Path) -> Iterator[tuple[int, Any]]:
+def _parquet_records(path: Path, start: Place, end: int | None) -> Iterator[tuple[Any, Place]]:
+    with _parquet_file(path) as file:
+        wanted = [name for name in (*_PARQUET_NEEDS, "image", "image_bytes") if name in file.schema_arrow.names]
+        groups = _row_groups(file)
+        kept = [group for group in range(file.num_row_groups) if groups[group + 1] > start.line]
+        if end is not None:
+            kept = [group for group in kept if groups[group] < end]
+        number = groups[kept[0]] if kept else 0
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=kept, columns=wanted):
+            for row in range(batch.num_rows):
+                number += 1
+                if number > start.line and (end is None or number <= end):
+                    yield _parquet_row(batch.slice(row, 1)), Place(number, number)
+
+
+def _row_groups(file: Any) -> list[int]:
+    """The rows before each row group, and all rows."""
+    sizes = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+    return [0, *itertools.accumulate(sizes)]
+
+
+@contextlib.contextmanager
+def _parquet_file(path: Path) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            columns = set(file.schema_arrow.names)
-            missing = [name for name in _PARQUET_NEEDS if name not in columns]
+            missing = [name for name in _PARQUET_NEEDS if name not in file.schema_arrow.names]
             if missing:
                 raise UserError(f"{path} has no column {missing[0]}: a posts file has {', '.join(_PARQUET_NEEDS)}.")
-            wanted = [name for name in (*_PARQUET_NEEDS, "image", "image_bytes") if name in columns]
-            number = 0
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted):
-                for row in range(batch.num_rows):
-                    number += 1
-                    yield number, _parquet_row(batch.slice(row, 1))
+            yield file
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} can't be read as Parquet ({str(error).splitlines()[0]}): write it again.") from error
 
@@ -311,3 +363,54 @@ def _parquet_row(row: Any) -> Any:
     except (TypeError, ValueError):
         return BadPost("reactions_not_an_object")
     return record
+
+
+def parts(path: Path, part_bytes: float) -> tuple[str, list[tuple[Place, int | None]]]:
+    """Cut a posts file into parts that can be read by themselves.
+
+    A `.jsonl` is cut at line ends, a `.parquet` between row groups (by their unpacked size), a `.jsonl.gz` not at all.
+
+    Args:
+        path: the file.
+        part_bytes: a part ends where it has grown to so many bytes.
+
+    Returns:
+        SHA-256 (hex) of the file, and `start` and `end` of each part, as `read` takes them.
+
+    Raises:
+        UserError: the file can't be read.
+    """
+    try:
+        if path.name.endswith(".jsonl"):
+            return _line_parts(path, part_bytes)
+        sha256 = artefact.file_sha256(path)
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}): check the file.") from error
+    if not path.name.endswith(".parquet"):
+        return sha256, [(BEGINNING, None)]
+    with _parquet_file(path) as file:
+        rows, starts, size = _row_groups(file), [0], 0
+        for group in range(file.num_row_groups):
+            if size >= part_bytes:
+                starts.append(rows[group])
+                size = 0
+            size += file.metadata.row_group(group).total_byte_size
+    return sha256, [(Place(first, first), end) for first, end in itertools.pairwise([*starts, rows[-1]])]
+
+
+def _line_parts(path: Path, part_bytes: float) -> tuple[str, list[tuple[Place, int | None]]]:
+    digest, starts = hashlib.sha256(), [BEGINNING]
+    offset = lines = 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+            while True:
+                newline = block.find(b"\n", max(0, int(starts[-1].offset + part_bytes) - 1 - offset))
+                if newline < 0:
+                    break
+                starts.append(Place(offset + newline + 1, lines + block.count(b"\n", 0, newline + 1)))
+            lines += block.count(b"\n")
+            offset += len(block)
+    kept = [start for start in starts if start.offset < offset] or [BEGINNING]
+    ends = [start.offset for start in kept[1:]]
+    return digest.hexdigest(), list(zip(kept, [*ends, offset], strict=True))

@@ -130,6 +130,8 @@ def assign(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
         int32 [N].
     """
     x, centroids = _checked(x), np.asarray(centroids, np.float32)
+    if not len(x):
+        return np.zeros(0, np.int32)
     # One device: a worker's batch is too small to share.
     return _pass(_points(x, len(centroids), jax.local_devices()[:1]), centroids).labels
 

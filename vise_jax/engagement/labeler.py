@@ -1,7 +1,6 @@
 """The labeler: from posts to cluster indices, the pseudo-labels of pre-training (Sec. 3.2)."""
 
 import hashlib
-import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,19 +10,26 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+import scipy.sparse
 from ml_collections import ConfigDict
 from safetensors import SafetensorError
 
 import vise_jax
 from vise_jax import artefact
 from vise_jax.engagement import kmeans, privacy, reactions
-from vise_jax.engagement.comments import CommentEncoder, fit_encoder, sample_comments, tokenizer
+from vise_jax.engagement.comments import CommentEncoder, fit_encoder, sample_comments
+from vise_jax.engagement.corpus import Corpus, gather
 from vise_jax.errors import UserError
 from vise_jax.posts import REACTIONS, BadPost, Post, parse
 from vise_jax.progress import Progress, track
 
 FORMAT_VERSION = 2
 _MADE_BY = "label.py fit"
+_ARRAYS = ("comment_centroids", "reaction_centroids", "comment_terms", "comment_term_weights", "suppressed")
+# Tokens kept of each comment cluster, for people to see what it means.
+_TERMS = 20
+# Comments encoded at a time while fitting.
+_ROWS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,11 @@ class Labeler:
         comments: the comment encoder, or None where the posts had no comments.
         comment_centroids: float32 [K_C, D]; K_C = 0 without comments.
         reaction_centroids: float32 [K_R, 5]; K_R = 0 where the posts had no reactions.
+        comment_terms: int32 [K_C, T], the tokens of the vocabulary that weigh most in each comment cluster, the
+            heaviest first; -1 where it has fewer.
+        comment_term_weights: float32 [K_C, T], their mean TF-IDF weight over the cluster's comments, each of which is
+            scaled to length 1.
+        suppressed: int32 [S], comment clusters that fewer than `labels.min_posts` posts made: never a label.
         fitted: what it was fitted on, and how well: counts, inertia, fingerprints.
     """
 
@@ -59,6 +70,9 @@ class Labeler:
     comments: CommentEncoder | None
     comment_centroids: np.ndarray
     reaction_centroids: np.ndarray
+    comment_terms: np.ndarray
+    comment_term_weights: np.ndarray
+    suppressed: np.ndarray
     fitted: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -81,45 +95,64 @@ class Labeler:
         Raises:
             UserError: nothing to fit on, or too little for the clusters that were asked for.
         """
-        salt = privacy.salt(labels.salt_file, labels.seed)
-        split_tokens, document_counts = tokenizer(labels), Counter[str]()
-        texts, profiles = _Lowest(labels.max_fit_comments), _Lowest(labels.max_fit_reactions)
-        counts = {"posts": 0, "cluster_posts": 0, "comments": 0, "reactions": 0}
-        for post in track(map(_post, posts), "reading", "posts"):
-            counts["posts"] += 1
-            if privacy.split(post.post_id, salt, labels.cluster_share) == "train":
-                continue
-            counts["cluster_posts"] += 1
-            if post.reactions and any(post.reactions):
-                counts["reactions"] += 1
-                profiles.add(_rank(post.post_id, salt, 0), post.reactions)
-            comments = sample_comments(post.comments, labels.max_comments, labels.seed, post.post_id)
-            for number, (comment, tokens) in enumerate(zip(comments, split_tokens(comments), strict=True)):
-                if tokens:
-                    counts["comments"] += 1
-                    document_counts.update(set(tokens))
-                    texts.add(_rank(post.post_id, salt, number), comment)
+        return cls.from_corpus(gather(track(map(_post, posts), "reading", "posts"), labels), labels)
+
+    @classmethod
+    def from_corpus(cls, corpus: Corpus, labels: ConfigDict, work: Path | None = None) -> "Labeler":
+        """Fit on what was gathered of the posts.
+
+        Args:
+            corpus: of all posts.
+            labels: the `labels` section of a config.
+            work: a folder in which the comments' vectors and the state of K-means are kept, so that they need no
+                memory, and that a fit that was stopped goes on from.
+
+        Raises:
+            UserError: as `fit`.
+        """
+        counts = {key: corpus.counts[key] for key in ("posts", "cluster_posts", "excluded", "comments", "reactions")}
         if not counts["comments"] and not counts["reactions"]:
             raise UserError(
                 f"None of the {counts['posts']:,} posts can make clusters: {counts['cluster_posts']:,} fall into the "
                 f"cluster split (labels.cluster_share={labels.cluster_share:.3g}), and these hold no comments and no "
                 "reactions: give more posts, or raise that share."
             )
-        sample, rows = texts.sorted(), profiles.sorted()
-        encoder = fit_encoder(document_counts, counts["comments"], sample, labels) if sample else None
-        phi = encoder.encode(sample) if encoder else np.zeros((0, 0), np.float32)
-        comment_centroids, comment_fit = _cluster(phi[phi.any(axis=1)], labels, "comment")
-        reaction_centroids, reaction_fit = _cluster(reactions.encode(rows), labels, "reaction")
+        owners, sample = [owner for owner, _ in corpus.comments], [comment for _, comment in corpus.comments]
+        profiles = reactions.encode(list(corpus.reactions))
+        encoder = fit_encoder(corpus.documents, counts["comments"], sample, labels) if sample else None
+        phi, known = _encoded(encoder, sample, work)
+        comment_centroids, comment_fit = _cluster(phi, labels, "comment", work)
+        reaction_centroids, reaction_fit = _cluster(profiles, labels, "reaction", work)
+        clusters = kmeans.assign(phi, comment_centroids)
+        terms, term_weights = _top_terms(encoder, [sample[row] for row in known], clusters, len(comment_centroids))
+        posts = _distinct_posts([owners[row] for row in known], clusters, len(comment_centroids))
+        suppressed = np.flatnonzero(posts < labels.min_posts).astype(np.int32)
+        if len(posts) == len(suppressed) > 0:
+            raise UserError(
+                f"None of the {len(posts):,} comment clusters was made by labels.min_posts={labels.min_posts} posts: "
+                "give more posts, ask for fewer labels.comment_clusters, or lower that key."
+            )
+        comment_fit["suppressed"] = len(suppressed)
         fitted = {
             **counts,
             "tokens": len(encoder.vocabulary) if encoder else 0,
             "comment_dim": phi.shape[1],
             "comment_clusters": comment_fit,
             "reaction_clusters": reaction_fit,
-            "fitted_on": _content_sha256(sample, rows),
+            "fitted_on": artefact.fingerprint([corpus.comments.ranked(), corpus.reactions.ranked()]),
         }
-        check = privacy.salt_check(salt)
-        return cls(labels.to_dict(), check, encoder, comment_centroids, reaction_centroids, fitted)
+        check = privacy.salt_check(privacy.salt(labels.salt_file, labels.seed))
+        return cls(
+            labels.to_dict(),
+            check,
+            encoder,
+            comment_centroids,
+            reaction_centroids,
+            terms,
+            term_weights,
+            suppressed,
+            fitted,
+        )
 
     def label(self, posts: Iterable[Post | Mapping]) -> list[LabelledPost]:
         """Label posts, whatever their split.
@@ -151,7 +184,8 @@ class Labeler:
         phi = self.comments.encode(comments)
         known = phi.any(axis=1)
         labels = kmeans.assign(phi[known], self.comment_centroids)
-        for comment, label in zip(np.flatnonzero(known), labels.tolist(), strict=True):
+        shown = ~np.isin(labels, self.suppressed)
+        for comment, label in zip(np.flatnonzero(known)[shown], labels[shown].tolist(), strict=True):
             found[owners[comment]][label] += 1
         return found
 
@@ -163,7 +197,7 @@ class Labeler:
 
     @cached_property
     def _files(self) -> dict[str, bytes]:
-        tensors = {"comment_centroids": self.comment_centroids, "reaction_centroids": self.reaction_centroids}
+        tensors = {name: getattr(self, name) for name in _ARRAYS}
         if self.comments:
             tensors |= {"comment_weights": self.comments.weights, "comment_vectors": self.comments.vectors}
         vocabulary = self.comments.vocabulary if self.comments else []
@@ -236,9 +270,8 @@ class Labeler:
                 description["labels"],
                 description["salt_check"],
                 comments,
-                tensors["comment_centroids"],
-                tensors["reaction_centroids"],
-                description["fitted"],
+                **{name: tensors[name] for name in _ARRAYS},
+                fitted=description["fitted"],
             )
             same = labeler.fingerprint == description["fingerprint"] and labeler.classes == description["classes"]
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -246,27 +279,6 @@ class Labeler:
         if not same:
             raise damaged
         return labeler
-
-
-class _Lowest:
-    """The items with the lowest ranks, at most `size` of them: an even sample of a stream, in bounded memory."""
-
-    def __init__(self, size: int):
-        self._size = size
-        self._heap: list[tuple[int, Any]] = []
-
-    def add(self, rank: int, item: Any) -> None:
-        if len(self._heap) < self._size:
-            heapq.heappush(self._heap, (-rank, item))
-        elif -rank > self._heap[0][0]:
-            heapq.heapreplace(self._heap, (-rank, item))
-
-    def sorted(self) -> list[Any]:
-        return [item for _, item in sorted(self._heap, reverse=True)]
-
-
-def _rank(post_id: str, salt: bytes, number: int) -> int:
-    return int.from_bytes(privacy.digest(f"{number} {post_id}", salt, b"fit"), "big")
 
 
 def _post(post: Post | Mapping) -> Post:
@@ -278,15 +290,59 @@ def _post(post: Post | Mapping) -> Post:
         raise UserError(f"A post is not as it should be ({bad.reason}): see vise_jax.posts for the schema.") from bad
 
 
-def _content_sha256(sample: list[str], rows: list[tuple[int, ...]]) -> str:
-    """What the labeler was fitted on, as one hash that gives none of it away."""
-    content = hashlib.sha256()
-    for item in (*sample, *rows):
-        content.update(artefact.canonical_json(item).encode())
-    return content.hexdigest()
+def _encoded(encoder: CommentEncoder | None, sample: list[str], work: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """phi_C float32 [M, D] of the comments that hold a known token, and int64 [M], which of the sample they are."""
+    if encoder is None:
+        return np.zeros((0, 0), np.float32), np.zeros(0, np.int64)
+    shape = (len(sample), encoder.vectors.shape[1])
+    if work is None:
+        phi = np.empty(shape, np.float32)
+    else:
+        phi = np.lib.format.open_memmap(work / "comments.npy", "w+", np.float32, shape)
+    known: list[np.ndarray] = []
+    end = 0
+    with Progress("encoding", len(sample), "comments") as progress:
+        for start in range(0, len(sample), _ROWS):
+            rows = encoder.encode(sample[start : start + _ROWS])
+            found = np.flatnonzero(rows.any(axis=1))
+            phi[end : end + len(found)] = rows[found]
+            known.append(start + found)
+            end += len(found)
+            progress.advance(len(rows))
+    return phi[:end], np.concatenate(known)
 
 
-def _cluster(phi: np.ndarray, labels: ConfigDict, kind: str) -> tuple[np.ndarray, dict[str, Any]]:
+def _top_terms(
+    encoder: CommentEncoder | None, comments: list[str], clusters: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    terms, weights = np.full((k, _TERMS), -1, np.int32), np.zeros((k, _TERMS), np.float32)
+    if encoder is None:
+        return terms, weights
+    means = scipy.sparse.csr_matrix((k, len(encoder.vocabulary)), dtype=np.float32)
+    sizes = np.maximum(np.bincount(clusters, minlength=k), 1)
+    for start in range(0, len(comments), _ROWS):
+        rows = encoder.tfidf(comments[start : start + _ROWS])
+        lengths = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
+        cluster = clusters[start : start + _ROWS]
+        share = np.divide(1 / sizes[cluster], lengths, out=np.zeros(len(lengths)), where=lengths > 0)
+        members = scipy.sparse.csr_matrix(
+            (share.astype(np.float32), (cluster, np.arange(len(cluster)))), (k, len(lengths))
+        )
+        means = means + members @ rows
+    for number, row in enumerate(means):
+        order = np.lexsort((row.indices, -row.data))[:_TERMS]
+        terms[number, : len(order)], weights[number, : len(order)] = row.indices[order], row.data[order]
+    return terms, weights
+
+
+def _distinct_posts(owners: list[str], clusters: np.ndarray, k: int) -> np.ndarray:
+    """How many posts made each cluster: int64 [k]."""
+    _, posts = np.unique(np.array(owners, "S32"), return_inverse=True)
+    pairs = np.unique(np.stack([clusters.astype(np.int64), posts.astype(np.int64)]), axis=1)
+    return np.bincount(pairs[0], minlength=k)
+
+
+def _cluster(phi: np.ndarray, labels: ConfigDict, kind: str, work: Path | None) -> tuple[np.ndarray, dict[str, Any]]:
     """Centroids of the rows of `phi`, and how well they fit; none of none."""
     if not len(phi):
         return np.zeros((0, phi.shape[1] if phi.shape[1] else len(REACTIONS)), np.float32), {"clusters": 0}
@@ -298,7 +354,10 @@ def _cluster(phi: np.ndarray, labels: ConfigDict, kind: str) -> tuple[np.ndarray
                 labels[key],
                 iterations=labels.kmeans_iterations,
                 seed=labels.seed,
+                batch_size=labels.kmeans_batch,
+                tolerance=labels.kmeans_tolerance,
                 allow_fewer=labels.allow_fewer_clusters,
+                state=work / f"{kind}.kmeans" if work else None,
                 after_iteration=lambda inertia: progress.advance(note=f"inertia {inertia:.4g}"),
             )
         except UserError as error:

@@ -1,0 +1,287 @@
+"""What the clusters mean: the numbers behind the page, from a labeler and the shards that it labelled."""
+
+import hashlib
+import itertools
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import regex
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vise_jax.data import shards
+from vise_jax.engagement import Labeler, privacy
+from vise_jax.engagement.vectors import unit_rows
+from vise_jax.errors import UserError
+from vise_jax.posts import REACTIONS, Post
+
+# Two clusters are compared where so many examples have both; fewer are chance, and might be somebody.
+MIN_TOGETHER = 5
+
+_WORDS = 10
+_EMOJI = 8
+_NEAREST = 4
+# Rows and columns of the heat map: the largest clusters.
+_MAP = (30, 20)
+_IN_TERMINAL = 10
+# Buttons that name a reaction cluster have at least this share of it.
+_IN_NAME = 0.15
+_BUTTONS = 2
+_MAX_EXAMPLE_CHARACTERS = 200
+# Comments that are labelled at a time.
+_BATCH = 1024
+# Rows of cosines in memory at a time.
+_CHUNK = 1024
+
+_IS_EMOJI = regex.compile(r"\p{Extended_Pictographic}|\p{Regional_Indicator}|\p{Emoji_Modifier}|\p{Co}|\u20e3")
+
+
+def read(labeler_folder: Path, shards_folder: Path) -> tuple[Labeler, dict[str, np.ndarray]]:
+    """Read a labeler, and the statistics of the shards that it labelled.
+
+    Raises:
+        UserError: one of them is missing or damaged, or the shards are another labeler's.
+    """
+    labeler = Labeler.load(labeler_folder)
+    manifest = shards.read_manifest(shards_folder)
+    if manifest["labeler"] != labeler.fingerprint:
+        raise UserError(
+            f"The shards {shards_folder} were not labelled with the labeler {labeler_folder}: give the one that "
+            f"`{shards.MADE_BY}` was given for them."
+        )
+    return labeler, shards.read_statistics(shards_folder, manifest)
+
+
+def summarise(labeler: Labeler, statistics: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Gather what the page, the figures and the terminal show; nothing of suppressed clusters but how many there are.
+
+    Args:
+        labeler: the labeler.
+        statistics: of the shards: `comments` int64 [K_C] and `reactions` int64 [K_R], examples with each label;
+            `labels_per_post` int64 [L], examples with so many comment labels; `pairs` int64 [K_C, K_R], examples with
+            both labels.
+
+    Returns:
+        Values that JSON knows:
+        `labeler`: the labeler's fingerprint;
+        `examples`: how many there are;
+        `suppressed`: how many comment clusters are;
+        `labels_per_post`: as in the statistics;
+        `balance`: of `comments` (without suppressed clusters) and of `reactions`, see `balance`;
+        `comments`: the comment clusters, the largest first: `number`, `examples`, `share` (of all examples), `words`
+            and `emoji` (pairs of term and weight, the heaviest first), `reaction` (the most over-represented reaction
+            cluster: `number`, `lift` and how many examples have both `together`; None where no lift is above 1) and
+            `nearest` (pairs of number and cosine);
+        `reactions`: the reaction clusters, the largest first: `number`, `examples`, `share` (of the examples with a
+            reaction label), `profile` (five shares: the centroid, divided by its sum) and `name` (the main buttons);
+        `heat`: of the largest clusters with examples, `comments` and `reactions` (numbers) and `log2_lift` (rows by
+            `comments`, columns by `reactions`, None where `lift` says nothing).
+    """
+    counts, reaction_counts, pairs = statistics["comments"], statistics["reactions"], statistics["pairs"]
+    examples = int(statistics["labels_per_post"].sum())
+    shown = np.setdiff1d(np.arange(len(counts)), labeler.suppressed)
+    by_size = shown[np.argsort(-counts[shown], kind="stable")]
+    reactions_by_size = np.argsort(-reaction_counts, kind="stable")
+    lifts = lift(pairs, reaction_counts)
+    neighbours, cosines = nearest(labeler.comment_centroids[shown], _NEAREST)
+    near = {
+        number: [[int(shown[other]), round(float(cosine), 3)] for other, cosine in zip(*row, strict=True)]
+        for number, *row in zip(shown.tolist(), neighbours, cosines, strict=True)
+    }
+    rows = by_size[counts[by_size] > 0][: _MAP[0]]
+    columns = reactions_by_size[reaction_counts[reactions_by_size] > 0][: _MAP[1]]
+    return {
+        "labeler": labeler.fingerprint,
+        "examples": examples,
+        "suppressed": len(counts) - len(shown),
+        "labels_per_post": statistics["labels_per_post"].tolist(),
+        "balance": {"comments": balance(counts[shown]), "reactions": balance(reaction_counts)},
+        "comments": [
+            {
+                "number": number,
+                "examples": int(counts[number]),
+                "share": int(counts[number]) / max(examples, 1),
+                **_terms(labeler, number),
+                "reaction": _over_represented(lifts[number], pairs[number]),
+                "nearest": near[number],
+            }
+            for number in by_size.tolist()
+        ],
+        "reactions": [
+            {
+                "number": number,
+                "examples": int(reaction_counts[number]),
+                "share": int(reaction_counts[number]) / max(int(reaction_counts.sum()), 1),
+                **_profile(labeler.reaction_centroids[number]),
+            }
+            for number in reactions_by_size.tolist()
+        ],
+        "heat": {
+            "comments": rows.tolist(),
+            "reactions": columns.tolist(),
+            "log2_lift": [
+                [None if np.isnan(value) else float(np.log2(value)) for value in row]
+                for row in lifts[np.ix_(rows, columns)]
+            ],
+        },
+    }
+
+
+def gini(counts: np.ndarray) -> float:
+    """How unequal counts are: 0 where all are equal, towards 1 where one has everything.
+
+    Half the mean difference between two of them, divided by their mean: of [N] numbers x in rising order
+    sum_i (2 i - N - 1) x_i / (N sum_i x_i). 0 where there is nothing.
+    """
+    if not counts.sum():
+        return 0.0
+    ordered = np.sort(counts).astype(np.float64)
+    ranks = 2 * np.arange(1, len(ordered) + 1) - len(ordered) - 1
+    return float(ranks @ ordered / (len(ordered) * ordered.sum()))
+
+
+def balance(counts: np.ndarray) -> dict[str, Any]:
+    """How evenly labels fall on clusters.
+
+    Args:
+        counts: int64 [K], examples with each label.
+
+    Returns:
+        `clusters`, how many there are; `empty`, how many have no example; `labels`, the sum; `largest`, the share of
+        the largest in the sum; `gini`; `effective`, the number of equally large clusters that would have the same
+        entropy, exp(-sum p ln p). The last three are 0 where there are no labels.
+    """
+    total = int(counts.sum())
+    shares = counts[counts > 0] / max(total, 1)
+    return {
+        "clusters": len(counts),
+        "empty": int((counts == 0).sum()),
+        "labels": total,
+        "largest": float(shares.max(initial=0.0)),
+        "gini": gini(counts),
+        "effective": float(np.exp(-(shares * np.log(shares)).sum())) if total else 0.0,
+    }
+
+
+def lift(pairs: np.ndarray, reactions: np.ndarray) -> np.ndarray:
+    """How much more often than elsewhere examples of a comment cluster are of a reaction cluster.
+
+    Among the examples with a reaction label: P(reaction | comment) / P(reaction). 1 is as often as anywhere; its
+    logarithm is the pointwise mutual information.
+
+    Args:
+        pairs: int64 [K_C, K_R], examples with both labels.
+        reactions: int64 [K_R], examples with each reaction label.
+
+    Returns:
+        float64 [K_C, K_R]; NaN where fewer than `MIN_TOGETHER` examples have both.
+    """
+    expected = pairs.sum(axis=1, keepdims=True) * (reactions / max(int(reactions.sum()), 1))
+    return np.divide(pairs, expected, out=np.full(pairs.shape, np.nan), where=pairs >= MIN_TOGETHER)
+
+
+def nearest(centroids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The other rows that have the highest cosines with each row, the highest first.
+
+    Args:
+        centroids: float32 [K, D]; rows of zeros have the cosine 0 with every row.
+        count: how many; K - 1 where there are not so many.
+
+    Returns:
+        Indices int64 and cosines float32, both [K, count].
+    """
+    unit = unit_rows(centroids)
+    count = max(min(count, len(unit) - 1), 0)
+    indices, cosines = np.zeros((len(unit), count), np.int64), np.zeros((len(unit), count), np.float32)
+    for start in range(0, len(unit) if count else 0, _CHUNK):
+        part = unit[start : start + _CHUNK] @ unit.T
+        part[np.arange(len(part)), np.arange(start, start + len(part))] = -np.inf
+        found = np.sort(np.argpartition(-part, count - 1, axis=1)[:, :count], axis=1)
+        order = np.argsort(-np.take_along_axis(part, found, axis=1), axis=1, kind="stable")
+        indices[start : start + _CHUNK] = np.take_along_axis(found, order, axis=1)
+        cosines[start : start + _CHUNK] = np.take_along_axis(part, indices[start : start + _CHUNK], axis=1)
+    return indices, cosines
+
+
+def draw_examples(labeler: Labeler, posts: Iterable[Post], count: int) -> dict[int, list[str]]:
+    """Draw different comments for each cluster, masked: the same ones in whatever order the posts come.
+
+    A comment's cluster is the label that the labeler gives it, so that suppressed clusters have none.
+
+    Args:
+        labeler: the labeler.
+        posts: where the comments come from, whatever their split.
+        count: how many for each cluster, at least one; there may be fewer.
+
+    Returns:
+        Masked comments by cluster, long ones cut.
+    """
+    drawn: dict[int, dict[str, bytes]] = {}
+    comments = (Post(post.post_id, comments=(comment,)) for post in posts for comment in post.comments)
+    while batch := list(itertools.islice(comments, _BATCH)):
+        for post, label in zip(batch, labeler.label(batch), strict=True):
+            for cluster in label.comment_labels:
+                ours, text = drawn.setdefault(cluster, {}), _shorten(privacy.mask(post.comments[0]))
+                ours[text] = hashlib.blake2b(text.encode(), digest_size=8).digest()
+                if len(ours) > count:
+                    del ours[max(ours, key=lambda other: ours[other])]
+    return {cluster: sorted(ours, key=lambda text: ours[text]) for cluster, ours in drawn.items()}
+
+
+def show(summary: dict[str, Any]) -> None:
+    """Print the largest comment clusters: as wide as the terminal, as wide as it needs to be elsewhere."""
+    table = Table(title=f"the largest of {summary['balance']['comments']['clusters']:,} comment clusters")
+    for title in ("cluster", "examples", "share"):
+        table.add_column(title, justify="right")
+    for title in ("words", "emoji", "over-represented reactions"):
+        table.add_column(title, overflow="fold")
+    names = {cluster["number"]: cluster["name"] for cluster in summary["reactions"]}
+    for row in summary["comments"][:_IN_TERMINAL]:
+        reaction = row["reaction"]
+        texts = (
+            f"{row['number']}",
+            f"{row['examples']:,}",
+            f"{row['share']:.1%}",
+            " ".join(word for word, _ in row["words"]),
+            " ".join(emoji for emoji, _ in row["emoji"]),
+            f"{names[reaction['number']]} (x{reaction['lift']:.1f})" if reaction else "",
+        )
+        table.add_row(*map(Text, texts))
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+
+
+def _terms(labeler: Labeler, number: int) -> dict[str, list[list[Any]]]:
+    words: list[list[Any]] = []
+    emoji: list[list[Any]] = []
+    if labeler.comments is not None:
+        for index, weight in zip(
+            labeler.comment_terms[number].tolist(), labeler.comment_term_weights[number].tolist(), strict=True
+        ):
+            if index >= 0:
+                term = labeler.comments.vocabulary[index]
+                (emoji if _IS_EMOJI.search(term) else words).append([term, round(weight, 4)])
+    return {"words": words[:_WORDS], "emoji": emoji[:_EMOJI]}
+
+
+def _over_represented(lifts: np.ndarray, together: np.ndarray) -> dict[str, Any] | None:
+    known = np.where(lifts > 1, lifts, -np.inf)
+    if not len(known) or np.isneginf(known.max()):
+        return None
+    best = int(known.argmax())
+    return {"number": best, "lift": round(float(lifts[best]), 3), "together": int(together[best])}
+
+
+def _profile(centroid: np.ndarray) -> dict[str, Any]:
+    # Means of counts of unit length: none is negative, and some are above zero.
+    shares = (centroid.astype(np.float64) / centroid.sum()).round(4).tolist()
+    ordered = sorted(zip(REACTIONS, shares, strict=True), key=lambda item: -item[1])
+    main = [item for item in ordered if item[1] >= _IN_NAME]
+    return {"profile": shares, "name": ", ".join(f"{name} {share:.0%}" for name, share in main[:_BUTTONS])}
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_EXAMPLE_CHARACTERS else f"{text[: _MAX_EXAMPLE_CHARACTERS - 1]}…"

@@ -1,28 +1,77 @@
-r"""Make a table of results: print it, and write it as table.md and table.csv.
+r"""Report what was made: a table of results, and a page of what the clusters mean.
+
+With --results: a table, printed and written as table.md and table.csv. With --labeler and --shards: index.html, a page
+that needs no network, and its figures as PNG files; the largest comment clusters are printed. Nobody's comments are in
+it, unless --posts and --show-examples ask for some of each cluster: mentions, links, e-mail addresses and phone numbers
+are masked then, names written as plain words are not.
 
 Example:
     python scripts/report.py --results RESULTS --output REPORT
+    python scripts/report.py --labeler LABELER --shards SHARDS --output REPORT
+    python scripts/report.py --labeler LABELER --shards SHARDS --posts 'POSTS/*.jsonl' --show-examples 3 --output REPORT
 """
 
+import itertools
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from vise_jax import cli
+from vise_jax.errors import UserError
+from vise_jax.posts import Ledger, expand, read
+from vise_jax.progress import track
 
 _RESULTS = flags.DEFINE_string("results", None, "The folder that evaluate.py wrote results to.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the table.")
+_LABELER = flags.DEFINE_string("labeler", None, "The labeler that label.py fit wrote.")
+_SHARDS = flags.DEFINE_string("shards", None, "The shards that label.py run wrote with that labeler.")
+_POSTS = flags.DEFINE_string("posts", None, "For --show-examples: a glob of posts files, or several with commas.")
+_SHOW_EXAMPLES = flags.DEFINE_integer("show-examples", 0, "Comments of each cluster on the page.", lower_bound=0)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the table and the page.")
 
 
 def main(words: list[str]) -> None:
-    """Read all results, write and print the table."""
+    """Read everything there is to report, then write and print it."""
     cli.no_words(words)
-    folder, output = Path(cli.required(_RESULTS)), Path(cli.required(_OUTPUT))
+    output = Path(cli.required(_OUTPUT))
+    about_clusters = any(flag.value for flag in (_LABELER, _SHARDS, _POSTS, _SHOW_EXAMPLES))
+    if _RESULTS.value is None and not about_clusters:
+        raise UserError("say what to report, --results or --labeler and --shards: see --help for an example.")
+    found = _read_clusters() if about_clusters else None
+    if _RESULTS.value is not None:
+        _table(Path(_RESULTS.value), output)
+    if found is not None:
+        _page(*found, output)
+
+
+def _table(folder: Path, output: Path) -> None:
     from vise_jax.evaluation import results
     from vise_jax.reporting import tables
 
     tables.show(tables.write(results.read_all(folder), output))
     print(f"written: {output / 'table.md'} and {output / 'table.csv'}")
+
+
+def _read_clusters() -> tuple[dict[str, Any], dict[int, list[str]]]:
+    """The summary of the clusters, and the examples that were asked for."""
+    labeler_folder, shards_folder = Path(cli.required(_LABELER)), Path(cli.required(_SHARDS))
+    if bool(_POSTS.value) != bool(_SHOW_EXAMPLES.value):
+        raise UserError("--posts and --show-examples=NUMBER go together: give both, or none to show nobody's words.")
+    paths = expand(_POSTS.value) if _POSTS.value else []
+    from vise_jax.reporting import clusters
+
+    labeler, statistics = clusters.read(labeler_folder, shards_folder)
+    posts = itertools.chain.from_iterable(read(path, Ledger(path)) for path in paths)
+    examples = clusters.draw_examples(labeler, track(posts, "drawing examples", "posts"), _SHOW_EXAMPLES.value)
+    return clusters.summarise(labeler, statistics), examples
+
+
+def _page(summary: dict[str, Any], examples: dict[int, list[str]], output: Path) -> None:
+    from vise_jax.reporting import clusters, page
+
+    page.write(summary, examples, output)
+    clusters.show(summary)
+    print(f"written: {output / 'index.html'}, and its figures as PNG files beside it")
 
 
 if __name__ == "__main__":

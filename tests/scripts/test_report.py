@@ -1,0 +1,129 @@
+"""scripts/report.py as people run it: a table, a page, both, and one clear sentence for each mistake."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from vise_jax import config
+from vise_jax.engagement import jobs
+
+ROOT = Path(__file__).parents[2]
+FIGURES = {"reactions.png", "labels_per_post.png", "balance.png", "co_occurrence.png"}
+
+
+def report(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "report.py"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
+
+
+def make_labels() -> ConfigDict:
+    labels = config.base().labels
+    labels.update(comment_clusters=3, reaction_clusters=2, comment_dim=3, min_comment_count=2, cluster_share=0.5)
+    return labels
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with posts, a labeler, its shards, another labeler, and results."""
+    folder = tmp_path_factory.mktemp("made")
+    lines = []
+    for number in range(90):
+        Image.new("RGB", (16, 16), (number * 2, 0, 0)).save(folder / f"{number}.jpg")
+        comments = [f"topic{number % 3} 🐶 @jane{number} word{number % 7} unique{number}"]
+        reactions = {"love": number % 5 + 1} if number % 2 else {"angry": 3, "sorry": number % 4}
+        lines.append({"post_id": f"p{number}", "image": f"{number}.jpg", "comments": comments, "reactions": reactions})
+    (folder / "posts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    labeler = jobs.fit([folder / "posts.jsonl"], make_labels(), folder / "labeler")
+    jobs.run([folder / "posts.jsonl"], folder / "labeler", make_labels(), folder / "shards")
+    replace(labeler, reaction_centroids=labeler.reaction_centroids[::-1].copy()).save(folder / "other")
+    measurement = {
+        "format_version": 1,
+        "task": "folder",
+        "protocol": "linear",
+        "metric": "accuracy",
+        "value": 0.5,
+        "splits": [{"test": 0.5}],
+        "encoder": {"name": "ours", "fingerprint": "0"},
+        "data": {"name": "birds", "fingerprint": "1"},
+    }
+    (folder / "results").mkdir()
+    (folder / "results" / "one.json").write_text(json.dumps(measurement))
+    return folder
+
+
+def test_results_alone(made: Path, tmp_path: Path) -> None:
+    result = report("--results", made / "results", "--output", tmp_path / "report")
+    assert result.returncode == 0, result.stderr
+    assert "50.00" in result.stdout
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"table.md", "table.csv"}
+
+
+def test_clusters_without_anybody_s_comments(made: Path, tmp_path: Path) -> None:
+    command = ("--labeler", made / "labeler", "--shards", made / "shards", "--output", tmp_path / "report")
+    result = report(*command)
+    assert result.returncode == 0, result.stderr
+    assert "the largest of 3 comment clusters" in result.stdout
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"index.html", *FIGURES}
+    page = (tmp_path / "report" / "index.html").read_text()
+    manifest = json.loads((made / "shards" / "manifest.json").read_text())
+    assert f"Pseudo-labels of {manifest['examples']:,} examples" in page
+    assert all(f"topic{number}" in page for number in range(3))
+    assert "jane" not in page + result.stdout
+    assert "unique" not in page + result.stdout
+    again = report("--results", made / "results", *command)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "report" / "index.html").read_text() == page
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert names == {"index.html", "table.md", "table.csv", *FIGURES}
+
+
+def test_examples_are_masked(made: Path, tmp_path: Path) -> None:
+    given = ("--labeler", made / "labeler", "--shards", made / "shards", "--output", tmp_path)
+    result = report(*given, "--posts", made / "posts.jsonl", "--show-examples=2")
+    assert result.returncode == 0, result.stderr
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("\\u003cuser\\u003e word") == 6
+    assert "jane" not in page
+    assert "comments as people wrote them" in page
+
+
+def test_mistakes_get_one_sentence_and_write_nothing(made: Path, tmp_path: Path) -> None:
+    output = ("--output", tmp_path / "new")
+    labeler, shards = ("--labeler", made / "labeler"), ("--shards", made / "shards")
+    results = ("--results", made / "results")
+    cases = {
+        "--output is missing": results,
+        "say what to report": output,
+        "'shards' is not a flag": ("shards", *results, *output),
+        "holds no results": (*labeler, *shards, "--results", tmp_path, *output),
+        "--shards is missing": (*labeler, *results, *output),
+        "--labeler is missing": (*shards, *results, *output),
+        "no labeler.json": ("--labeler", made / "shards", *shards, *output),
+        "no manifest.json": (*labeler, "--shards", made / "labeler", *results, *output),
+        "were not labelled with the labeler": ("--labeler", made / "other", *shards, *results, *output),
+        "--show-examples": (*labeler, *shards, "--posts", made / "posts.jsonl", *output),
+        "go together": (*labeler, *shards, "--show-examples=2", *output),
+        "No posts file matches": (*labeler, *shards, "--posts", tmp_path / "none-*", "--show-examples=2", *output),
+    }
+    for words, command in cases.items():
+        result = report(*command)
+        assert result.returncode == 1, (words, result.stderr)
+        assert words in result.stderr
+        assert result.stderr.count("\n") == 1, result.stderr
+        assert result.stdout == ""
+    assert report(*labeler, *shards, "--show-examples=-1", *output).returncode == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_has_examples() -> None:
+    result = report("--help")
+    assert result.returncode == 0
+    assert "python scripts/report.py --results RESULTS --output REPORT" in result.stdout
+    assert "python scripts/report.py --labeler LABELER --shards SHARDS --output REPORT" in result.stdout
+    assert "--show-examples" in result.stdout

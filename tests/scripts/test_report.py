@@ -72,7 +72,7 @@ def test_clusters_without_anybody_s_comments(made: Path, tmp_path: Path) -> None
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"index.html", *FIGURES}
     page = (tmp_path / "report" / "index.html").read_text()
     manifest = json.loads((made / "shards" / "manifest.json").read_text())
-    assert f"Pseudo-labels of {manifest['examples']:,} examples" in page
+    assert f"Pseudo-labels of {manifest['examples']:,} training examples" in page
     assert all(f"topic{number}" in page for number in range(3))
     assert "jane" not in page + result.stdout
     assert "unique" not in page + result.stdout

@@ -37,7 +37,8 @@ _BATCH = 1024
 # Rows of cosines in memory at a time.
 _CHUNK = 1024
 
-_IS_EMOJI = regex.compile(r"\p{Extended_Pictographic}|\p{Regional_Indicator}|\p{Emoji_Modifier}|\p{Co}|\u20e3")
+_IS_EMOJI = regex.compile(r"\p{Extended_Pictographic}|\p{Regional_Indicator}|\p{Emoji_Modifier}|\u20e3")
+_PRIVATE = regex.compile(r"\p{Co}")
 
 
 def read(labeler_folder: Path, shards_folder: Path) -> tuple[Labeler, dict[str, np.ndarray]]:
@@ -68,7 +69,7 @@ def summarise(labeler: Labeler, statistics: Mapping[str, np.ndarray]) -> dict[st
     Returns:
         Values that JSON knows:
         `labeler`: the labeler's fingerprint;
-        `examples`: how many there are;
+        `examples`: how many training examples there are;
         `suppressed`: how many comment clusters are;
         `labels_per_post`: as in the statistics;
         `balance`: of `comments` (without suppressed clusters) and of `reactions`, see `balance`;
@@ -263,8 +264,13 @@ def _terms(labeler: Labeler, number: int) -> dict[str, list[list[Any]]]:
         ):
             if index >= 0:
                 term = labeler.comments.vocabulary[index]
-                (emoji if _IS_EMOJI.search(term) else words).append([term, round(weight, 4)])
+                (emoji if _IS_EMOJI.search(term) else words).append([_visible(term), round(weight, 4)])
     return {"words": words[:_WORDS], "emoji": emoji[:_EMOJI]}
+
+
+def _visible(term: str) -> str:
+    """Emoji of old phones, which no font knows any more, by their code points."""
+    return _PRIVATE.sub(lambda match: f"U+{ord(match[0]):04X}", term)
 
 
 def _over_represented(lifts: np.ndarray, together: np.ndarray) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ COLOURS = ("#e69f00", "#0072b2", "#d55e00", "#009e73", "#cc79a7")
 _LINES = {"comments": "#0072b2", "reactions": "#d55e00"}
 # Reaction clusters in their figure, and how many of them stand side by side.
 _MOST_REACTIONS, _COLUMNS = 128, 8
-# Where the colours of log2 lift end.
+# Where the colours of log2 lift end at the latest.
 _MOST_LIFT = 3
 _LABEL_CHARACTERS = 40
 
@@ -85,7 +85,8 @@ def co_occurrence(summary: dict[str, Any]) -> Figure:
     values = np.array(heat["log2_lift"], np.float64)
     figure, axes = _figure(2 + 0.35 * len(heat["reactions"]), 1 + 0.22 * len(heat["comments"]))
     axes.set_facecolor("#d8d8d8")
-    image = axes.imshow(values, "RdBu_r", vmin=-_MOST_LIFT, vmax=_MOST_LIFT, aspect="auto")
+    limit = float(np.clip(np.nanmax(np.abs(values), initial=0.0), 1, _MOST_LIFT))
+    image = axes.imshow(values, "RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     names = {cluster["number"]: cluster["name"] for cluster in summary["reactions"]}
     words = {cluster["number"]: cluster["words"] for cluster in summary["comments"]}
     columns = [f"{number}: {names[number]}" for number in heat["reactions"]]

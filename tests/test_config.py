@@ -68,6 +68,10 @@ def test_an_unknown_key_is_an_error():
         ("labels.comment_clusters", 0),
         ("labels.cluster_share", 1.0),
         ("labels.label_weights", "sum"),
+        ("labels.comment_encoder", "bert"),
+        ("labels.token_weights", "sif"),
+        # LSA takes no vectors, and the others need them.
+        ("labels.vectors", "glove.txt"),
         ("data.crop_area", (0.5, 0.1)),
         ("model.stem", "vit"),
         ("model.heads", ()),
@@ -82,6 +86,16 @@ def test_a_wrong_value_is_named(key, value):
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=re.escape(key)):
         vise_config.validate(config)
+
+
+@pytest.mark.parametrize("encoder", ["word_vectors", "static"])
+def test_encoders_with_vectors_need_them(encoder):
+    config = vise_config.base()
+    config.labels.comment_encoder = encoder
+    with pytest.raises(UserError, match=r"labels\.vectors is ''"):
+        vise_config.validate(config)
+    config.labels.vectors = "vectors"
+    vise_config.validate(config)
 
 
 def test_shares_must_leave_something_for_test():

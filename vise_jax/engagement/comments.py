@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse
 from ml_collections import ConfigDict
 
+from vise_jax import artefact
+from vise_jax.engagement import static, word_vectors
 from vise_jax.engagement.tokens import Splitter
 from vise_jax.engagement.vectors import unit_rows
 from vise_jax.errors import UserError
@@ -43,8 +46,28 @@ def choose_vocabulary(document_counts: Counter[str], min_count: int, max_size: i
 
 
 def tokenizer(labels: ConfigDict) -> Callable[[Sequence[str]], list[list[str]]]:
-    """What splits raw comments into tokens for the encoder of `labels.comment_encoder`, before anything is fitted."""
+    """What splits raw comments into tokens for the encoder of `labels.comment_encoder`, before anything is fitted.
+
+    Raises:
+        UserError: a static model whose tokeniser is missing or damaged.
+    """
+    if labels.comment_encoder == "static":
+        return static.Splitter(static.read_tokenizer(labels.vectors)).split
     return Splitter().split
+
+
+def vectors_sha256(labels: ConfigDict) -> dict[str, str]:
+    """SHA-256 (hex) of the files that `labels.vectors` names, by their names; none for LSA.
+
+    Raises:
+        UserError: one of them can't be read.
+    """
+    path = Path(labels.vectors)
+    names = {"lsa": [], "word_vectors": [path], "static": [path / "model.safetensors", path / "tokenizer.json"]}
+    try:
+        return {file.name: artefact.file_sha256(file) for file in names[labels.comment_encoder]}
+    except OSError as error:
+        raise UserError(f"labels.vectors={path} can't be read ({error.strerror}): check that path.") from error
 
 
 @dataclass(frozen=True)
@@ -55,9 +78,10 @@ class CommentEncoder:
         kind: `labels.comment_encoder`.
         vocabulary: tokens, V of them.
         weights: float32 [V], of a token's every occurrence: its IDF,
-            ln((1 + comments) / (1 + comments with the token)) + 1.
-        vectors: float32 [V, D]; of LSA the right singular vectors of the fitted comments' TF-IDF rows.
-        tokenizer: what splits comments into tokens, as a `tokenizer.json`; empty where `tokens.tokenize` does.
+            ln((1 + comments) / (1 + comments with the token)) + 1, or 1 with `labels.token_weights="none"`.
+        vectors: float32 [V, D]; of LSA the right singular vectors of the fitted comments' TF-IDF rows, else what the
+            file of `labels.vectors` says.
+        tokenizer: of a static model, as a `tokenizer.json`; empty where `tokens.tokenize` makes the tokens.
         coverage: share of the tokens of the fitted comments that the vocabulary holds, each once a comment.
     """
 
@@ -70,7 +94,8 @@ class CommentEncoder:
 
     @cached_property
     def _split(self) -> Callable[[Sequence[str]], list[list[int]]]:
-        return Splitter({token: number for number, token in enumerate(self.vocabulary)}).split
+        index = _index(self.vocabulary)
+        return (static.Splitter(self.tokenizer, index) if self.tokenizer else Splitter(index)).split
 
     def tfidf(self, comments: Sequence[str]) -> scipy.sparse.csr_matrix:
         """Counts times weights of each raw comment's tokens: float32 [N, V]."""
@@ -97,11 +122,12 @@ def fit_encoder(
     Args:
         document_counts: how many comments hold each token of `tokenizer(labels)`; counts of parts can be added.
         documents: how many comments that were.
-        sample: raw comments, as many of them as the SVD is to see.
+        sample: raw comments, as many of them as the SVD of LSA is to see.
         labels: the `labels` section of a config.
 
     Raises:
-        UserError: no token is in `labels.min_comment_count` comments, or none of these is in the sample.
+        UserError: no token is in `labels.min_comment_count` comments, or none of these has a vector; a bad
+            `labels.vectors`.
     """
     vocabulary = choose_vocabulary(document_counts, labels.min_comment_count, labels.max_vocabulary)
     if not vocabulary:
@@ -109,12 +135,37 @@ def fit_encoder(
             f"None of the {len(document_counts):,} tokens of {documents:,} comments is in "
             f"labels.min_comment_count={labels.min_comment_count} comments: give more posts, or lower that key."
         )
+    tokenizer_json = b""
+    if labels.comment_encoder == "lsa":
+        weights = _weights(vocabulary, document_counts, documents, labels)
+        vectors = _lsa(vocabulary, weights, sample, labels)
+    else:
+        if labels.comment_encoder == "static":
+            tokenizer_json = static.read_tokenizer(labels.vectors)
+            vectors, found = static.read_vectors(labels.vectors, _index(vocabulary))
+        else:
+            vectors, found = word_vectors.read(labels.vectors, _index(vocabulary))
+        if not found.any():
+            raise UserError(
+                f"labels.vectors={labels.vectors} holds none of the {len(vocabulary):,} tokens of the comments: name "
+                "vectors of their language."
+            )
+        vocabulary, vectors = [vocabulary[row] for row in np.flatnonzero(found)], vectors[found]
+        weights = _weights(vocabulary, document_counts, documents, labels)
+    coverage = sum(document_counts[token] for token in vocabulary) / document_counts.total()
+    return CommentEncoder(labels.comment_encoder, vocabulary, weights, vectors, tokenizer_json, coverage)
+
+
+def _index(vocabulary: list[str]) -> dict[str, int]:
+    return {token: number for number, token in enumerate(vocabulary)}
+
+
+def _weights(vocabulary: list[str], document_counts: Counter[str], documents: int, labels: ConfigDict) -> np.ndarray:
+    """float32 [V]: IDF as scikit-learn smooths it, or ones."""
+    if labels.token_weights == "none":
+        return np.ones(len(vocabulary), np.float32)
     counts = np.array([document_counts[token] for token in vocabulary], np.float64)
-    weights = (np.log((1 + documents) / (1 + counts)) + 1).astype(np.float32)
-    coverage = float(counts.sum() / document_counts.total())
-    return CommentEncoder(
-        labels.comment_encoder, vocabulary, weights, _lsa(vocabulary, weights, sample, labels), coverage=coverage
-    )
+    return (np.log((1 + documents) / (1 + counts)) + 1).astype(np.float32)
 
 
 def _lsa(vocabulary: list[str], weights: np.ndarray, sample: Sequence[str], labels: ConfigDict) -> np.ndarray:
@@ -127,8 +178,7 @@ def _lsa(vocabulary: list[str], weights: np.ndarray, sample: Sequence[str], labe
     from sklearn.decomposition import TruncatedSVD
     from sklearn.preprocessing import normalize
 
-    index = {token: number for number, token in enumerate(vocabulary)}
-    rows = normalize(_tfidf(Splitter(index).split(sample), weights))
+    rows = normalize(_tfidf(Splitter(_index(vocabulary)).split(sample), weights))
     # Comments without a known token are zeros to the SVD, and would only blur how many dimensions there can be.
     rows = rows[np.diff(rows.indptr) > 0]
     if not rows.shape[0]:

@@ -57,6 +57,15 @@ def tokenize(text: str) -> list[str]:
     return [symbol or _fold(tag or word) for tag, symbol, word in _TOKEN.findall(text) if symbol or tag or word]
 
 
+def as_token(word: str) -> str | None:
+    """The token that a whole word is, e.g. of a vector file; None where it is none, or would be split."""
+    found = _TOKEN.fullmatch(unicodedata.normalize("NFC", word).translate(_VARIATION_SELECTORS))
+    if not found:
+        return None
+    tag, symbol, plain = found.groups()
+    return symbol or (_fold(tag or plain) if tag or plain else None)
+
+
 def _fold(word: str) -> str:
     if word.isascii():
         return word.lower()

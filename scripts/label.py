@@ -2,15 +2,22 @@ r"""Make labels from engagement: fit a labeler on posts, then label posts into s
 
     python scripts/label.py fit --config configs/demo.py --posts 'POSTS/*.jsonl' --output LABELER
     python scripts/label.py run --config configs/demo.py --posts 'POSTS/*.jsonl' --labeler LABELER --output SHARDS
+    python scripts/label.py relabel --config configs/demo.py --labeler LABELER --output SHARDS --exclude IDS.txt
 
 Posts are lines of .jsonl or .jsonl.gz, or rows of .parquet: {"post_id": str, "image": path relative to the posts file,
 "comments": [str], "reactions": {"haha": int, "sorry": int, "angry": int, "wow": int, "love": int}}; image, comments and
 reactions may be null. --posts takes one glob or several, separated by commas. Both commands take the same posts: a hash
 of the post id decides which posts make clusters and which are trained on.
 
+--exclude names a file with post ids to leave out, one a line; relabel takes them out of finished shards.
+With --runner beam the work is done by Apache Beam, whose options come last:
+
+    python scripts/label.py run ... --runner beam -- --runner=DirectRunner --direct_running_mode=multi_processing
+
 Keys are changed as in --config.labels.comment_clusters=32. The same command again goes on where it was stopped.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -19,62 +26,105 @@ from rich.console import Console
 from rich.table import Table
 
 from vise_jax import cli, config
-from vise_jax.engagement import Labeler, jobs
+from vise_jax.engagement import jobs
 from vise_jax.errors import UserError
 from vise_jax.posts import expand, summary
 
 _CONFIG = cli.define_config()
 _POSTS = flags.DEFINE_string("posts", None, "Posts files: a glob, or several separated by commas.")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to write: the labeler (fit) or the shards (run).")
-_LABELER = flags.DEFINE_string("labeler", None, "run: the labeler that fit has written.")
-_RUNNER = flags.DEFINE_enum("runner", "local", ["local", "beam"], "run: where the work is done.")
+_LABELER = flags.DEFINE_string("labeler", None, "run, relabel: the labeler that fit has written.")
+_EXCLUDE = flags.DEFINE_string("exclude", None, "A file with post ids to leave out, one a line.")
+_WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Processes; 0 = none but this one.", 0)
+_RUNNER = flags.DEFINE_enum("runner", "local", ["local", "beam"], "Where the work is done.")
 
 
 def main(words: list[str]) -> None:
-    commands = {"fit": _fit, "run": _run}
-    if len(words) != 1 or words[0] not in commands:
-        raise UserError(f"say what to do, fit or run, instead of {' '.join(words)!r}: see --help for an example.")
+    commands = {"fit": _fit, "run": _run, "relabel": _relabel}
+    command, *beam_options = words or [""]
+    if command not in commands:
+        raise UserError(f"say what to do, fit, run or relabel, instead of {command!r}: see --help for an example.")
+    if beam_options and _RUNNER.value != "beam":
+        raise UserError(f"{beam_options[0]!r} is no flag of this command: only --runner beam has options of its own.")
     cli.required(_CONFIG)
     config.validate(_CONFIG.value)
-    commands[words[0]](expand(cli.required(_POSTS)), Path(cli.required(_OUTPUT)))
+    commands[command](Path(cli.required(_OUTPUT)), beam_options if _RUNNER.value == "beam" else None)
 
 
-def _fit(posts: list[Path], output: Path) -> None:
+def _fit(output: Path, beam_options: list[str] | None) -> None:
+    posts = expand(cli.required(_POSTS))
     if _LABELER.value is not None:
-        raise UserError("--labeler is for run; fit writes the labeler to --output.")
-    labeler = jobs.fit(posts, _CONFIG.value.labels, output)
+        raise UserError("--labeler is for run and relabel; fit writes the labeler to --output.")
+    labeler = jobs.fit(
+        posts, _CONFIG.value.labels, output, exclude=_exclude(), workers=_WORKERS.value, beam_options=beam_options
+    )
     fitted = labeler.fitted
     rows = {
         "posts": f"{fitted['posts']:,}, of them {fitted['cluster_posts']:,} in the cluster split",
         "rejected": summary(fitted["rejected"]),
+        "excluded": f"{fitted['excluded']:,}",
         "comments": f"{fitted['comments']:,}, {fitted['tokens']:,} tokens, {fitted['comment_dim']} dimensions",
+        "tokens covered": f"{labeler.comments.coverage:.1%}" if labeler.comments else "",
         "comment clusters": _clusters(fitted["comment_clusters"]),
         "posts with reactions": f"{fitted['reactions']:,}",
         "reaction clusters": _clusters(fitted["reaction_clusters"]),
+        "hashes of post ids": _salted(),
     }
     _print(f"labeler {output}", rows)
+
+
+def _exclude() -> Path | None:
+    return Path(_EXCLUDE.value).absolute() if _EXCLUDE.value else None
+
+
+def _salted() -> str:
+    file = _CONFIG.value.labels.salt_file
+    return f"salted with {file}" if file else "salted with the seed: anyone can repeat them (see labels.salt_file)"
 
 
 def _clusters(fit: dict) -> str:
     if not fit["clusters"]:
         return "none: no post of the cluster split has any"
-    return f"{fit['clusters']:,} of {fit['points']:,} points, inertia {fit['inertia']:.4g}, {fit['empty']:,} empty"
+    suppressed = f", {fit['suppressed']:,} suppressed" if fit.get("suppressed") else ""
+    found = f"{fit['clusters']:,} of {fit['points']:,} points, inertia {fit['inertia']:.4g}, {fit['empty']:,} empty"
+    return found + suppressed
 
 
-def _run(posts: list[Path], output: Path) -> None:
-    if _RUNNER.value == "beam":
-        raise UserError("--runner beam is not there yet: use --runner local.")
-    labeler = Labeler.load(Path(cli.required(_LABELER)))
+def _run(output: Path, beam_options: list[str] | None) -> None:
+    posts = expand(cli.required(_POSTS))
     was_complete = (output / "manifest.json").exists()
-    manifest = jobs.run(posts, labeler, _CONFIG.value.labels, output)
+    manifest = jobs.run(
+        posts,
+        Path(cli.required(_LABELER)),
+        _CONFIG.value.labels,
+        output,
+        exclude=_exclude(),
+        workers=_WORKERS.value,
+        beam_options=beam_options,
+    )
     if was_complete:
         print(f"{output} was complete already.", file=sys.stderr)
+    _print_manifest(output, manifest)
+
+
+def _relabel(output: Path, beam_options: list[str] | None) -> None:
+    if _POSTS.value is not None or beam_options is not None:
+        raise UserError("--posts and --runner beam are for fit and run; relabel reads the shards alone.")
+    exclude = Path(cli.required(_EXCLUDE))
+    manifest = jobs.relabel(output, _CONFIG.value.labels, Path(cli.required(_LABELER)), exclude)
+    _print_manifest(output, manifest)
+
+
+def _print_manifest(output: Path, manifest: dict) -> None:
+    validation = manifest["validation"]
     rows = {
         "posts": f"{manifest['posts']:,}",
         "cluster split": f"{manifest['splits']['cluster']:,}",
         "rejected": summary(manifest["rejected"]),
         "mended": summary(manifest["notes"]),
+        "excluded, deleted": f"{manifest['excluded']:,}, {manifest['deleted']:,}",
         "examples": f"{manifest['examples']:,} in {len(manifest['shards']):,} shards",
+        "validation examples": f"{validation['examples']:,} in {len(validation['shards']):,} shards",
         "with comment labels": f"{manifest['labelled']['comments']:,}",
         "with a reaction label": f"{manifest['labelled']['reactions']:,}",
         "classes": ", ".join(f"{head} {count:,}" for head, count in manifest["classes"].items()),

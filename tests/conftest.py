@@ -42,8 +42,12 @@ def example(number: int) -> dict:
 def shards_folder(tmp_path_factory) -> Path:
     """41 examples in shards of different sizes; example n has n % 4 comment labels and the reaction n % 3 - 1."""
     folder = tmp_path_factory.mktemp("shards")
-    written = shards.write_shards(map(example, range(41)), folder, "s", 20_000)
-    assert len(written) > 4
+    sizes = [9, 1, 12, 4, 8, 7]
+    numbers = iter(range(41))
+    written = [
+        shards.write_shard([example(next(numbers)) for _ in range(size)], folder / f"s-{shard}.tfrecord")
+        for shard, size in enumerate(sizes)
+    ]
     manifest = {
         "format_version": shards.FORMAT_VERSION,
         "posts": 41,

@@ -5,6 +5,7 @@ name beside its place and renamed when it is complete, so that a reader never me
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vise_jax.errors import UserError
+from vise_jax.errors import Interrupted, UserError
 
 
 def canonical_json(value: Any) -> str:
@@ -32,6 +33,18 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextlib.contextmanager
+def _disk_full(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Interrupted(
+            f"The disk is full: {path} can't be written; free some space, and run the same command again."
+        ) from error
+
+
 def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -42,11 +55,15 @@ def _fsync(path: Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield an open file that becomes `path` when the block ends without an error, and replaces what was there."""
+    """Yield an open file that becomes `path` when the block ends without an error, and replaces what was there.
+
+    Raises:
+        UserError: the disk is full.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
+        with _disk_full(path), open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -72,7 +89,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends without an error.
 
     Raises:
-        UserError: `path` exists and holds something. Nothing is ever replaced.
+        UserError: `path` exists and holds something (nothing is ever replaced), or the disk is full.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -82,10 +99,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
-        for entry in temporary.rglob("*"):
-            _fsync(entry)
-        _fsync(temporary)
+        with _disk_full(path):
+            yield temporary
+            for entry in temporary.rglob("*"):
+                _fsync(entry)
+            _fsync(temporary)
         os.replace(temporary, path)
         _fsync(path.parent)
     finally:

@@ -4,9 +4,15 @@ An example holds `image/encoded` (JPEG or PNG bytes), `post_id` (salted hash), `
 empty), `comments/weights` (float list, one for each label) and `reactions/label` (int64, -1 for none). No text.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import errno
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
 
 from vise_jax import artefact
 from vise_jax.errors import UserError
@@ -14,64 +20,93 @@ from vise_jax.errors import UserError
 FORMAT_VERSION = 1
 MADE_BY = "label.py run"
 
+# Beside the manifest: how often each label occurs.
+STATISTICS = "statistics.safetensors"
+
 Example = Mapping[str, Any]
 
 
-def write_shards(examples: Iterable[Example], folder: Path, prefix: str, max_bytes: float) -> list[dict[str, Any]]:
-    """Write examples, in their order, into as many shards as they need; equal examples give equal bytes.
+def write_shard(examples: Iterable[Example], path: Path) -> dict[str, Any]:
+    """Write one TFRecord file, whole or not at all; equal examples give equal bytes.
 
     Args:
         examples: with `image/encoded` and `post_id` as bytes, `comments/labels`, `comments/weights`, `reactions/label`.
-        folder: where the shards go; each appears when it is complete.
-        prefix: of their names, PREFIX-00000.tfrecord and so on.
-        max_bytes: a shard that has grown to so many is closed.
+        path: the file.
 
     Returns:
-        For each shard its `name`, `examples`, `bytes` and `sha256`.
+        Its `name`, `examples`, `bytes` and `sha256`.
+
+    Raises:
+        UserError: the disk is full.
     """
-    remaining = iter(examples)
-    shards: list[dict[str, Any]] = []
-    for first in remaining:
-        name = f"{prefix}-{len(shards):05d}.tfrecord"
-        count = write_shard(_until_full(first, remaining, max_bytes), folder / name)
-        size = (folder / name).stat().st_size
-        shards.append({"name": name, "examples": count, "bytes": size, "sha256": artefact.file_sha256(folder / name)})
-    return shards
-
-
-def write_shard(examples: Iterable[Example], path: Path) -> int:
-    """Write one TFRecord file, whole or not at all; returns how many examples it holds."""
     import tensorflow as tf  # only here: reading a manifest doesn't need it
 
-    count = 0
-    with artefact.whole_file(path) as file, tf.io.TFRecordWriter(file.name) as writer:
+    def serialized() -> Iterator[bytes]:
         for example in examples:
-            features = tf.train.Features(
-                feature={
-                    "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[example["image/encoded"]])),
-                    "post_id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[example["post_id"]])),
-                    "comments/labels": tf.train.Feature(
-                        int64_list=tf.train.Int64List(value=example["comments/labels"])
-                    ),
-                    "comments/weights": tf.train.Feature(
-                        float_list=tf.train.FloatList(value=example["comments/weights"])
-                    ),
-                    "reactions/label": tf.train.Feature(
-                        int64_list=tf.train.Int64List(value=[example["reactions/label"]])
-                    ),
-                }
-            )
-            writer.write(tf.train.Example(features=features).SerializeToString(deterministic=True))
-            count += 1
-    return count
+            features = {
+                "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[example["image/encoded"]])),
+                "post_id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[example["post_id"]])),
+                "comments/labels": tf.train.Feature(int64_list=tf.train.Int64List(value=example["comments/labels"])),
+                "comments/weights": tf.train.Feature(float_list=tf.train.FloatList(value=example["comments/weights"])),
+                "reactions/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[example["reactions/label"]])),
+            }
+            example_proto = tf.train.Example(features=tf.train.Features(feature=features))
+            yield example_proto.SerializeToString(deterministic=True)
+
+    return _write_records(serialized(), path)
 
 
-def _until_full(first: Example, others: Iterator[Example], max_bytes: float) -> Iterator[Example]:
-    yield first
-    size = len(first["image/encoded"])
-    while size < max_bytes and (example := next(others, None)) is not None:
-        yield example
-        size += len(example["image/encoded"])
+def copy_records(sources: Iterable[tuple[Path, Sequence[bool]]], path: Path) -> dict[str, Any]:
+    """Write the records of TFRecord files that are to be kept into one file, whole or not at all.
+
+    Args:
+        sources: files, and for each of a file's records whether it is kept.
+        path: the file to write.
+
+    Returns:
+        Its `name`, `examples`, `bytes` and `sha256`.
+
+    Raises:
+        UserError: a source is damaged or has another number of records; or the disk is full.
+    """
+    import tensorflow as tf
+
+    def kept() -> Iterator[bytes]:
+        for source, keep in sources:
+            records = tf.data.TFRecordDataset(str(source)).as_numpy_iterator()
+            try:
+                yield from (record for record, kept in zip(records, keep, strict=True) if kept)
+            except (tf.errors.OpError, ValueError) as error:
+                raise UserError(
+                    f"The shard {source} is damaged: copy it again, or make it with `{MADE_BY}`."
+                ) from error
+
+    return _write_records(kept(), path)
+
+
+def _write_records(records: Iterable[bytes], path: Path) -> dict[str, Any]:
+    import tensorflow as tf
+
+    count = 0
+    with artefact.whole_file(path) as file:
+        try:
+            with tf.io.TFRecordWriter(file.name) as writer:
+                for record in records:
+                    writer.write(record)
+                    count += 1
+        except tf.errors.ResourceExhaustedError as error:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    return describe_shard(path, count)
+
+
+def describe_shard(path: Path, examples: int) -> dict[str, Any]:
+    """What a manifest says of a shard: its `name`, `examples`, `bytes` and `sha256`."""
+    return {
+        "name": path.name,
+        "examples": examples,
+        "bytes": path.stat().st_size,
+        "sha256": artefact.file_sha256(path),
+    }
 
 
 def read_manifest(folder: Path | str) -> dict[str, Any]:
@@ -111,3 +146,59 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
                 f"with `{MADE_BY}`."
             )
     return manifest
+
+
+def count_labels(tables: Iterable[Mapping[str, np.ndarray]], classes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Count the labels of examples.
+
+    Args:
+        tables: of shards: `comment_labels` int32 [M], `comment_counts` int32 [N], `reaction_labels` int32 [N].
+        classes: of `comments` (K_C) and `reactions` (K_R).
+
+    Returns:
+        As `read_statistics`.
+    """
+    comments, reactions = classes["comments"], classes["reactions"]
+    counts = {
+        "comments": np.zeros(comments, np.int64),
+        "reactions": np.zeros(reactions, np.int64),
+        "labels_per_post": np.zeros(1, np.int64),
+        "pairs": np.zeros((comments, reactions), np.int64),
+    }
+    for table in tables:
+        labels, sizes, reaction = table["comment_labels"], table["comment_counts"], table["reaction_labels"]
+        counts["comments"] += np.bincount(labels, minlength=comments)
+        counts["reactions"] += np.bincount(reaction[reaction >= 0], minlength=reactions)
+        length = max(len(counts["labels_per_post"]), sizes.max(initial=0) + 1)
+        histogram = np.zeros(length, np.int64)
+        histogram[: len(counts["labels_per_post"])] = counts["labels_per_post"]
+        counts["labels_per_post"] = histogram + np.bincount(sizes, minlength=length)
+        with_both = np.repeat(reaction, sizes)
+        known = with_both >= 0
+        np.add.at(counts["pairs"], (labels[known], with_both[known]), 1)
+    return counts
+
+
+def read_statistics(folder: Path | str, manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Read how often each label occurs among the training examples of a folder of shards.
+
+    Args:
+        folder: the shards.
+        manifest: theirs.
+
+    Returns:
+        `comments` int64 [K_C] and `reactions` int64 [K_R], examples with each label; `labels_per_post` int64 [L],
+        examples with so many comment labels; `pairs` int64 [K_C, K_R], examples with both labels.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = Path(folder) / STATISTICS
+    try:
+        counts = safetensors.numpy.load(path.read_bytes())
+        shape = manifest["classes"]["comments"], manifest["classes"]["reactions"]
+        if counts["pairs"].shape != shape or counts["labels_per_post"].sum() != manifest["examples"]:
+            raise ValueError
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path} is missing or damaged: copy it again, or make it with `{MADE_BY}`.") from error
+    return counts

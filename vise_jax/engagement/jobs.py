@@ -1,286 +1,427 @@
-"""The labelling jobs: posts files to a labeler, and posts files with a labeler to engagement shards.
+"""The labelling jobs: posts files to a labeler, posts files with a labeler to engagement shards, and back out of them.
 
-Labelling is a pure function of one posts file, its images and the labeler. What it wrote is recorded file by file,
-so that the same command goes on where it was stopped; the manifest comes last, and makes the folder an artefact.
+`label_part` writes shards and their records; what is here claims folders, hands out parts, and writes the manifest,
+which comes last and makes the folder an artefact. The same command goes on where it was stopped.
 """
 
 import contextlib
+import fcntl
 import itertools
 import json
+import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import safetensors.numpy
 from ml_collections import ConfigDict
 
 import vise_jax
 from vise_jax import artefact
 from vise_jax.data import shards
-from vise_jax.engagement import privacy
-from vise_jax.engagement.images import read_image
+from vise_jax.engagement import beam, corpus, parallel, privacy
+from vise_jax.engagement.corpus import Corpus
 from vise_jax.engagement.labeler import Labeler
-from vise_jax.errors import UserError
-from vise_jax.posts import MAX_NAMED, BadPost, Ledger, Post, read, summary
-from vise_jax.progress import Progress
+from vise_jax.engagement.labelling import (
+    SHARD_KEYS,
+    Part,
+    checked_salt,
+    is_labelled,
+    label_part,
+    parts_of,
+    read_table,
+    write_table,
+)
+from vise_jax.errors import Interrupted, UserError
+from vise_jax.posts import MAX_NAMED, Ledger, Post, read, summary
 
-# Posts whose comments are encoded at a time.
-_BATCH = 256
-# What decides the bytes of the shards, beside the labeler and the posts; fitting knows nothing of it.
-_SHARD_KEYS = ("max_image_pixels", "shard_megabytes")
+# What decides nothing of what is fitted.
+_NOT_FITTED = (*SHARD_KEYS, "max_rejected_share")
 # What a labeler decides, whatever the config of a later run says.
 _LABELER_KEYS = ("cluster_share", "max_comments", "label_weights", "seed")
 
 
-def fit(paths: Sequence[Path], labels: ConfigDict, output: Path) -> Labeler:
+def fit(
+    paths: Sequence[Path],
+    labels: ConfigDict,
+    output: Path,
+    *,
+    exclude: Path | None = None,
+    workers: int = 0,
+    beam_options: Sequence[str] | None = None,
+) -> Labeler:
     """Fit a labeler on posts files and save it; one that was made from the same files and keys is kept.
+
+    What the parts gave, and the state of K-means, lie in a folder `.NAME.fit` beside the output until the labeler is
+    saved; nobody else can read it, since it holds what people wrote.
 
     Args:
         paths: posts files.
         labels: the `labels` section of a config.
         output: the labeler's folder.
+        exclude: file with post ids to leave out, one a line.
+        workers: processes that read posts; 0 = none but this one.
+        beam_options: read the posts on Apache Beam instead, with these options of its pipeline.
 
     Raises:
         UserError: bad input, nothing to fit on, or an output folder that holds something else.
     """
-    inputs = _inputs(paths)
-    keys = {key: value for key, value in labels.items() if key not in (*_SHARD_KEYS, "max_rejected_share")}
-    salt_check = privacy.salt_check(privacy.salt(labels.salt_file, labels.seed))
-    origin = artefact.fingerprint([sorted(file["sha256"] for file in inputs), keys, salt_check])
+    privacy.make_salt(labels.salt_file)
+    secret = privacy.salt(labels.salt_file, labels.seed)
+    excluded = privacy.read_excluded(exclude, secret)
+    parts = _parts(paths, labels)
+    keys = {key: value for key, value in labels.items() if key not in _NOT_FITTED}
+    inputs = _inputs(parts)
+    origin = artefact.fingerprint(
+        [sorted(file["sha256"] for file in inputs), keys, privacy.salt_check(secret), _excluded_check(excluded)]
+    )
     if _holds_something(output):
         labeler = Labeler.load(output)
         if labeler.fitted.get("origin") != origin:
             raise UserError(f"{output} holds a labeler of other posts or other labels keys: name a new folder.")
         return labeler
-    ledgers = [Ledger(path, labels.max_rejected_share) for path in paths]
-    posts = itertools.chain.from_iterable(map(read, paths, ledgers))
-    labeler = Labeler.fit(posts, labels)
-    about = {
-        "origin": origin,
-        "inputs": inputs,
-        "rejected": dict(sum((ledger.rejected for ledger in ledgers), Counter())),
-        "notes": dict(sum((ledger.notes for ledger in ledgers), Counter())),
-    }
-    labeler = replace(labeler, fitted={**labeler.fitted, **about})
-    labeler.save(output)
+    output = output.absolute()
+    work = output.with_name(f".{output.name}.fit")
+    work.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(work):
+        try:
+            if not (work / "origin").exists() or (work / "origin").read_text() != origin:
+                _empty(work)
+                artefact.write_text(work / "origin", origin)
+            gather = partial(_gather, labels.to_dict(), exclude)
+            if beam_options is None:
+                parallel.each(partial(_gather_to, gather, work), parts, workers, "reading")
+                found = Corpus.empty(labels)
+                for part in parts:
+                    found.merge(Corpus.load(work / f"{part.name}.json.gz", labels))
+            else:
+                if not (work / "corpus.json.gz").exists():
+                    beam.gather(gather, parts, labels, work / "corpus.json.gz", beam_options)
+                found = Corpus.load(work / "corpus.json.gz", labels)
+            labeler = Labeler.from_corpus(found, labels, work)
+        except Interrupted:
+            raise
+        except UserError:
+            shutil.rmtree(work)
+            raise
+        about = {
+            "origin": origin,
+            "inputs": inputs,
+            "rejected": dict(sorted(found.rejected.items())),
+            "notes": dict(sorted(found.notes.items())),
+        }
+        labeler = replace(labeler, fitted={**labeler.fitted, **about})
+        labeler.save(output)
+        shutil.rmtree(work)
     return labeler
 
 
-def label_file(
-    path: Path,
-    labeler: Labeler,
-    labels: ConfigDict,
-    output: Path,
-    *,
-    name: str,
-    after_post: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Label one posts file: every post of the training split that has a good image and a label becomes an example.
-
-    Args:
-        path: the posts file; paths of images are relative to its folder.
-        labeler: what decides the labels and the splits.
-        labels: the `labels` section of a config, for the limits and the salt.
-        output: the folder of the shards.
-        name: prefix of their names.
-        after_post: called for each post read.
-
-    Returns:
-        The record of the file: `posts`, `splits`, `labelled`, `max_comment_labels`, `shards`, `rejected`, `notes` and
-        `rejected_posts` (file, line and reason, never what they say).
-
-    Raises:
-        UserError: the file can't be read, or too many of its posts are bad. Its shards are gone then.
-    """
-    ledger = Ledger(path, labels.max_rejected_share)
-    counts: Counter[str] = Counter()
+def _gather(
+    labels: dict[str, Any], exclude: Path | None, part: Part, after_post: Callable[[], None] = lambda: None
+) -> Corpus:
+    """The corpus of a part."""
+    config = ConfigDict(labels)
+    part.check_unchanged()
+    ledger = Ledger(part.path, config.max_rejected_share)
+    secret = privacy.salt(config.salt_file, config.seed)
 
     def posts() -> Iterator[Post]:
-        for post in read(path, ledger):
+        for post in read(part.path, ledger, part.start, part.end):
             after_post()
             yield post
 
-    try:
-        written = shards.write_shards(
-            _examples(posts(), labeler, labels, ledger, counts), output, name, labels.shard_megabytes * 2**20
-        )
-        # Images are looked at behind the reader, which has checked without the last of them.
-        ledger.check()
-    except BaseException:
-        for shard in output.glob(f"{name}-*.tfrecord"):
-            shard.unlink()
-        raise
-    return {
-        "posts": ledger.posts,
-        "splits": {split: counts[split] for split in ("cluster", "train")},
-        "labelled": {head: counts[head] for head in ("comments", "reactions")},
-        "max_comment_labels": counts["max_comment_labels"],
-        "shards": written,
-        "rejected": dict(ledger.rejected),
-        "rejected_posts": ledger.named,
-        "notes": dict(ledger.notes),
-    }
+    found = corpus.gather(posts(), config, privacy.read_excluded(exclude, secret))
+    part.check_unchanged()
+    found.rejected, found.notes = ledger.rejected, ledger.notes
+    return found
 
 
-def _examples(
-    posts: Iterable[Post], labeler: Labeler, labels: ConfigDict, ledger: Ledger, counts: Counter[str]
-) -> Iterator[shards.Example]:
-    """The examples that posts give; the other posts are counted, or rejected with a reason."""
-    salt = _salt(labeler, labels)
-
-    def usable() -> Iterator[Post]:
-        for post in posts:
-            split = privacy.split(post.post_id, salt, labeler.labels["cluster_share"])
-            counts[split] += 1
-            if split == "cluster":
-                continue
-            if post.image is None and post.image_bytes is None:
-                ledger.reject(post.line, "no_image")
-            else:
-                yield post
-
-    remaining = usable()
-    while batch := list(itertools.islice(remaining, _BATCH)):
-        for post, label in zip(batch, labeler.label(batch), strict=True):
-            if not label.comment_labels and label.reaction_label < 0:
-                ledger.reject(post.line, "no_label")
-                continue
-            try:
-                encoded = read_image(post, labels.max_image_pixels)
-            except BadPost as bad:
-                ledger.reject(post.line, bad.reason)
-                continue
-            counts["comments"] += bool(label.comment_labels)
-            counts["reactions"] += label.reaction_label >= 0
-            counts["max_comment_labels"] = max(counts["max_comment_labels"], len(label.comment_labels))
-            yield {
-                "image/encoded": encoded,
-                "post_id": privacy.hash_id(post.post_id, salt),
-                "comments/labels": label.comment_labels,
-                "comments/weights": label.comment_weights,
-                "reactions/label": label.reaction_label,
-            }
+def _gather_to(gather: Callable[..., Corpus], work: Path, part: Part, after_post: Callable[[], None]) -> None:
+    path = work / f"{part.name}.json.gz"
+    if not path.exists():
+        gather(part, after_post).save(path)
 
 
-def run(paths: Sequence[Path], labeler: Labeler, labels: ConfigDict, output: Path) -> dict[str, Any]:
+def run(
+    paths: Sequence[Path],
+    labeler: Path,
+    labels: ConfigDict,
+    output: Path,
+    *,
+    exclude: Path | None = None,
+    workers: int = 0,
+    beam_options: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """Label posts files into a folder of engagement shards; go on where an earlier run of the same job was stopped.
 
     Args:
         paths: posts files.
-        labeler: what decides the labels and the splits.
+        labeler: the folder of what decides the labels and the splits.
         labels: the `labels` section of a config.
         output: the folder of the shards.
+        exclude: file with post ids to leave out, one a line.
+        workers: processes that label; 0 = none but this one. Their number does not change a byte.
+        beam_options: label on Apache Beam instead, with these options of its pipeline.
 
     Returns:
         The manifest; that of the finished folder, if the job was done before.
 
     Raises:
-        UserError: bad input, no example at all, or an output folder that holds something else.
+        UserError: bad input, no example at all, an output folder that holds something else or that another job is
+            writing.
     """
+    fitted = Labeler.load(labeler)
     for key in _LABELER_KEYS:
-        if labels[key] != labeler.labels[key]:
+        if labels[key] != fitted.labels[key]:
             print(
-                f"labels.{key} is {labeler.labels[key]}, as the labeler was fitted, and not {labels[key]} as in the "
+                f"labels.{key} is {fitted.labels[key]}, as the labeler was fitted, and not {labels[key]} as in the "
                 "config: fit again to change it.",
                 file=sys.stderr,
             )
-    inputs = {file["sha256"][:16]: file for file in _inputs(paths)}
+    secret = checked_salt(fitted, labels)
+    excluded = privacy.read_excluded(exclude, secret)
+    parts = _parts(paths, labels)
     job = {
         "format_version": shards.FORMAT_VERSION,
         "kind": "labelling job",
-        "labeler": labeler.fingerprint,
-        "salt_check": privacy.salt_check(_salt(labeler, labels)),
-        "labels": {**labeler.labels, **{key: labels[key] for key in _SHARD_KEYS}},
+        "labeler": fitted.fingerprint,
+        "salt_check": fitted.salt_check,
+        "labels": {**fitted.labels, **{key: labels[key] for key in SHARD_KEYS}},
+        "excluded": _excluded_check(excluded),
     }
-    records = _open(output, job, inputs)
-    if (output / "manifest.json").exists():
-        return shards.read_manifest(output)
-    try:
-        with Progress("labelling", None, "posts") as progress:
-            for (name, file), path in zip(inputs.items(), paths, strict=True):
-                if name not in records:
-                    record = label_file(path, labeler, labels, output, name=name, after_post=progress.advance)
-                    records[name] = {**file, **record}
-                    artefact.write_json(output / "records" / f"{name}.json", records[name])
-        manifest = _manifest(job, labeler.classes, [records[name] for name in sorted(records)])
-    except BaseException:
-        if not any(record["shards"] for record in records.values()):
-            _remove(output)
-        raise
-    named = {shard["name"] for shard in manifest["shards"]}
-    for leftover in output.glob("*.tfrecord"):
-        # Of an input that was changed after a run was killed in the middle of it.
-        if leftover.name not in named:
-            leftover.unlink()
-    artefact.write_json(output / "manifest.json", manifest)
-    return manifest
-
-
-def _salt(labeler: Labeler, labels: ConfigDict) -> bytes:
-    salt = privacy.salt(labels.salt_file, labeler.labels["seed"])
-    if privacy.salt_check(salt) != labeler.salt_check:
-        raise UserError(
-            "The labeler was fitted with another salt, so that posts that made its clusters would be trained on: "
-            "give the labels.salt_file that it was fitted with."
-        )
-    return salt
-
-
-def _inputs(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Name and SHA-256 of each posts file."""
-    inputs: dict[str, Path] = {}
-    for path in paths:
+    if _holds_something(output):
+        _check_job(output, job)
+    (output / "records").mkdir(parents=True, exist_ok=True)
+    with _locked(output):
         try:
-            sha256 = artefact.file_sha256(path)
-        except OSError as error:
-            raise UserError(f"{path} can't be read ({error.strerror}): check the file.") from error
-        if sha256 in inputs:
-            raise UserError(f"{inputs[sha256]} and {path} hold the same posts: give only one of them.")
-        inputs[sha256] = path
-    return [{"name": path.name, "sha256": sha256} for sha256, path in inputs.items()]
+            artefact.write_json(output / "job.json", job)
+            _clear(output, parts)
+            if (output / "manifest.json").exists():
+                return shards.read_manifest(output)
+            work = partial(_label, labeler.absolute(), labels.to_dict(), exclude, output.absolute())
+            todo = [part for part in parts if not is_labelled(part, output)]
+            if beam_options is None:
+                parallel.each(work, todo, workers, "labelling")
+            elif todo:
+                beam.each(work, todo, beam_options)
+            return _finish(output, job, fitted.classes, _inputs(parts))
+        except BaseException:
+            if not any(output.glob("*.tfrecord")):
+                _remove(output)
+            raise
+
+
+@cache
+def _labeler(folder: Path) -> Labeler:
+    """A worker labels many parts with one labeler."""
+    return Labeler.load(folder)
+
+
+def _label(
+    labeler: Path,
+    labels: dict[str, Any],
+    exclude: Path | None,
+    output: Path,
+    part: Part,
+    after_post: Callable[[], None],
+) -> None:
+    config, fitted = ConfigDict(labels), _labeler(labeler)
+    excluded = privacy.read_excluded(exclude, checked_salt(fitted, config))
+    label_part(part, fitted, config, excluded, output, after_post)
+
+
+def relabel(output: Path, labels: ConfigDict, labeler: Path, exclude: Path) -> dict[str, Any]:
+    """Take posts out of finished shards: only the shards that hold them are written again, under new names.
+
+    Readers of the old manifest are not disturbed: the old shards go when the new manifest is there.
+
+    Args:
+        output: the folder of the shards.
+        labels: the `labels` section of a config, for the salt.
+        labeler: the folder of the labeler that the shards were made with.
+        exclude: file with post ids to leave out, one a line.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: the folder is not finished, of another labeler, or used by another job; or no example would be left.
+    """
+    before = shards.read_manifest(output)
+    fitted = Labeler.load(labeler)
+    if before["labeler"] != fitted.fingerprint:
+        raise UserError(
+            f"The shards {output} were not made with the labeler {labeler}: give the one they were made with."
+        )
+    excluded = privacy.read_excluded(exclude, checked_salt(fitted, labels))
+    gone = {bytes.fromhex(post_id.decode()) for post_id in excluded}
+    with _locked(output):
+        job = json.loads((output / "job.json").read_text("utf-8"))
+        for path in sorted((output / "records").glob("*.json")):
+            record = json.loads(path.read_text("utf-8"))
+            kept = {split: _without(output, shard, gone) for split, shard in record["shards"].items()}
+            if kept != record["shards"]:
+                deleted = sum(shard["examples"] for shard in record["shards"].values()) - sum(
+                    shard["examples"] for shard in kept.values() if shard
+                )
+                record["deleted"] = record.get("deleted", 0) + deleted
+                record["shards"] = {split: shard for split, shard in kept.items() if shard}
+                artefact.write_json(path, record)
+        return _finish(output, job, fitted.classes, before["inputs"])
+
+
+def _without(output: Path, shard: dict[str, Any], gone: set[bytes]) -> dict[str, Any] | None:
+    """The shard without some posts: itself where it holds none of them, None where it holds no others."""
+    table = read_table(output / "records" / shard["table"])
+    keep = np.array([post_id.tobytes() not in gone for post_id in table["post_ids"]])
+    if keep.all():
+        return shard
+    if not keep.any():
+        return None
+    stem, _, revision = shard["name"].removesuffix(".tfrecord").partition(".r")
+    name = f"{stem}.r{int(revision or 0) + 1}"
+    written = shards.copy_records([(output / shard["name"], keep.tolist())], output / f"{name}.tfrecord")
+    write_table(
+        output / "records" / f"{name}.safetensors",
+        {
+            "post_ids": table["post_ids"][keep],
+            "comment_labels": table["comment_labels"][np.repeat(keep, table["comment_counts"])],
+            "comment_counts": table["comment_counts"][keep],
+            "reaction_labels": table["reaction_labels"][keep],
+        },
+    )
+    return {**written, "table": f"{name}.safetensors"}
+
+
+def _parts(paths: Sequence[Path], labels: ConfigDict) -> list[Part]:
+    """The parts of all posts files, whatever order these are given in."""
+    files: dict[str, Path] = {}
+    parts: list[Part] = []
+    for path in paths:
+        found = parts_of(path, labels)
+        if found[0].sha256 in files:
+            raise UserError(f"{files[found[0].sha256]} and {path} hold the same posts: give only one of them.")
+        files[found[0].sha256] = path
+        parts.extend(found)
+    return sorted(parts, key=lambda part: part.name)
+
+
+def _inputs(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """Name and SHA-256 of each posts file."""
+    return [{"name": part.path.name, "sha256": part.sha256} for part in parts if part.number == 0]
+
+
+def _excluded_check(excluded: frozenset[bytes]) -> str:
+    return artefact.fingerprint(sorted(post_id.decode() for post_id in excluded))
 
 
 def _holds_something(folder: Path) -> bool:
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
-def _open(output: Path, job: dict[str, Any], inputs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Claim the folder for this job, and read the records of the inputs that are done."""
-    if _holds_something(output):
-        if not (output / "job.json").is_file():
-            raise UserError(f"{output} holds something that is no labelling job: name a new folder.")
-        if json.loads((output / "job.json").read_text("utf-8")) != job:
-            raise UserError(f"{output} holds the shards of another labeler or other labels keys: name a new folder.")
-    (output / "records").mkdir(parents=True, exist_ok=True)
-    artefact.write_json(output / "job.json", job)
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other jobs out of a folder; the lock ends with this process, however it ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(
+            f"Another job is writing into {folder}: wait until it is done, or name a new folder."
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _check_job(output: Path, job: dict[str, Any]) -> None:
+    """Check that a folder that holds something holds this job."""
+    if not (output / "job.json").is_file():
+        raise UserError(f"{output} holds something that is no labelling job: name a new folder.")
+    found = json.loads((output / "job.json").read_text("utf-8"))
+    if {**found, "excluded": job["excluded"]} != job:
+        raise UserError(f"{output} holds the shards of another labeler or other labels keys: name a new folder.")
+    if found != job:
+        raise UserError(
+            f"{output} was begun with another --exclude: finish it with that one, and take posts out of it with "
+            "`label.py relabel`; or name a new folder."
+        )
+
+
+def _clear(output: Path, parts: Sequence[Part]) -> None:
+    """Remove what killed runs have left, and the shards of files that were changed since."""
     for temporary in (*output.glob(".*.tmp-*"), *output.glob("records/.*.tmp-*")):
         temporary.unlink()
-    records = {path.stem: json.loads(path.read_text("utf-8")) for path in (output / "records").glob("*.json")}
-    strangers = sorted(records[name]["name"] for name in records.keys() - inputs.keys())
-    missing = sorted(inputs[name]["name"] for name in inputs.keys() - records.keys())
-    if strangers:
-        raise UserError(
-            f"{output} holds shards of posts that are not given now ({strangers[0]}, or it was changed since): give "
-            "the same files again, or name a new folder."
-        )
-    if missing and (output / "manifest.json").exists():
-        raise UserError(f"{output} is complete without the posts of {missing[0]}: name a new folder.")
-    return records
+    complete = (output / "manifest.json").exists()
+    names, given = {part.name for part in parts}, {part.path.name for part in parts}
+    replaced: Counter[str] = Counter()
+    for path in sorted((output / "records").glob("*.json")):
+        if path.stem.rpartition("-")[0] in names:
+            continue
+        record = json.loads(path.read_text("utf-8"))
+        if complete or record["file"] not in given:
+            raise UserError(
+                f"{output} holds shards of posts that are not given now ({record['file']}, or it was changed since): "
+                "give the same files again, or name a new folder."
+            )
+        replaced[record["file"]] += len(record["shards"])
+        path.unlink()
+    for name, count in replaced.items():
+        print(f"{name} was changed since it was labelled: its {count:,} shards are made again.", file=sys.stderr)
+    missing = [part for part in parts if complete and not is_labelled(part, output)]
+    if missing:
+        raise UserError(f"{output} is complete without the posts of {missing[0].path.name}: name a new folder.")
 
 
 def _remove(output: Path) -> None:
     """Take back what an attempt that made no shard has written."""
     shutil.rmtree(output / "records", ignore_errors=True)
-    (output / "job.json").unlink(missing_ok=True)
+    for path in (output / "job.json", *output.glob(".*.tmp-*")):
+        path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         output.rmdir()
 
 
-def _manifest(job: dict[str, Any], classes: dict[str, int], records: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the folder says of itself: sums over its inputs, in an order that does not depend on their names."""
+def _finish(
+    output: Path, job: dict[str, Any], classes: dict[str, int], inputs: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Write the statistics and the manifest, and remove what neither names."""
+    records = [json.loads(path.read_text("utf-8")) for path in sorted((output / "records").glob("*.json"))]
+    manifest = _manifest(job, classes, records, inputs)
+    written = [record["shards"]["train"] for record in records if "train" in record["shards"]]
+    statistics = shards.count_labels((read_table(output / "records" / shard["table"]) for shard in written), classes)
+    with artefact.whole_file(output / shards.STATISTICS) as file:
+        file.write(safetensors.numpy.save(statistics))
+    labels_per_post = statistics["labels_per_post"]
+    manifest["labelled"] = {
+        "comments": int(labels_per_post[1:].sum()),
+        "reactions": int(statistics["reactions"].sum()),
+    }
+    manifest["max_comment_labels"] = len(labels_per_post) - 1
+    artefact.write_json(output / "manifest.json", manifest)
+    named = {shard["name"] for shard in (*manifest["shards"], *manifest["validation"]["shards"])}
+    tables = {shard["table"] for record in records for shard in record["shards"].values()}
+    for leftover in (*output.glob("*.tfrecord"), *output.glob("records/*.safetensors")):
+        if leftover.name not in named | tables:
+            leftover.unlink()
+    return manifest
+
+
+def _manifest(
+    job: dict[str, Any], classes: dict[str, int], records: list[dict[str, Any]], inputs: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """What the folder says of itself: sums over its records, in an order that does not depend on names of files."""
 
     def total(key: str) -> dict[str, int]:
         summed: Counter[str] = Counter()
@@ -288,13 +429,17 @@ def _manifest(job: dict[str, Any], classes: dict[str, int], records: list[dict[s
             summed.update(record[key])
         return dict(sorted(summed.items()))
 
-    written = [shard for record in records for shard in record["shards"]]
+    def of(split: str) -> list[dict[str, Any]]:
+        found = [record["shards"][split] for record in records if split in record["shards"]]
+        return [{key: shard[key] for key in ("name", "examples", "bytes", "sha256")} for shard in found]
+
     posts, rejected, splits = sum(record["posts"] for record in records), total("rejected"), total("splits")
-    if not written:
+    if not (train := of("train")):
         raise UserError(
             f"None of the {posts:,} posts can be trained on ({splits['cluster']:,} are of the cluster split, the rest "
             f"was rejected: {summary(rejected)}): mend them, or give more posts."
         )
+    validation = of("validation")
     seen: Counter[str] = Counter()
     rejected_posts = []
     for entry in itertools.chain.from_iterable(record["rejected_posts"] for record in records):
@@ -306,18 +451,19 @@ def _manifest(job: dict[str, Any], classes: dict[str, int], records: list[dict[s
         "kind": "engagement shards",
         "vise_jax": vise_jax.__version__,
         "posts": posts,
-        "examples": sum(shard["examples"] for shard in written),
+        "examples": sum(shard["examples"] for shard in train),
         "splits": splits,
-        "labelled": total("labelled"),
-        "max_comment_labels": max(record["max_comment_labels"] for record in records),
+        "excluded": sum(record["excluded"] for record in records),
+        "deleted": sum(record.get("deleted", 0) for record in records),
         "classes": classes,
-        "shards": written,
+        "shards": train,
+        "validation": {"examples": sum(shard["examples"] for shard in validation), "shards": validation},
         "rejected": rejected,
         "rejected_posts": rejected_posts,
         "notes": total("notes"),
-        "inputs": [{key: record[key] for key in ("name", "sha256", "posts")} for record in records],
+        "inputs": list(inputs),
         "labeler": job["labeler"],
         "salt_check": job["salt_check"],
         "labels": job["labels"],
-        "fingerprint": artefact.fingerprint([job, classes, written]),
+        "fingerprint": artefact.fingerprint([job, classes, train, validation]),
     }

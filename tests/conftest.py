@@ -55,6 +55,7 @@ def shards_folder(tmp_path_factory) -> Path:
         "classes": {"comments": 3, "reactions": 2},
         "max_comment_labels": 3,
         "shards": written,
+        "validation": {"examples": 0, "shards": []},
         "labeler": "0",
         "fingerprint": "1",
     }

@@ -22,18 +22,15 @@ def example(number: int) -> dict[str, Any]:
     }
 
 
-def test_shards_are_closed_when_full_and_the_same_each_time(tmp_path: Path) -> None:
+def test_equal_examples_give_equal_bytes(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-    first = shards.write_shards(map(example, range(7)), tmp_path / "a", "p", 300)
-    assert [(shard["name"], shard["examples"]) for shard in first] == [
-        ("p-00000.tfrecord", 3),
-        ("p-00001.tfrecord", 3),
-        ("p-00002.tfrecord", 1),
-    ]
-    assert first == shards.write_shards(map(example, range(7)), tmp_path / "b", "p", 300)
-    assert first[0]["sha256"] == artefact.file_sha256(tmp_path / "a" / "p-00000.tfrecord")
-    assert shards.write_shards([], tmp_path / "a", "q", 300) == []
+    first = shards.write_shard(map(example, range(7)), tmp_path / "a" / "p.tfrecord")
+    assert first["name"] == "p.tfrecord"
+    assert first["examples"] == 7
+    assert first["sha256"] == artefact.file_sha256(tmp_path / "a" / "p.tfrecord")
+    assert first == shards.write_shard(map(example, range(7)), tmp_path / "b" / "p.tfrecord")
+    assert first["bytes"] == (tmp_path / "a" / "p.tfrecord").stat().st_size
 
 
 def test_an_interrupted_shard_leaves_nothing(tmp_path: Path) -> None:
@@ -42,13 +39,32 @@ def test_an_interrupted_shard_leaves_nothing(tmp_path: Path) -> None:
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        shards.write_shards(examples(), tmp_path, "p", 300)
+        shards.write_shard(examples(), tmp_path / "p.tfrecord")
     assert not list(tmp_path.iterdir())
+
+
+def test_copied_records_are_those_that_are_kept(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.tfrecord", tmp_path / "b.tfrecord"
+    shards.write_shard(map(example, range(4)), first)
+    shards.write_shard(map(example, range(4, 6)), second)
+    kept = [(first, [True, False, False, True]), (second, [False, True])]
+    copied = shards.copy_records(kept, tmp_path / "c.tfrecord")
+    assert copied == {**shards.write_shard(map(example, (0, 3, 5)), tmp_path / "d.tfrecord"), "name": "c.tfrecord"}
+    for damaged in ([(first, [True])], [(second, [True] * 3)]):
+        with pytest.raises(UserError, match="is damaged"):
+            shards.copy_records(damaged, tmp_path / "e.tfrecord")
+    first.write_bytes(first.read_bytes()[:-3])
+    with pytest.raises(UserError, match=r"a\.tfrecord is damaged"):
+        shards.copy_records([(first, [True] * 4)], tmp_path / "e.tfrecord")
+    assert not (tmp_path / "e.tfrecord").exists()
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    written = shards.write_shards(map(example, range(4)), tmp_path, "p", 200)
+    written = [
+        shards.write_shard(map(example, numbers), tmp_path / f"p-{shard:05d}.tfrecord")
+        for shard, numbers in enumerate([(0, 1), (2, 3)])
+    ]
     manifest = {
         "format_version": shards.FORMAT_VERSION,
         "posts": 5,
@@ -56,6 +72,7 @@ def folder(tmp_path: Path) -> Path:
         "classes": {"comments": 3, "reactions": 4},
         "max_comment_labels": 2,
         "shards": written,
+        "validation": {"examples": 0, "shards": []},
         "labeler": "x",
         "fingerprint": "y",
     }

@@ -62,7 +62,7 @@ def test_fit_and_run_write_shards_and_running_again_changes_nothing(posts: Path,
     assert "complete already" in again.stderr
     assert again.stdout == first.stdout
     written_again = {path: path.stat().st_mtime_ns for path in (tmp_path / "shards").glob("*.*")}
-    assert {path.suffix for path in written} == {".tfrecord", ".json"}
+    assert {path.suffix for path in written} == {".tfrecord", ".json", ".safetensors"}
     assert all(written_again[path] == written[path] for path in written if path.name != "job.json")
 
 
@@ -76,7 +76,10 @@ def test_mistakes_get_one_sentence_and_no_traceback(posts: Path, labeler: Path, 
         "labels.comment_clusters: 1,000 clusters": ("fit", config(), *KEYS, many, "--posts", posts, *output),
         "--labeler is missing": ("run", config(), "--posts", posts, *output),
         "no labeler.json": ("run", config(), "--posts", posts, "--labeler", tmp_path, *output),
-        "beam is not there yet": ("run", config(), "--posts", posts, "--labeler", labeler, "--runner", "beam", *output),
+        "is no flag of this command": ("run", config(), "--posts", posts, *output, "--", "--runner=DirectRunner"),
+        "fit, run or relabel": ("label", config(), "--posts", posts, *output),
+        "--exclude is missing": ("relabel", config(), "--labeler", labeler, *output),
+        "can't be read": ("fit", config(), "--posts", posts, "--exclude", tmp_path / "none.txt", *output),
     }
     for words, command in cases.items():
         result = label(*command)
@@ -85,6 +88,23 @@ def test_mistakes_get_one_sentence_and_no_traceback(posts: Path, labeler: Path, 
         assert "Traceback" not in result.stderr
         assert result.stdout == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl"]
+
+
+def test_beam_gives_the_same_shards_and_relabel_takes_posts_out(posts: Path, labeler: Path, tmp_path: Path) -> None:
+    run = ("run", config(), "--posts", posts, "--labeler", labeler)
+    beam = ("--runner", "beam", "--", "--runner=DirectRunner")
+    for output, options in (("local", ("--workers", "1")), ("beam", beam)):
+        result = label(*run, "--output", tmp_path / output, *options)
+        assert result.returncode == 0, result.stderr
+    manifests = [json.loads((tmp_path / output / "manifest.json").read_text()) for output in ("local", "beam")]
+    assert manifests[0] == manifests[1]
+    (tmp_path / "ids.txt").write_text("".join(f"p{number}\n" for number in range(0, 60, 2)))
+    relabel = ("relabel", config(), "--labeler", labeler, "--exclude", tmp_path / "ids.txt")
+    result = label(*relabel, "--output", tmp_path / "local")
+    assert result.returncode == 0, result.stderr
+    after = json.loads((tmp_path / "local" / "manifest.json").read_text())
+    assert 0 < after["deleted"] == manifests[0]["examples"] - after["examples"]
+    assert f"0, {after['deleted']}" in result.stdout
 
 
 def test_help_has_an_example() -> None:

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from vise_jax import artefact
 from vise_jax import config as vise_config
+from vise_jax.data import shards
 from vise_jax.errors import UserError
 from vise_jax.training import loop
 
@@ -44,7 +45,7 @@ def test_a_wrong_key_is_named_before_anything_is_written(config, tmp_path, key, 
 def test_an_engagement_without_labels_is_named(config, tmp_path):
     folder = tmp_path / "shards"
     shutil.copytree(config.data.shards, folder)
-    manifest = artefact.read_description(folder, "manifest.json", version=1, made_by="")
+    manifest = artefact.read_description(folder, "manifest.json", version=shards.FORMAT_VERSION, made_by="")
     artefact.write_json(folder / "manifest.json", manifest | {"classes": {"comments": 3, "reactions": 0}})
     config.data.shards = str(folder)
     with pytest.raises(UserError, match="no such labels") as caught:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from vise_jax import artefact
 from vise_jax.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MADE_BY = "label.py run"
 
 # Beside the manifest: how often each label occurs.
@@ -114,8 +114,8 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
 
     Returns:
         `posts`, `examples` (counts), `classes` (`comments` and `reactions`, 0 for none), `max_comment_labels` (of any
-        example), `shards` (`name`, `examples`, `bytes`, `sha256` each), `labeler` and `fingerprint` (SHA-256), and what
-        else `engagement.jobs` wrote down.
+        example), `shards` (`name`, `examples`, `bytes`, `sha256` each), `validation` (`examples` and `shards` that are
+        not trained on), `labeler` and `fingerprint` (SHA-256), and what else `engagement.jobs` wrote down.
 
     Raises:
         UserError: no folder, no or a wrong manifest, or a shard that is missing or of another size.
@@ -125,7 +125,8 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
         raise UserError(f"The shards folder {folder} does not exist: give one that `{MADE_BY}` has finished writing.")
     manifest = artefact.read_description(folder, "manifest.json", version=FORMAT_VERSION, made_by=MADE_BY)
     try:
-        sizes = {shard["name"]: shard["bytes"] for shard in manifest["shards"]}
+        every = [*manifest["shards"], *manifest["validation"]["shards"]]
+        sizes = {shard["name"]: shard["bytes"] for shard in every}
         counted = sum(shard["examples"] for shard in manifest["shards"])
         complete = (
             {"comments", "reactions"} == manifest["classes"].keys()

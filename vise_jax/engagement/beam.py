@@ -83,9 +83,13 @@ def import_beam() -> Any:
         UserError: it is not installed.
     """
     try:
+        # It complains about cloud libraries that nobody asked for.
+        logging.disable(logging.WARNING)
         import apache_beam
     except ImportError as error:
         raise UserError("--runner beam needs Apache Beam: pip install -e '.[beam]'.") from error
+    finally:
+        logging.disable(logging.NOTSET)
     return apache_beam
 
 

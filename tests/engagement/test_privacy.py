@@ -22,6 +22,12 @@ SALT = privacy.salt("", 0)
         ("tel.-5551234567x12; ٠١٢٣٤٥٦٧٨٩", "tel.-<phone>x12; <phone>"),
         ("hi@joe @@joe 😀@joe @[12:34:John Doe] @a.b@c.social", "hi<user> @<user> 😀<user> <user> @<email>"),
         ("cafe\u0301 <url>", "café <url>"),
+        # One sign that gives each away.
+        ("＠joe", "<user>"),
+        ("@joe", "<user>"),
+        ("ftp://x", "<url>"),
+        ("bit.ly", "<url>"),
+        ("٥٥٥١٢٣٤٥", "<phone>"),
     ],
 )
 def test_people_and_links_are_masked_and_words_are_not(text: str, masked: str) -> None:

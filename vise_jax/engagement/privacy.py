@@ -33,6 +33,8 @@ _USER = regex.compile(r"[@＠](?!_+[@＠])(?:\[[^\]\n]{1,300}+\]|\w[\w.-]*+(?:@[
 # Seven digits or more with the usual separators: rather a number too many than a phone number too few.
 _PHONE = regex.compile(r"(?<!\d)[+(]{0,2}\d(?:[ \u00a0.()/-]{0,2}\d){6,}+")
 _DATE = regex.compile(r"\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./]\d{4}")
+# Each of the above holds one of these; most words hold none.
+_SUSPECT = regex.compile(r"[@＠.:\d]")
 
 
 def mask(text: str) -> str:
@@ -41,6 +43,8 @@ def mask(text: str) -> str:
     Nothing else sees a comment before this has. Names written as plain words stay: they can't be told from words.
     """
     text = unicodedata.normalize("NFC", text)
+    if not _SUSPECT.search(text):
+        return text
     text = _EMAIL.sub("<email>", text)
     text = _URL.sub("<url>", text)
     text = _USER.sub("<user>", text)

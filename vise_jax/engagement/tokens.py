@@ -78,8 +78,8 @@ _SPANS_SPACES = regex.compile(r"\d(?:[ \u00a0.()/-]{0,2}\d){6}|[@＠]\[|︵")
 _MAY_GO_ON = regex.compile(r"\d[.()/-]?\Z|[@＠]\[|︵")
 # Spaces to str.split, but not to \s: a URL goes on behind them.
 _SEPARATORS = frozenset("\x1c\x1d\x1e\x1f")
-# A word that is its own token, in lower case: most of the chunks that are new. XD is an emoticon.
-_PLAIN_WORD = regex.compile(r"(?![xX]D+[.,!?]?\Z)([A-Za-z]+)[.,!?]?")
+# A word or hashtag that is its own token, in lower case: most of the chunks that are new. XD is an emoticon.
+_PLAIN_WORD = regex.compile(r"(?![xX]D+[.,!?]*\Z)(#?[A-Za-z]+)(?:[.,]|[!?]*)")
 # Words repeat, and what does not repeat must not fill the memory. Nearly all longer chunks are URLs.
 _MAX_CHUNKS = 2**17
 _MAX_CHUNK_LENGTH = 64

@@ -21,11 +21,13 @@ from typing import Any
 
 # Leave memory to torch, which runs beside.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+sys.path.insert(0, str(Path(__file__).parent / "shared"))
 
 import jax
 import numpy as np
 from absl import flags
 from jax.sharding import AxisType
+from measuring import ratio
 
 from vise_jax import cli, config, models
 from vise_jax.errors import UserError
@@ -142,14 +144,6 @@ def measure(variants: dict[str, Step], rounds: int, steps: int) -> dict[str, lis
             step(steps)
             seconds[variant].append(time.perf_counter() - start)
     return seconds
-
-
-def ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    """Median of the rounds' ratios, and the 95% interval of that median by bootstrap over rounds."""
-    ratios = ours / theirs
-    draws = np.random.default_rng(0).integers(0, len(ratios), (10_000, len(ratios)))
-    low, high = np.quantile(np.median(ratios[draws], axis=1), (0.025, 0.975))
-    return {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}
 
 
 def _peers(names: list[str] | tuple[str, ...]) -> list[str]:

@@ -42,13 +42,8 @@ def test_unknown_peer_is_said():
 
 
 @pytest.fixture(scope="module")
-def step():
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("benchmark_step", ROOT / "benchmarks" / "step.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def step(load_benchmark):
+    return load_benchmark("step")
 
 
 def test_ratio_pairs_the_rounds(step):

@@ -136,3 +136,5 @@ def test_comments_without_a_common_token_are_refused() -> None:
     labels.min_comment_count = 2
     with pytest.raises(UserError, match=r"None of the 1 comments .*max_fit_comments"):
         fit_encoder(Counter({"a": 2, "b": 1}), 3, ["b"], labels)
+    with pytest.raises(UserError, match=r"None of the 0 comments .*max_fit_comments"):
+        fit_encoder(Counter({"a": 2, "b": 1}), 3, [], labels)

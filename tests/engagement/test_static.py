@@ -148,10 +148,12 @@ def test_a_model_with_scores_has_an_unknown_token_too(tmp_path: Path) -> None:
 def test_the_model_is_told_by_its_content(tmp_path: Path) -> None:
     labels = make_labels(make_model(tmp_path / "model"))
     before = vectors_sha256(labels)
-    assert list(before) == ["model.safetensors", "tokenizer.json"]
+    assert list(before) == ["model.safetensors", "tokenizer.json", "config.json"]
     safetensors.numpy.save_file({"embeddings": np.zeros((16, 5), np.float32)}, tmp_path / "model/model.safetensors")
     after = vectors_sha256(labels)
-    assert [before[name] == after[name] for name in before] == [False, True]
+    assert [before[name] == after[name] for name in before] == [False, True, True]
+    (tmp_path / "model/config.json").unlink()
+    assert list(vectors_sha256(labels)) == ["model.safetensors", "tokenizer.json"]
 
 
 def zeros(**shapes: tuple[int, ...]) -> bytes:

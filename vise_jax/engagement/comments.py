@@ -57,15 +57,15 @@ def tokenizer(labels: ConfigDict) -> Callable[[Sequence[str]], list[list[str]]]:
 
 
 def vectors_sha256(labels: ConfigDict) -> dict[str, str]:
-    """SHA-256 (hex) of the files that `labels.vectors` names, by their names; none for LSA.
+    """SHA-256 (hex) of the files that `labels.vectors` names and that decide phi, by their names; none for LSA.
 
     Raises:
         UserError: one of them can't be read.
     """
     path = Path(labels.vectors)
-    names = {"lsa": [], "word_vectors": [path], "static": [path / "model.safetensors", path / "tokenizer.json"]}
+    files = {"lsa": [], "word_vectors": [path], "static": static.files(labels.vectors)}[labels.comment_encoder]
     try:
-        return {file.name: artefact.file_sha256(file) for file in names[labels.comment_encoder]}
+        return {file.name: artefact.file_sha256(file) for file in files}
     except OSError as error:
         raise UserError(f"labels.vectors={path} can't be read ({error.strerror}): check that path.") from error
 
@@ -178,7 +178,9 @@ def _lsa(vocabulary: list[str], weights: np.ndarray, sample: Sequence[str], labe
     from sklearn.decomposition import TruncatedSVD
     from sklearn.preprocessing import normalize
 
-    rows = normalize(_tfidf(Splitter(_index(vocabulary)).split(sample), weights))
+    split = Splitter(_index(vocabulary)).split
+    batches = [sample[start : start + _BATCH] for start in range(0, len(sample), _BATCH)] or [[]]
+    rows = scipy.sparse.vstack([_tfidf(split(batch), weights) for batch in batches], format="csr")
     # Comments without a known token are zeros to the SVD, and would only blur how many dimensions there can be.
     rows = rows[np.diff(rows.indptr) > 0]
     if not rows.shape[0]:
@@ -190,7 +192,7 @@ def _lsa(vocabulary: list[str], weights: np.ndarray, sample: Sequence[str], labe
         return np.ones((1, 1), np.float32)
     svd = TruncatedSVD(min(labels.comment_dim, *rows.shape), random_state=labels.seed)
     with np.errstate(invalid="ignore"):  # the share of variance of a single comment, which nobody asks for
-        svd.fit(rows)
+        svd.fit(normalize(rows))
     return np.ascontiguousarray(svd.components_.T, np.float32)
 
 

@@ -51,6 +51,12 @@ class Splitter:
         return [[given[number] for number in encoding.ids if given[number] is not None] for encoding in encodings]
 
 
+def files(folder: str) -> list[Path]:
+    """The files of the folder that are read; `config.json` is one of them where it is there."""
+    config = Path(folder) / "config.json"
+    return [Path(folder) / "model.safetensors", Path(folder) / "tokenizer.json", *([config] if config.exists() else [])]
+
+
 def read_tokenizer(folder: str) -> bytes:
     """The folder's tokeniser, set to cut texts off where the model does, as the content of a `tokenizer.json`.
 

@@ -27,6 +27,7 @@ _LABELER = flags.DEFINE_string("labeler", None, "The labeler that label.py fit w
 _SHARDS = flags.DEFINE_string("shards", None, "The shards that label.py run wrote with that labeler.")
 _POSTS = flags.DEFINE_string("posts", None, "For --show-examples: a glob of posts files, or several with commas.")
 _SHOW_EXAMPLES = flags.DEFINE_integer("show-examples", 0, "Comments of each cluster on the page.", lower_bound=0)
+_EXCLUDE = flags.DEFINE_string("exclude", None, "A file with ids of posts whose comments are not shown, one a line.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the table and the page.")
 
 
@@ -57,11 +58,16 @@ def _read_clusters() -> tuple[dict[str, Any], dict[int, list[str]]]:
     labeler_folder, shards_folder = Path(cli.required(_LABELER)), Path(cli.required(_SHARDS))
     if bool(_POSTS.value) != bool(_SHOW_EXAMPLES.value):
         raise UserError("--posts and --show-examples=NUMBER go together: give both, or none to show nobody's words.")
+    if _EXCLUDE.value and not _POSTS.value:
+        raise UserError("--exclude is for --posts: without it nobody's words are shown.")
     paths = expand(_POSTS.value) if _POSTS.value else []
+    from vise_jax.engagement import privacy
     from vise_jax.reporting import clusters
 
     labeler, statistics = clusters.read(labeler_folder, shards_folder)
-    posts = itertools.chain.from_iterable(read(path, Ledger(path)) for path in paths)
+    excluded = frozenset(privacy.read_ids(Path(_EXCLUDE.value))) if _EXCLUDE.value else frozenset()
+    every = itertools.chain.from_iterable(read(path, Ledger(path)) for path in paths)
+    posts = (post for post in every if post.post_id not in excluded)
     examples = clusters.draw_examples(labeler, track(posts, "drawing examples", "posts"), _SHOW_EXAMPLES.value)
     return clusters.summarise(labeler, statistics), examples
 

@@ -1,6 +1,7 @@
 """Posts: what is accepted, what is rejected and why, and files that can't be read at all."""
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,66 @@ def test_globs_are_sorted_joined_and_must_match(tmp_path: Path) -> None:
         posts.expand(f"{tmp_path}/*.jsonl,{tmp_path}/nothing-*")
     with pytest.raises(UserError, match="empty"):
         posts.expand(" ")
+
+
+def post_line(number: int) -> str:
+    return json.dumps({"post_id": f"{number}", "comments": ["é🐶" * (number % 5)]}, ensure_ascii=False)
+
+
+@pytest.mark.parametrize("part_bytes", [1, 40, 41, 42, 333, 10**9])
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_parts_of_a_file_hold_every_post_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_bytes: int, end: str
+) -> None:
+    monkeypatch.setattr(posts, "_BLOCK_BYTES", 64)
+    lines = [post_line(number) for number in range(50)]
+    lines[7], lines[8], lines[20] = "", "broken", "  "
+    path = tmp_path / "p.jsonl"
+    path.write_text("\n".join(lines) + end, encoding="utf-8")
+    sha256, parts = posts.parts(path, part_bytes)
+    assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    whole, ledger = read(path)
+    found, rejected = [], []
+    for start, stop in parts:
+        part_ledger = Ledger(path)
+        found.extend(posts.read(path, part_ledger, start, stop))
+        rejected.extend(part_ledger.named)
+    assert found == whole
+    assert rejected == ledger.named
+    assert [post.line for post in found] == [n + 1 for n in range(50) if n not in (7, 8, 20)]
+    sizes = [stop - start.offset for start, stop in parts if stop is not None]
+    assert len(parts) == 1 if part_bytes == 10**9 else len(parts) > 5
+    assert all(part_bytes <= size < part_bytes + 200 for size in sizes[:-1])
+
+
+def test_reading_goes_on_behind_any_post(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", *(post_line(number) for number in range(20)))
+    (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    table = pa.Table.from_pylist([json.loads(post_line(n)) | {"reactions": {"love": n}} for n in range(20)])
+    pq.write_table(table, tmp_path / "p.parquet", row_group_size=6)
+    for name in ("p.jsonl", "p.jsonl.gz", "p.parquet"):
+        whole, _ = read(tmp_path / name)
+        for post in whole:
+            rest = list(posts.read(tmp_path / name, Ledger(), post.behind))
+            assert rest == whole[post.line :]
+
+
+def test_parts_of_a_parquet_file_are_row_groups(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([json.loads(post_line(n)) | {"reactions": {"love": n}} for n in range(20)])
+    path = tmp_path / "p.parquet"
+    pq.write_table(table, path, row_group_size=6)
+    _, parts = posts.parts(path, 1)
+    assert parts == [((0, 0), 6), ((6, 6), 12), ((12, 12), 18), ((18, 18), 20)]
+    found = [post for start, end in parts for post in posts.read(path, Ledger(), start, end)]
+    assert found == read(path)[0]
+    assert [post.line for post in found] == list(range(1, 21))
+    assert posts.parts(path, 10**9)[1] == [((0, 0), 20)]
+
+
+def test_a_packed_file_is_one_part_and_an_empty_one_too(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(post_line(1).encode()))
+    assert posts.parts(tmp_path / "p.jsonl.gz", 1)[1] == [((0, 0), None)]
+    (tmp_path / "p.jsonl").touch()
+    assert posts.parts(tmp_path / "p.jsonl", 1)[1] == [((0, 0), 0)]
+    with pytest.raises(UserError, match=r"none\.jsonl can't be read"):
+        posts.parts(tmp_path / "none.jsonl", 1)

@@ -112,7 +112,7 @@ def test_save_and_load_keep_everything_and_nobody_s_words(labeler: Labeler, tmp_
     loaded = Labeler.load(tmp_path / "labeler")
     assert loaded.fingerprint == labeler.fingerprint
     assert loaded.label(make_posts()) == labeler.label(make_posts())
-    assert {path.suffix for path in (tmp_path / "labeler").iterdir()} == {".json", ".safetensors", ".txt"}
+    assert {path.suffix for path in (tmp_path / "labeler").iterdir()} == {".json", ".safetensors"}
     with pytest.raises(UserError, match="already exists"):
         labeler.save(tmp_path / "labeler")
 
@@ -180,7 +180,7 @@ def test_another_version_or_a_damaged_labeler_is_refused(labeler: Labeler, tmp_p
         refused("damaged")
     (folder / "labeler.safetensors").write_bytes(content)
     Labeler.load(folder)
-    (folder / "vocabulary.txt").unlink()
+    (folder / "vocabulary.json").unlink()
     refused("damaged")
     refused_folder = tmp_path / "none"
     with pytest.raises(UserError, match=r"no labeler\.json"):
@@ -193,3 +193,44 @@ def test_phi_r_is_the_unit_vector_of_the_counts(counts: tuple[int, ...]) -> None
     np.testing.assert_allclose(phi[0], np.array(counts) / math.sqrt(sum(count**2 for count in counts)), rtol=1e-6)
     assert not phi[1:].any()
     assert phi.dtype == np.float32
+
+
+def test_clusters_of_too_few_posts_are_no_label() -> None:
+    posts = make_posts(200)
+    # One post writes of something else, often.
+    posts.append({"post_id": "alone", "comments": ["quantum tensor lattice"] * 30})
+    shared = {"comment_clusters": 8, "cluster_share": 0.999999, "comment_dim": 8}
+    every = Labeler.fit(posts, make_labels(**shared, min_posts=1))
+    assert len(every.suppressed) == 0
+    [own] = every.label([posts[-1]])[0].comment_labels
+    labeler = Labeler.fit(posts, make_labels(**shared, min_posts=2))
+    assert labeler.suppressed.tolist() == [own]
+    assert labeler.label([posts[-1]])[0].comment_labels == []
+    assert [found.comment_labels for found in labeler.label(posts[:-1])] == [
+        found.comment_labels for found in every.label(posts[:-1])
+    ]
+    assert labeler.classes == every.classes
+    with pytest.raises(UserError, match=r"labels\.min_posts=1000 posts"):
+        Labeler.fit(posts, make_labels(**shared, min_posts=1000))
+
+
+def test_top_terms_tell_clusters_apart_by_hand(labeler: Labeler) -> None:
+    comments = [comment for post in make_posts() for comment in post["comments"]]
+    salt = privacy.salt("", 0)
+    comments = [
+        comment
+        for post in make_posts()
+        if privacy.split(post["post_id"], salt, 0.5) == "cluster"
+        for comment in post["comments"]
+    ]
+    rows = labeler.comments.tfidf(comments).toarray()
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    clusters = kmeans.assign(labeler.comments.encode(comments), labeler.comment_centroids)
+    for cluster in range(3):
+        more = rows[clusters == cluster].mean(axis=0) - rows.mean(axis=0)
+        terms = [term for term in labeler.comment_terms[cluster] if term >= 0]
+        np.testing.assert_allclose(labeler.comment_term_weights[cluster][: len(terms)], more[terms], rtol=1e-4)
+        assert sorted(more[terms], reverse=True) == pytest.approx(more[terms])
+        assert set(terms) == set(np.flatnonzero(more > 1e-6))
+        topic = next(topic for topic in TOPICS if labeler.comments.vocabulary[terms[0]] in topic.casefold().split())
+        assert {labeler.comments.vocabulary[term] for term in terms} <= set(topic.casefold().split())

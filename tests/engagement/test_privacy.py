@@ -73,3 +73,42 @@ def test_splits_have_their_share_and_grow_with_it() -> None:
     assert small < large
     other_salt = {post for post in ids if privacy.split(post, privacy.salt("", 1), 0.2) == "cluster"}
     assert len(small & other_salt) == pytest.approx(800, rel=0.2)
+
+
+def test_splits_have_their_shares_and_subsets_are_nested() -> None:
+    secret = privacy.salt("", 0)
+    posts = [f"post {number}" for number in range(20_000)]
+    drawn = [privacy.split(post, secret, 0.1, 0.05, 0.4) for post in posts]
+    shares = {name: drawn.count(name) / len(posts) for name in privacy.SPLITS}
+    expected = {"cluster": 0.1, "validation": 0.05, "train": 0.85 * 0.4, "unused": 0.85 * 0.6}
+    assert all(abs(shares[name] - expected[name]) < 0.01 for name in expected)
+    smaller = [privacy.split(post, secret, 0.1, 0.05, 0.2) for post in posts]
+    whole = [privacy.split(post, secret, 0.1, 0.05) for post in posts]
+    for few, some, every in zip(smaller, drawn, whole, strict=True):
+        assert few != "train" or some == "train"
+        assert some in ("train", "unused") if every == "train" else some == every == few
+
+
+def test_a_salt_that_others_can_read_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    salt = tmp_path / "salt"
+    privacy.make_salt(str(salt))
+    first = salt.read_bytes()
+    privacy.make_salt(str(salt))
+    assert salt.read_bytes() == first
+    assert capsys.readouterr().err == ""
+    salt.chmod(0o644)
+    privacy.make_salt(str(salt))
+    assert "chmod 600" in capsys.readouterr().err
+
+
+def test_ids_to_leave_out(tmp_path: Path) -> None:
+    (tmp_path / "ids").write_bytes("a\r\n b\n\né\u2028f".encode())
+    assert privacy.read_ids(tmp_path / "ids") == ["a", " b", "é\u2028f"]
+    secret = privacy.salt("", 0)
+    assert privacy.read_excluded(tmp_path / "ids", secret) == {
+        privacy.hash_id(i, secret) for i in ("a", " b", "é\u2028f")
+    }
+    assert privacy.read_excluded(None, secret) == frozenset()
+    (tmp_path / "ids").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="one post id a line"):
+        privacy.read_ids(tmp_path / "ids")

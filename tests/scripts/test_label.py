@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 
@@ -105,6 +107,29 @@ def test_beam_gives_the_same_shards_and_relabel_takes_posts_out(posts: Path, lab
     after = json.loads((tmp_path / "local" / "manifest.json").read_text())
     assert 0 < after["deleted"] == manifests[0]["examples"] - after["examples"]
     assert f"0, {after['deleted']}" in result.stdout
+
+
+def test_workers_end_with_a_killed_job_and_the_next_run_ends_with_the_same_bytes(
+    posts: Path, labeler: Path, tmp_path: Path
+) -> None:
+    keys = ("--config.labels.shard_megabytes=0.001", "--config.labels.part_megabytes=0.002")
+    run = ("run", config(), *keys, "--posts", posts, "--labeler", labeler, "--workers", "2")
+    assert label(*run, "--output", tmp_path / "expected").returncode == 0
+    command = [sys.executable, str(ROOT / "scripts" / "label.py"), *map(str, run), "--output", str(tmp_path / "shards")]
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("shards/*.tfrecord")) and job.poll() is None:
+        time.sleep(0.01)
+    workers = psutil.Process(job.pid).children(recursive=True) if job.poll() is None else []
+    job.kill()
+    job.wait()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+    assert label(*run, "--output", tmp_path / "shards").returncode == 0
+    expected, found = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "expected", tmp_path / "shards")
+    )
+    assert found == expected
 
 
 def test_help_has_an_example() -> None:

@@ -93,6 +93,14 @@ def test_examples_are_masked(made: Path, tmp_path: Path) -> None:
     assert "comments as people wrote them" in page
 
 
+def test_excluded_posts_are_no_examples(made: Path, tmp_path: Path) -> None:
+    given = ("--labeler", made / "labeler", "--shards", made / "shards", "--output", tmp_path / "report")
+    (tmp_path / "ids").write_text("".join(f"p{number}\n" for number in range(90) if number != 4))
+    result = report(*given, "--posts", made / "posts.jsonl", "--show-examples=2", "--exclude", tmp_path / "ids")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "report" / "index.html").read_text().count("\\u003cuser\\u003e word") == 1
+
+
 def test_mistakes_get_one_sentence_and_write_nothing(made: Path, tmp_path: Path) -> None:
     output = ("--output", tmp_path / "new")
     labeler, shards = ("--labeler", made / "labeler"), ("--shards", made / "shards")
@@ -109,6 +117,7 @@ def test_mistakes_get_one_sentence_and_write_nothing(made: Path, tmp_path: Path)
         "were not labelled with the labeler": ("--labeler", made / "other", *shards, *results, *output),
         "--show-examples": (*labeler, *shards, "--posts", made / "posts.jsonl", *output),
         "go together": (*labeler, *shards, "--show-examples=2", *output),
+        "--exclude is for --posts": (*labeler, *shards, "--exclude=ids.txt", *output),
         "No posts file matches": (*labeler, *shards, "--posts", tmp_path / "none-*", "--show-examples=2", *output),
     }
     for words, command in cases.items():

@@ -26,8 +26,9 @@ import vise_jax
 from vise_jax import artefact
 from vise_jax.data import shards
 from vise_jax.engagement import beam, corpus, parallel, privacy
+from vise_jax.engagement.comments import vectors_sha256
 from vise_jax.engagement.corpus import Corpus
-from vise_jax.engagement.labeler import Labeler
+from vise_jax.engagement.labeler import PATHS, Labeler
 from vise_jax.engagement.labelling import (
     SHARD_KEYS,
     Part,
@@ -42,7 +43,7 @@ from vise_jax.errors import Interrupted, UserError
 from vise_jax.posts import MAX_NAMED, Ledger, Post, read, summary
 
 # What decides nothing of what is fitted.
-_NOT_FITTED = (*SHARD_KEYS, "max_rejected_share")
+_NOT_FITTED = (*SHARD_KEYS, *PATHS, "max_rejected_share")
 # What a labeler decides, whatever the config of a later run says.
 _LABELER_KEYS = ("cluster_share", "max_comments", "label_weights", "seed")
 
@@ -78,9 +79,9 @@ def fit(
     parts = _parts(paths, labels)
     keys = {key: value for key, value in labels.items() if key not in _NOT_FITTED}
     inputs = _inputs(parts)
-    origin = artefact.fingerprint(
-        [sorted(file["sha256"] for file in inputs), keys, privacy.salt_check(secret), _excluded_check(excluded)]
-    )
+    vectors = vectors_sha256(labels)
+    files = sorted(file["sha256"] for file in inputs)
+    origin = artefact.fingerprint([files, keys, vectors, privacy.salt_check(secret), _excluded_check(excluded)])
     if _holds_something(output):
         labeler = Labeler.load(output)
         if labeler.fitted.get("origin") != origin:
@@ -113,6 +114,7 @@ def fit(
         about = {
             "origin": origin,
             "inputs": inputs,
+            "vectors": vectors,
             "rejected": dict(sorted(found.rejected.items())),
             "notes": dict(sorted(found.notes.items())),
         }
@@ -192,7 +194,10 @@ def run(
         "kind": "labelling job",
         "labeler": fitted.fingerprint,
         "salt_check": fitted.salt_check,
-        "labels": {**fitted.labels, **{key: labels[key] for key in SHARD_KEYS}},
+        "labels": {
+            **{key: value for key, value in fitted.labels.items() if key not in PATHS},
+            **{key: labels[key] for key in SHARD_KEYS},
+        },
         "excluded": _excluded_check(excluded),
     }
     if _holds_something(output):

@@ -1,6 +1,7 @@
 """The labeler: from posts to cluster indices, the pseudo-labels of pre-training (Sec. 3.2)."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from vise_jax.progress import Progress, track
 
 FORMAT_VERSION = 2
 _MADE_BY = "label.py fit"
+# Keys that say where something lies: what lies there decides.
+PATHS = ("salt_file", "vectors")
 _ARRAYS = ("comment_centroids", "reaction_centroids", "comment_terms", "comment_term_weights", "suppressed")
 # Tokens kept of each comment cluster, for people to see what it means.
 _TERMS = 20
@@ -57,10 +60,10 @@ class Labeler:
         comments: the comment encoder, or None where the posts had no comments.
         comment_centroids: float32 [K_C, D]; K_C = 0 without comments.
         reaction_centroids: float32 [K_R, 5]; K_R = 0 where the posts had no reactions.
-        comment_terms: int32 [K_C, T], the tokens of the vocabulary that weigh most in each comment cluster, the
-            heaviest first; -1 where it has fewer.
-        comment_term_weights: float32 [K_C, T], their mean TF-IDF weight over the cluster's comments, each of which is
-            scaled to length 1.
+        comment_terms: int32 [K_C, T], the tokens of the vocabulary that tell each comment cluster from the others, the
+            most telling first; -1 where it has fewer.
+        comment_term_weights: float32 [K_C, T], how much larger their mean TF-IDF weight is over the cluster's comments
+            than over all of them, each comment scaled to length 1.
         suppressed: int32 [S], comment clusters that fewer than `labels.min_posts` posts made: never a label.
         fitted: what it was fitted on, and how well: counts, inertia, fingerprints.
     """
@@ -203,7 +206,7 @@ class Labeler:
         vocabulary = self.comments.vocabulary if self.comments else []
         files = {
             "labeler.safetensors": safetensors.numpy.save(tensors),
-            "vocabulary.txt": "".join(f"{token}\n" for token in vocabulary).encode(),
+            "vocabulary.json": artefact.canonical_json(vocabulary).encode(),
         }
         if self.comments and self.comments.tokenizer:
             files["tokenizer.json"] = self.comments.tokenizer
@@ -216,10 +219,11 @@ class Labeler:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides labels and splits."""
-        return artefact.fingerprint([FORMAT_VERSION, dict(self.labels), self.salt_check, self._sha256])
+        labels = {key: value for key, value in self.labels.items() if key not in PATHS}
+        return artefact.fingerprint([FORMAT_VERSION, labels, self.salt_check, self._sha256])
 
     def save(self, folder: Path) -> None:
-        """Write `labeler.json`, `labeler.safetensors`, `vocabulary.txt` and a tokeniser's file, whole or not at all.
+        """Write `labeler.json`, `labeler.safetensors`, `vocabulary.json` and a tokeniser's file, whole or not at all.
 
         Raises:
             UserError: the folder exists and holds something.
@@ -253,7 +257,7 @@ class Labeler:
         damaged = UserError(f"The labeler {folder} is damaged: copy it again, or make it again with `{_MADE_BY}`.")
         try:
             tensors = safetensors.numpy.load((folder / "labeler.safetensors").read_bytes())
-            vocabulary = (folder / "vocabulary.txt").read_text("utf-8").split("\n")[:-1]
+            vocabulary = json.loads((folder / "vocabulary.json").read_text("utf-8"))
             comments = (
                 CommentEncoder(
                     description["labels"]["comment_encoder"],
@@ -329,9 +333,12 @@ def _top_terms(
             (share.astype(np.float32), (cluster, np.arange(len(cluster)))), (k, len(lengths))
         )
         means = means + members @ rows
+    overall = means.T @ (np.bincount(clusters, minlength=k) / max(1, len(clusters)))
     for number, row in enumerate(means):
-        order = np.lexsort((row.indices, -row.data))[:_TERMS]
-        terms[number, : len(order)], weights[number, : len(order)] = row.indices[order], row.data[order]
+        # Else the words that every comment holds would head every cluster.
+        more = row.data - overall[row.indices]
+        order = [place for place in np.lexsort((row.indices, -more))[:_TERMS] if more[place] > 0]
+        terms[number, : len(order)], weights[number, : len(order)] = row.indices[order], more[order]
     return terms, weights
 
 

@@ -76,7 +76,8 @@ def _start(counter: Synchronized) -> None:
 
 
 def use_one_core() -> None:
-    """Keep this process to a core of its own, and off accelerators. JAX looks at this when it is first used."""
+    """Keep this process to a core of its own, and off accelerators; libraries look at this when they are first used."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
 

@@ -128,14 +128,28 @@ def _uniform(post_id: str, salt: bytes, purpose: bytes) -> float:
     return int.from_bytes(digest(post_id, salt, purpose)[:6], "big") / 2**48
 
 
-def read_excluded(path: Path | None, salt: bytes) -> frozenset[bytes]:
-    """The hashes of the post ids in a file, one a line: posts to leave out, e.g. since their authors asked for it.
+def read_ids(path: Path) -> list[str]:
+    """The post ids in a file, one a line: posts to leave out, e.g. since their authors asked for it.
 
     Raises:
         UserError: the file can't be read, or isn't UTF-8.
     """
-    if path is None:
-        return frozenset()
+    try:
+        lines = Path(path).read_text("utf-8").replace("\r\n", "\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--exclude={path} can't be read ({error}): give a text file with one post id a line."
+        ) from error
+    return [line for line in lines if line]
+
+
+def read_excluded(path: Path | None, salt: bytes) -> frozenset[bytes]:
+    """The hashes of the post ids in a file, or none.
+
+    Raises:
+        UserError: as `read_ids`.
+    """
+    return frozenset(hash_id(post_id, salt) for post_id in (read_ids(path) if path else ()))
     try:
         lines = Path(path).read_text("utf-8").replace("\r\n", "\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:

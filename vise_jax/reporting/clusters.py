@@ -74,7 +74,7 @@ def summarise(labeler: Labeler, statistics: Mapping[str, np.ndarray]) -> dict[st
         `labels_per_post`: as in the statistics;
         `balance`: of `comments` (without suppressed clusters) and of `reactions`, see `balance`;
         `comments`: the comment clusters, the largest first: `number`, `examples`, `share` (of all examples), `words`
-            and `emoji` (pairs of term and weight, the heaviest first), `reaction` (the most over-represented reaction
+            and `emoji` (pairs of term and weight, most telling first), `reaction` (the most over-represented reaction
             cluster: `number`, `lift` and how many examples have both `together`; None where no lift is above 1) and
             `nearest` (pairs of number and cosine);
         `reactions`: the reaction clusters, the largest first: `number`, `examples`, `share` (of the examples with a

@@ -1,0 +1,135 @@
+"""Label posts with images from end to end: one worker, two workers and Apache Beam, and whether their bytes are equal.
+
+    python benchmarks/jobs.py
+    python benchmarks/jobs.py --count 20000 --image_size 256
+
+Posts are simulated: Zipf-distributed words and emoji, random reactions, images of noise over gradients. Each way runs
+`scripts/label.py run` as a user would, start of the processes included. The last line is one JSON object; its ratios
+are posts/s of two workers and of Beam over one worker.
+"""
+
+import hashlib
+import io
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from vise_jax import cli
+
+QUICK = flags.DEFINE_bool("quick", False, "1,000 posts: a smoke test.")
+COUNT = flags.DEFINE_integer("count", None, "Posts; 200,000 if not said.", 1)
+IMAGE_SIZE = flags.DEFINE_integer("image_size", 64, "Side of the images in pixels.", 8)
+COMMENTS = flags.DEFINE_integer("comments", 4, "Comments of a post, on average.", 1)
+FILES = flags.DEFINE_integer("files", 4, "Posts files.", 1)
+
+ROOT = Path(__file__).resolve().parents[1]
+# Posts share images, so that making them takes no longer than labelling them.
+_IMAGES = 2_000
+_CONFIG = (
+    f"--config={ROOT}/configs/vise_1m.py",
+    "--config.labels.reaction_clusters=64",
+    "--config.labels.shard_megabytes=16",
+    "--config.labels.part_megabytes=8",
+)
+_BEAM = ("--runner=DirectRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2")
+_WAYS = {
+    "1 worker": ("--workers", "1"),
+    "2 workers": ("--workers", "2"),
+    "beam": ("--runner", "beam", "--", *_BEAM),
+}
+
+
+def main(words: list[str]) -> None:
+    cli.no_words(words)
+    count = COUNT.value or (1_000 if QUICK.value else 200_000)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_posts(folder, count, COMMENTS.value, FILES.value, IMAGE_SIZE.value)
+        posts = ("--posts", f"{folder}/*.jsonl")
+        fit_seconds = _label("fit", *posts, "--output", folder / "labeler")
+        print(f"fit: {count / fit_seconds:,.0f} posts/s, {fit_seconds:.1f} s", flush=True)
+        seconds, sha256 = {}, {}
+        for way, options in _WAYS.items():
+            run = ("run", *posts, "--labeler", folder / "labeler", "--output", folder / way)
+            seconds[way] = _label(*run, *options)
+            sha256[way] = checksum(folder / way)
+            print(f"{way}: {count / seconds[way]:,.0f} posts/s, {seconds[way]:.1f} s, {sha256[way][:16]}", flush=True)
+        manifest = json.loads((folder / "1 worker" / "manifest.json").read_text())
+    print(
+        json.dumps(
+            {
+                "benchmark": "jobs",
+                "device": "cpu",
+                "ratios": {
+                    way: dict.fromkeys(("median", "low", "high"), seconds["1 worker"] / taken)
+                    for way, taken in seconds.items()
+                    if way != "1 worker"
+                },
+                "posts": count,
+                "examples": manifest["examples"],
+                "shards": len(manifest["shards"]),
+                "posts_per_second": {way: count / taken for way, taken in seconds.items()},
+                "fit_posts_per_second": count / fit_seconds,
+                "same_bytes": len(set(sha256.values())) == 1,
+                "sha256": sha256,
+            }
+        )
+    )
+
+
+def write_posts(folder: Path, count: int, comments: int, files: int, image_size: int) -> None:
+    """Posts files `0.jsonl` and so on, and their `images`."""
+    draw, generator = random.Random(0), np.random.default_rng(0)
+    (folder / "images").mkdir()
+    ramp = np.linspace(0, 160, image_size)[:, None, None]
+    for number in range(min(_IMAGES, count)):
+        pixels = ramp * generator.random(3) + generator.integers(0, 96, (image_size, image_size, 3))
+        file = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(file, "JPEG", quality=85)
+        (folder / "images" / f"{number}.jpg").write_bytes(file.getvalue())
+    words = [f"word{number}" for number in range(20_000)] + list("😀😍😢😡😮🎉🔥🙏")
+    draw.shuffle(words)
+    weights = np.cumsum(1 / np.arange(1, len(words) + 1)).tolist()
+    names = ("haha", "sorry", "angry", "wow", "love")
+    for file_number in range(files):
+        with open(folder / f"{file_number}.jsonl", "w", encoding="utf-8") as posts:
+            for number in range(file_number, count, files):
+                written = draw.choices(words, cum_weights=weights, k=12 * draw.randint(0, 2 * comments))
+                post = {
+                    "post_id": f"post {number}",
+                    "image": f"images/{number % _IMAGES if count > _IMAGES else number}.jpg",
+                    "comments": [" ".join(written[first : first + 12]) for first in range(0, len(written), 12)],
+                    "reactions": {name: int(2 ** draw.uniform(0, 8)) for name in names},
+                }
+                posts.write(json.dumps(post, ensure_ascii=False) + "\n")
+
+
+def _label(*arguments: str | Path) -> float:
+    """Seconds that `scripts/label.py` takes."""
+    command, *rest = map(str, arguments)
+    began = time.perf_counter()
+    clusters = f"--config.labels.comment_clusters={20 if QUICK.value else 500}"
+    label = [sys.executable, ROOT / "scripts" / "label.py", command, *_CONFIG, clusters, *rest]
+    subprocess.run(label, check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def checksum(folder: Path) -> str:
+    """SHA-256 (hex) over the names and bytes of all files of a folder."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            total.update(f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

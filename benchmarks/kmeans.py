@@ -12,7 +12,6 @@ The last line is one JSON object; a ratio above 1 means that this project is ahe
 import importlib.metadata
 import importlib.util
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -155,7 +154,9 @@ def _fit_file(path: Path, clusters: int) -> None:
 
 
 def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Of this process since it began its program; getrusage would count what its parent held when it forked."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
 
 
 if __name__ == "__main__":

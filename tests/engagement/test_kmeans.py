@@ -183,3 +183,13 @@ def test_a_tolerance_stops_when_the_inertia_hardly_falls() -> None:
     assert 2 < len(falls) < 40
     assert (shares[:-1] >= 1e-2).all()
     assert shares[-1] < 1e-2
+
+
+def test_a_fit_that_has_converged_is_not_gone_on_with(tmp_path: Path) -> None:
+    x, state = blobs(3_000, 8, 40), tmp_path / "state.safetensors"
+    options = {"iterations": 40, "seed": 0, "tolerance": 1e-2}
+    expected = kmeans.fit(x, 20, **options, state=state)
+    again: list[float] = []
+    found = kmeans.fit(x, 20, **options, state=state, after_iteration=again.append)
+    assert found.centroids.tobytes() == expected.centroids.tobytes()
+    assert not again

@@ -31,8 +31,6 @@ _SMALLEST_TILE = 64
 _BLOCK_BYTES = 2**26
 # XLA's argmin is a scalar loop on CPU; minima over groups of so many centroids, and then within one group, are not.
 _GROUP = 32
-# Points whose differences to their centroids are held at a time.
-_INERTIA_ROWS = 4096
 # k-means++ sees this many points a cluster, and at least this many in all, drawn evenly.
 _START_POINTS_PER_CLUSTER = 20
 _START_POINTS = 20_000
@@ -96,27 +94,19 @@ def fit(
         k = distinct
     if init is not None and np.shape(init) != (k, x.shape[1]):
         raise ValueError(f"init has to be {(k, x.shape[1])}, but is {np.shape(init)}")
-    job = artefact.fingerprint(
-        {
-            "points": [*x.shape, np.asarray(x[:: max(1, len(x) // 64)], np.float64).tolist()],
-            "clusters": k,
-            "init": None if init is None else np.asarray(init, np.float64).tolist(),
-            "seed": seed,
-            "batch_size": batch_size,
-        }
-    )
+    points = _points(x, k, jax.local_devices())
+    job = "" if state is None else _fingerprint(x, k, init, seed, batch_size)
     run = _read_state(state, job) if state is not None and state.exists() else None
     if run is None:
         start = _start(x, k, seed) if init is None else np.array(init, np.float32)
-        run = _Run(start, np.zeros(k, np.int64), 0, np.inf)
-    advance = _mini_batches(x, batch_size, seed) if batch_size else _lloyd(x, k, tolerance)
-    finished = False
-    while run.iteration < iterations and not finished:
-        run, finished = advance(run)
+        run = _Run(start, np.zeros(k, np.int64), 0, np.inf, False)
+    advance = _mini_batches(x, batch_size, seed) if batch_size else _lloyd(x, points, tolerance)
+    while run.iteration < iterations and not run.finished:
+        run = advance(run)
         after_iteration(run.inertia)
-        if state is not None and run.iteration % save_every == 0:
+        if state is not None and (run.finished or run.iteration % save_every == 0):
             _write_state(state, job, run)
-    return KMeans(run.centroids, _inertia(x, run.centroids))
+    return KMeans(run.centroids, _inertia(_pass(points, run.centroids)))
 
 
 def assign(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
@@ -144,12 +134,14 @@ class _Run(NamedTuple):
         seen: int64 [k], points that each centroid is the mean of; of mini-batches only.
         iteration: iterations done.
         inertia: of the last iteration, before its centroids moved.
+        finished: whether another iteration would change little or nothing.
     """
 
     centroids: np.ndarray
     seen: np.ndarray
     iteration: int
     inertia: float
+    finished: bool
 
 
 class _Pass(NamedTuple):
@@ -159,7 +151,7 @@ class _Pass(NamedTuple):
         sums: float64 [k, D], of the points of each cluster.
         counts: int64 [k], of the points of each cluster.
         labels: int32 [N], the cluster of each point.
-        distances: float32 [N], squared, to its centroid; near 0 rounding noise of the norms.
+        distances: float32 [N], squared, to its centroid.
     """
 
     sums: np.ndarray
@@ -190,32 +182,31 @@ def _checked(x: np.ndarray) -> np.ndarray:
     return x
 
 
-def _lloyd(x: np.ndarray, k: int, tolerance: float) -> Callable[[_Run], tuple[_Run, bool]]:
-    points = _points(x, k, jax.local_devices())
+def _lloyd(x: np.ndarray, points: _Points, tolerance: float) -> Callable[[_Run], _Run]:
     labels = np.full(len(x), -1, np.int32)
 
-    def advance(run: _Run) -> tuple[_Run, bool]:
+    def advance(run: _Run) -> _Run:
         nonlocal labels
         found = _pass(points, run.centroids)
-        inertia = float(found.distances.sum(dtype=np.float64))
+        inertia = _inertia(found)
         finished = np.array_equal(labels, found.labels) or run.inertia - inertia < tolerance * inertia
         labels = found.labels
         means = _means(_reseed(x, found, run.centroids), run.centroids)
-        return _Run(means, run.seen, run.iteration + 1, inertia), finished
+        return _Run(means, run.seen, run.iteration + 1, inertia, finished)
 
     return advance
 
 
-def _mini_batches(x: np.ndarray, size: int, seed: int) -> Callable[[_Run], tuple[_Run, bool]]:
-    def advance(run: _Run) -> tuple[_Run, bool]:
+def _mini_batches(x: np.ndarray, size: int, seed: int) -> Callable[[_Run], _Run]:
+    def advance(run: _Run) -> _Run:
         rows = np.random.default_rng([seed, run.iteration]).choice(len(x), min(size, len(x)), replace=False)
         batch = np.array(x[np.sort(rows)])
         _forget(x)
         found = _pass(_points(batch, len(run.centroids), jax.local_devices()), run.centroids)
-        inertia = float(found.distances.sum(dtype=np.float64))
+        inertia = _inertia(found)
         sums = found.sums + run.centroids.astype(np.float64) * run.seen[:, None]
         ever = _reseed(batch, found._replace(sums=sums, counts=found.counts + run.seen), run.centroids)
-        return _Run(_means(ever, run.centroids), ever.counts, run.iteration + 1, inertia), False
+        return _Run(_means(ever, run.centroids), ever.counts, run.iteration + 1, inertia, False)
 
     return advance
 
@@ -336,7 +327,8 @@ def _work(x: jax.Array, points: jax.Array, centroids: jax.Array, mesh: Mesh, til
 
         def add(carry: _Carry, rows: jax.Array) -> tuple[_Carry, tuple[jax.Array, jax.Array]]:
             sums, counts, first = carry
-            labels, distances = _nearest(rows, norms, table)
+            labels = _nearest(rows, norms, table)
+            distances = jnp.sum((rows - centroids[labels]) ** 2, axis=1)
             is_point = (first + jnp.arange(tile, dtype=jnp.int32) < points).astype(jnp.int32)
             sums += jax.ops.segment_sum(rows, labels, num_segments=k)
             counts += jax.ops.segment_sum(is_point, labels, num_segments=k)
@@ -360,44 +352,36 @@ def _padded(centroids: jax.Array) -> tuple[jax.Array, jax.Array]:
     return norms, jnp.pad(-2 * centroids.T, ((0, 0), (0, rest)))
 
 
-def _nearest(x: jax.Array, norms: jax.Array, table: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Labels int32 [N], the first of equals, and squared distances [N]: min over k of |x|^2 - 2xc + |c|^2."""
+def _nearest(x: jax.Array, norms: jax.Array, table: jax.Array) -> jax.Array:
+    """Labels int32 [N], the first of equals: argmin over k of |c|^2 - 2xc."""
     distances = (norms[None, :] + _dot(x, table)).reshape(len(x), -1, _GROUP)
-    group, smallest = _first_minimum(jnp.min(distances, axis=2))
-    inside = jnp.take_along_axis(distances, group[:, None, None], axis=1)[:, 0]
-    label = group * _GROUP + _first_minimum(inside)[0]
-    return label, jnp.maximum(jnp.sum(x * x, axis=1) + smallest, 0)
+    group = _first_minimum(jnp.min(distances, axis=2))
+    return group * _GROUP + _first_minimum(jnp.take_along_axis(distances, group[:, None, None], axis=1)[:, 0])
 
 
-def _first_minimum(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """argmin int32 [N] and min [N] over the rows of [N, M]; two plain minima are faster than XLA's argmin on CPU."""
-    smallest = jnp.min(values, axis=1, keepdims=True)
+def _first_minimum(values: jax.Array) -> jax.Array:
+    """argmin int32 [N] over the rows of [N, M]; two plain minima are faster than XLA's argmin on CPU."""
     index = jnp.arange(values.shape[1], dtype=jnp.int32)[None, :]
-    return jnp.min(jnp.where(values <= smallest, index, values.shape[1]), axis=1), smallest[:, 0]
+    return jnp.min(jnp.where(values <= jnp.min(values, axis=1, keepdims=True), index, values.shape[1]), axis=1)
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def _inertia(x: np.ndarray, centroids: np.ndarray) -> float:
-    """From the differences themselves, not from the norms, in which small distances drown."""
-    labels = _pass(_points(x, len(centroids), jax.local_devices()), centroids).labels
-    total = 0.0
-    for first in range(0, len(x), _INERTIA_ROWS):
-        rows = slice(first, first + _INERTIA_ROWS)
-        total += float(((np.asarray(x[rows]) - centroids[labels[rows]]) ** 2).sum(dtype=np.float64))
-        _forget(x)
-    return total
+def _inertia(found: _Pass) -> float:
+    return float(found.distances.sum(dtype=np.float64))
+
+
+def _fingerprint(x: np.ndarray, k: int, init: np.ndarray | None, seed: int, batch_size: int) -> str:
+    """What a state has to be of to be gone on from; of the points it sees some."""
+    some = np.asarray(x[:: max(1, len(x) // 64)], np.float64).tolist()
+    start = None if init is None else np.asarray(init, np.float64).tolist()
+    return artefact.fingerprint([list(x.shape), some, k, start, seed, batch_size])
 
 
 def _write_state(path: Path, job: str, run: _Run) -> None:
-    tensors = {
-        "centroids": run.centroids,
-        "seen": run.seen,
-        "iteration": np.array(run.iteration),
-        "inertia": np.array(run.inertia),
-    }
+    tensors = {name: np.asarray(value) for name, value in run._asdict().items()}
     with artefact.whole_file(path) as file:
         file.write(safetensors.numpy.save(tensors, metadata={"job": job}))
 
@@ -407,10 +391,11 @@ def _read_state(path: Path, job: str) -> _Run:
         with safe_open(path, framework="numpy") as file:
             if file.metadata()["job"] != job:
                 raise UserError(f"{path} holds the state of another K-means: delete it, or name another file.")
-            run = {name: file.get_tensor(name) for name in _Run._fields}
+            found = {name: file.get_tensor(name) for name in _Run._fields}
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise UserError(f"{path} holds no state of a K-means: delete it, or name another file.") from error
-    return _Run(run["centroids"], run["seen"], int(run["iteration"]), float(run["inertia"]))
+    scalars = (found[name].item() for name in ("iteration", "inertia", "finished"))
+    return _Run(found["centroids"], found["seen"], *scalars)
 
 
 def _start(x: np.ndarray, k: int, seed: int) -> np.ndarray:

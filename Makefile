@@ -31,7 +31,7 @@ demo: setup
 	  $(BIN)/python scripts/evaluate.py $(DEMO_EVAL)/$$task --encoder $(DEMO)/run/encoder --name trained || exit 1; \
 	  $(BIN)/python scripts/evaluate.py $(DEMO_EVAL)/$$task --encoder random:$(DEMO)/run/encoder --name untrained || exit 1; \
 	done
-	$(BIN)/python scripts/report.py --results $(DEMO)/results --output $(DEMO)/report
+	$(BIN)/python scripts/report.py --results $(DEMO)/results --labeler $(DEMO)/labeler --shards $(DEMO)/shards --output $(DEMO)/report
 
 clean-demo:
 	rm -rf $(DEMO)

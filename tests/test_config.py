@@ -43,6 +43,15 @@ def test_the_papers_experiments_take_the_encoder(name, encoder):
     assert config.training.batch_size == 1536
 
 
+def test_the_subsets_of_figure_4_are_shares_of_the_training_posts():
+    get_config = load(ROOT / "configs" / "vise_1m.py").get_config
+    shares = [get_config(f"resnet101{subset}").labels.train_share for subset in (",123k", ",308k", ",615k", "")]
+    assert [round(share * 1_230_000) for share in shares] == [123_000, 308_000, 615_000, 1_230_000]
+    assert get_config("resnet101,123k").model.name == "resnet101"
+    with pytest.raises(UserError, match="no subset '1k': name one of 123k, 308k, 615k"):
+        get_config("resnet50,1k")
+
+
 def test_evaluations_resolve():
     config = load(ROOT / "configs" / "eval.py").get_config("folder,linear")
     vise_config.validate(config)

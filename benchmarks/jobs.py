@@ -12,20 +12,26 @@ import hashlib
 import io
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent / "shared"))
+
 import numpy as np
 from absl import flags
+from measuring import ratio
 from PIL import Image
 
 from vise_jax import cli
 
 QUICK = flags.DEFINE_bool("quick", False, "1,000 posts: a smoke test.")
 COUNT = flags.DEFINE_integer("count", None, "Posts; 200,000 if not said.", 1)
+ROUNDS = flags.DEFINE_integer("rounds", 1, "Turns that each way takes.", 1)
+CLUSTERS = flags.DEFINE_integer("clusters", None, "Clusters of comments; 500 if not said.", 2)
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 64, "Side of the images in pixels.", 8)
 COMMENTS = flags.DEFINE_integer("comments", 4, "Comments of a post, on average.", 1)
 FILES = flags.DEFINE_integer("files", 4, "Posts files.", 1)
@@ -40,6 +46,12 @@ _CONFIG = (
     "--config.labels.part_megabytes=8",
 )
 _BEAM = ("--runner=DirectRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2")
+# Runs a command and prints the peak memory (KiB) of the largest of its processes.
+_MEASURED = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 _WAYS = {
     "1 worker": ("--workers", "1"),
     "2 workers": ("--workers", "2"),
@@ -54,30 +66,39 @@ def main(words: list[str]) -> None:
         folder = Path(name)
         write_posts(folder, count, COMMENTS.value, FILES.value, IMAGE_SIZE.value)
         posts = ("--posts", f"{folder}/*.jsonl")
-        fit_seconds = _label("fit", *posts, "--output", folder / "labeler")
-        print(f"fit: {count / fit_seconds:,.0f} posts/s, {fit_seconds:.1f} s", flush=True)
-        seconds, sha256 = {}, {}
-        for way, options in _WAYS.items():
-            run = ("run", *posts, "--labeler", folder / "labeler", "--output", folder / way)
-            seconds[way] = _label(*run, *options)
-            sha256[way] = checksum(folder / way)
-            print(f"{way}: {count / seconds[way]:,.0f} posts/s, {seconds[way]:.1f} s, {sha256[way][:16]}", flush=True)
+        fit_seconds, fit_peak = _label("fit", *posts, "--output", folder / "labeler")
+        print(f"fit: {count / fit_seconds:,.0f} posts/s, {fit_seconds:.1f} s, {fit_peak / 2**20:,.0f} MiB", flush=True)
+        seconds: dict[str, list[float]] = {way: [] for way in _WAYS}
+        sha256: dict[str, str] = {}
+        peak: dict[str, int] = {}
+        for _ in range(ROUNDS.value):
+            for way, options in _WAYS.items():
+                shutil.rmtree(folder / way, ignore_errors=True)
+                run = ("run", *posts, "--labeler", folder / "labeler", "--output", folder / way)
+                taken, peak[way] = _label(*run, *options)
+                seconds[way].append(taken)
+                sha256[way] = checksum(folder / way)
+                print(
+                    f"{way}: {count / taken:,.0f} posts/s, {taken:.1f} s, {peak[way] / 2**20:,.0f} MiB the largest "
+                    f"process, {sha256[way][:16]}",
+                    flush=True,
+                )
         manifest = json.loads((folder / "1 worker" / "manifest.json").read_text())
+    speeds = {way: count / np.array(taken) for way, taken in seconds.items()}
     print(
         json.dumps(
             {
                 "benchmark": "jobs",
                 "device": "cpu",
-                "ratios": {
-                    way: dict.fromkeys(("median", "low", "high"), seconds["1 worker"] / taken)
-                    for way, taken in seconds.items()
-                    if way != "1 worker"
-                },
+                "ratios": {way: ratio(speed, speeds["1 worker"]) for way, speed in speeds.items() if way != "1 worker"},
+                "rounds": ROUNDS.value,
                 "posts": count,
                 "examples": manifest["examples"],
                 "shards": len(manifest["shards"]),
-                "posts_per_second": {way: count / taken for way, taken in seconds.items()},
+                "shard_bytes": sum(shard["bytes"] for shard in manifest["shards"]),
+                "posts_per_second": {way: float(np.median(speed)) for way, speed in speeds.items()},
                 "fit_posts_per_second": count / fit_seconds,
+                "peak_bytes": {"fit": fit_peak, **peak},
                 "same_bytes": len(set(sha256.values())) == 1,
                 "sha256": sha256,
             }
@@ -112,14 +133,14 @@ def write_posts(folder: Path, count: int, comments: int, files: int, image_size:
                 posts.write(json.dumps(post, ensure_ascii=False) + "\n")
 
 
-def _label(*arguments: str | Path) -> float:
-    """Seconds that `scripts/label.py` takes."""
+def _label(*arguments: str | Path) -> tuple[float, int]:
+    """Seconds that `scripts/label.py` takes, and bytes of its largest process."""
     command, *rest = map(str, arguments)
+    clusters = f"--config.labels.comment_clusters={CLUSTERS.value or (20 if QUICK.value else 500)}"
+    label = [sys.executable, str(ROOT / "scripts" / "label.py"), command, *_CONFIG, clusters, *rest]
     began = time.perf_counter()
-    clusters = f"--config.labels.comment_clusters={20 if QUICK.value else 500}"
-    label = [sys.executable, ROOT / "scripts" / "label.py", command, *_CONFIG, clusters, *rest]
-    subprocess.run(label, check=True, capture_output=True)
-    return time.perf_counter() - began
+    measured = subprocess.run([sys.executable, "-c", _MEASURED, *label], check=True, capture_output=True, text=True)
+    return time.perf_counter() - began, int(measured.stdout) * 1024
 
 
 def checksum(folder: Path) -> str:

@@ -436,6 +436,29 @@ def test_a_full_disk_is_one_sentence_and_the_job_goes_on_when_there_is_room(
     assert bytes_of(tmp_path / "shards") == bytes_of(tmp_path / "expected")
 
 
+@pytest.mark.parametrize("writes", [2, 6, 9])
+def test_a_full_disk_stops_a_fit_that_goes_on_when_there_is_room(
+    corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    paths, folder = corpus
+    original, count = os.fsync, 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal count
+        count += 1
+        if count > writes:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(UserError, match="The disk is full"):
+            jobs.fit(paths, make_labels(), tmp_path / "labeler")
+    assert [path.name for path in tmp_path.iterdir()] == [".labeler.fit"]
+    assert jobs.fit(paths, make_labels(), tmp_path / "labeler").fingerprint == Labeler.load(folder).fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["labeler"]
+
+
 def test_a_fit_that_was_stopped_reads_no_part_again(
     corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -267,6 +267,7 @@ def relabel(output: Path, labels: ConfigDict, labeler: Path, exclude: Path) -> d
     excluded = privacy.read_excluded(exclude, checked_salt(fitted, labels))
     gone = {bytes.fromhex(post_id.decode()) for post_id in excluded}
     with _locked(output):
+        _clear_temporary(output)
         job = json.loads((output / "job.json").read_text("utf-8"))
         for path in sorted((output / "records").glob("*.json")):
             record = json.loads(path.read_text("utf-8"))
@@ -366,8 +367,7 @@ def _check_job(output: Path, job: dict[str, Any]) -> None:
 
 def _clear(output: Path, parts: Sequence[Part]) -> None:
     """Remove what killed runs have left, and the shards of files that were changed since."""
-    for temporary in (*output.glob(".*.tmp-*"), *output.glob("records/.*.tmp-*")):
-        temporary.unlink()
+    _clear_temporary(output)
     complete = (output / "manifest.json").exists()
     names, given = {part.name for part in parts}, {part.path.name for part in parts}
     replaced: Counter[str] = Counter()
@@ -389,11 +389,16 @@ def _clear(output: Path, parts: Sequence[Part]) -> None:
         raise UserError(f"{output} is complete without the posts of {missing[0].path.name}: name a new folder.")
 
 
+def _clear_temporary(output: Path) -> None:
+    for temporary in (*output.glob(".*.tmp-*"), *output.glob("records/.*.tmp-*")):
+        temporary.unlink()
+
+
 def _remove(output: Path) -> None:
     """Take back what an attempt that made no shard has written."""
     shutil.rmtree(output / "records", ignore_errors=True)
-    for path in (output / "job.json", *output.glob(".*.tmp-*")):
-        path.unlink(missing_ok=True)
+    _clear_temporary(output)
+    (output / "job.json").unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         output.rmdir()
 

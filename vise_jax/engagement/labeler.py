@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -298,22 +298,27 @@ def _encoded(encoder: CommentEncoder | None, sample: list[str], work: Path | Non
     """phi_C float32 [M, D] of the comments that hold a known token, and int64 [M], which of the sample they are."""
     if encoder is None:
         return np.zeros((0, 0), np.float32), np.zeros(0, np.int64)
-    shape = (len(sample), encoder.vectors.shape[1])
-    if work is None:
-        phi = np.empty(shape, np.float32)
-    else:
-        phi = np.lib.format.open_memmap(work / "comments.npy", "w+", np.float32, shape)
     known: list[np.ndarray] = []
-    end = 0
-    with Progress("encoding", len(sample), "comments") as progress:
-        for start in range(0, len(sample), _ROWS):
-            rows = encoder.encode(sample[start : start + _ROWS])
-            found = np.flatnonzero(rows.any(axis=1))
-            phi[end : end + len(found)] = rows[found]
-            known.append(start + found)
-            end += len(found)
-            progress.advance(len(rows))
-    return phi[:end], np.concatenate(known)
+
+    def rows() -> Iterator[np.ndarray]:
+        with Progress("encoding", len(sample), "comments") as progress:
+            for start in range(0, len(sample), _ROWS):
+                phi = encoder.encode(sample[start : start + _ROWS])
+                found = np.flatnonzero(phi.any(axis=1))
+                known.append(start + found)
+                yield phi[found]
+                progress.advance(len(phi))
+
+    if work is None:
+        return np.concatenate(list(rows())), np.concatenate(known)
+    path = work / "comments.float32"
+    with artefact.whole_file(path) as file:
+        for part in rows():
+            file.write(part.tobytes())
+    which, dimensions = np.concatenate(known), encoder.vectors.shape[1]
+    if not len(which):
+        return np.zeros((0, dimensions), np.float32), which
+    return np.memmap(path, np.float32, "r", shape=(len(which), dimensions)), which
 
 
 def _top_terms(

@@ -69,8 +69,7 @@ class Part:
         """
         if _stat(self.path) != self.stat:
             raise UserError(
-                f"{self.path} was changed while the job was running: let it rest, and run the same command again, into "
-                "a new folder if that says that this one holds shards of other posts."
+                f"{self.path} was changed while the job was running: let it rest, and run the same command again."
             )
 
 

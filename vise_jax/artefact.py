@@ -63,12 +63,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with _disk_full(path), open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _fsync(path.parent)
+        with _disk_full(path):
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -104,8 +105,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
             for entry in temporary.rglob("*"):
                 _fsync(entry)
             _fsync(temporary)
-        os.replace(temporary, path)
-        _fsync(path.parent)
+            os.replace(temporary, path)
+            _fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -436,7 +436,7 @@ def test_a_full_disk_is_one_sentence_and_the_job_goes_on_when_there_is_room(
     assert bytes_of(tmp_path / "shards") == bytes_of(tmp_path / "expected")
 
 
-@pytest.mark.parametrize("writes", [2, 6, 9])
+@pytest.mark.parametrize("writes", [2, 6, 9, 14])
 def test_a_full_disk_stops_a_fit_that_goes_on_when_there_is_room(
     corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:

@@ -20,7 +20,7 @@ from vise_jax import artefact
 from vise_jax.engagement import kmeans, privacy, reactions
 from vise_jax.engagement.comments import CommentEncoder, fit_encoder, sample_comments
 from vise_jax.engagement.corpus import Corpus, gather
-from vise_jax.errors import UserError
+from vise_jax.errors import Interrupted, UserError
 from vise_jax.posts import REACTIONS, BadPost, Post, parse
 from vise_jax.progress import Progress, track
 
@@ -372,6 +372,8 @@ def _cluster(phi: np.ndarray, labels: ConfigDict, kind: str, work: Path | None) 
                 state=work / f"{kind}.kmeans" if work else None,
                 after_iteration=lambda inertia: progress.advance(note=f"inertia {inertia:.4g}"),
             )
+        except Interrupted:
+            raise
         except UserError as error:
             raise UserError(f"labels.{key}: {error}") from error
     used = len(np.unique(kmeans.assign(phi, centroids)))

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from vise_jax import config as vise_config
 from vise_jax.errors import UserError
 
-
 # Posts, of 1.23 million.
 SUBSETS = {"": 1_230_000, "123k": 123_000, "308k": 308_000, "615k": 615_000}
 

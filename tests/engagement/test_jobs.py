@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -469,8 +470,18 @@ def test_a_fit_that_was_stopped_reads_no_part_again(
             jobs.fit(paths, make_labels(), tmp_path / "labeler")
     work = tmp_path / ".labeler.fit"
     assert work.stat().st_mode & 0o777 == 0o700
+    shutil.copytree(work, tmp_path / ".other.fit")
+    # Parts of another size are read anew.
+    other = jobs.fit(paths, make_labels(part_megabytes=0.002), tmp_path / "other")
+    assert other.fingerprint == jobs.fit(paths, make_labels(part_megabytes=0.002), tmp_path / "undisturbed").fingerprint
+    for folder_name in ("other", "undisturbed"):
+        shutil.rmtree(tmp_path / folder_name)
     monkeypatch.setattr(jobs, "_gather", lambda *_: pytest.fail("read again"))
     assert jobs.fit(paths, make_labels(), tmp_path / "labeler").fingerprint == Labeler.load(folder).fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["labeler"]
+    # Killed when it had saved the labeler.
+    work.mkdir()
+    jobs.fit(paths, make_labels(), tmp_path / "labeler")
     assert [path.name for path in tmp_path.iterdir()] == ["labeler"]
 
 

@@ -82,19 +82,23 @@ def fit(
     vectors = vectors_sha256(labels)
     files = sorted(file["sha256"] for file in inputs)
     origin = artefact.fingerprint([files, keys, vectors, privacy.salt_check(secret), _excluded_check(excluded)])
+    output = output.absolute()
+    work = output.with_name(f".{output.name}.fit")
     if _holds_something(output):
         labeler = Labeler.load(output)
         if labeler.fitted.get("origin") != origin:
             raise UserError(f"{output} holds a labeler of other posts or other labels keys: name a new folder.")
+        # Of a fit that was killed when it had saved the labeler.
+        shutil.rmtree(work, ignore_errors=True)
         return labeler
-    output = output.absolute()
-    work = output.with_name(f".{output.name}.fit")
+    # Parts of another size have the same names.
+    begun = artefact.fingerprint([origin, labels.part_megabytes])
     work.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(work):
         try:
-            if not (work / "origin").exists() or (work / "origin").read_text() != origin:
+            if not (work / "origin").exists() or (work / "origin").read_text() != begun:
                 _empty(work)
-                artefact.write_text(work / "origin", origin)
+                artefact.write_text(work / "origin", begun)
             gather = partial(_gather, labels.to_dict(), exclude)
             if beam_options is None:
                 parallel.each(partial(_gather_to, gather, work), parts, workers, "reading")

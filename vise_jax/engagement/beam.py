@@ -6,6 +6,7 @@ Whatever the runner, its workers have to see the posts and the output under the 
 import contextlib
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ def each(work: parallel.Work, parts: Sequence[Part], options: Sequence[str]) -> 
     Raises:
         UserError: Beam is not installed or refuses its options, or `work` raised it.
     """
-    import_beam()
+    print(f"labelling {len(parts):,} parts on Apache Beam", file=sys.stderr, flush=True)
     with _pipeline(options) as pipeline:
         _ = _map(pipeline, parts, partial(_call, work), "label")
 
@@ -55,6 +56,7 @@ def gather(
     """
     beam = import_beam()
     plain = labels.to_dict()
+    print(f"reading {len(parts):,} parts on Apache Beam", file=sys.stderr, flush=True)
     with _pipeline(options) as pipeline:
         corpora = _map(pipeline, parts, partial(_gather, work), "gather")
         counters = (

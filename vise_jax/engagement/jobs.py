@@ -1,12 +1,11 @@
 """The labelling jobs: posts files to a labeler, posts files with a labeler to engagement shards, and back out of them.
 
-`label_part` writes shards and their records; what is here claims folders, hands out parts, and writes the manifest,
+`label_part` writes shards and their records; what is here claims folders, hands out parts, and has a manifest written,
 which comes last and makes the folder an artefact. The same command goes on where it was stopped.
 """
 
 import contextlib
 import fcntl
-import itertools
 import json
 import os
 import shutil
@@ -18,29 +17,18 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.numpy
 from ml_collections import ConfigDict
 
-import vise_jax
 from vise_jax import artefact
 from vise_jax.data import shards
 from vise_jax.engagement import beam, corpus, parallel, privacy
 from vise_jax.engagement.comments import vectors_sha256
 from vise_jax.engagement.corpus import Corpus
 from vise_jax.engagement.labeler import PATHS, Labeler
-from vise_jax.engagement.labelling import (
-    SHARD_KEYS,
-    Part,
-    checked_salt,
-    is_labelled,
-    label_part,
-    parts_of,
-    read_table,
-    write_table,
-)
+from vise_jax.engagement.labelling import SHARD_KEYS, Part, checked_salt, is_labelled, label_part, parts_of
+from vise_jax.engagement.manifest import finish, without
 from vise_jax.errors import Interrupted, UserError
-from vise_jax.posts import MAX_NAMED, Ledger, Post, read, summary
+from vise_jax.posts import Ledger, Post, read
 
 # What decides nothing of what is fitted.
 _NOT_FITTED = (*SHARD_KEYS, *PATHS, "max_rejected_share")
@@ -219,7 +207,7 @@ def run(
                 parallel.each(work, todo, workers, "labelling")
             elif todo:
                 beam.each(work, todo, beam_options)
-            return _finish(output, job, fitted.classes, _inputs(parts))
+            return finish(output, job, fitted.classes, _inputs(parts))
         except BaseException:
             if not any(output.glob("*.tfrecord")):
                 _remove(output)
@@ -275,7 +263,7 @@ def relabel(output: Path, labels: ConfigDict, labeler: Path, exclude: Path) -> d
         job = json.loads((output / "job.json").read_text("utf-8"))
         for path in sorted((output / "records").glob("*.json")):
             record = json.loads(path.read_text("utf-8"))
-            kept = {split: _without(output, shard, gone) for split, shard in record["shards"].items()}
+            kept = {split: without(output, shard, gone) for split, shard in record["shards"].items()}
             if kept != record["shards"]:
                 deleted = sum(shard["examples"] for shard in record["shards"].values()) - sum(
                     shard["examples"] for shard in kept.values() if shard
@@ -283,30 +271,7 @@ def relabel(output: Path, labels: ConfigDict, labeler: Path, exclude: Path) -> d
                 record["deleted"] = record.get("deleted", 0) + deleted
                 record["shards"] = {split: shard for split, shard in kept.items() if shard}
                 artefact.write_json(path, record)
-        return _finish(output, job, fitted.classes, before["inputs"])
-
-
-def _without(output: Path, shard: dict[str, Any], gone: set[bytes]) -> dict[str, Any] | None:
-    """The shard without some posts: itself where it holds none of them, None where it holds no others."""
-    table = read_table(output / "records" / shard["table"])
-    keep = np.array([post_id.tobytes() not in gone for post_id in table["post_ids"]])
-    if keep.all():
-        return shard
-    if not keep.any():
-        return None
-    stem, _, revision = shard["name"].removesuffix(".tfrecord").partition(".r")
-    name = f"{stem}.r{int(revision or 0) + 1}"
-    written = shards.copy_records([(output / shard["name"], keep.tolist())], output / f"{name}.tfrecord")
-    write_table(
-        output / "records" / f"{name}.safetensors",
-        {
-            "post_ids": table["post_ids"][keep],
-            "comment_labels": table["comment_labels"][np.repeat(keep, table["comment_counts"])],
-            "comment_counts": table["comment_counts"][keep],
-            "reaction_labels": table["reaction_labels"][keep],
-        },
-    )
-    return {**written, "table": f"{name}.safetensors"}
+        return finish(output, job, fitted.classes, before["inputs"])
 
 
 def _parts(paths: Sequence[Path], labels: ConfigDict) -> list[Part]:
@@ -405,79 +370,3 @@ def _remove(output: Path) -> None:
     (output / "job.json").unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         output.rmdir()
-
-
-def _finish(
-    output: Path, job: dict[str, Any], classes: dict[str, int], inputs: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """Write the statistics and the manifest, and remove what neither names."""
-    records = [json.loads(path.read_text("utf-8")) for path in sorted((output / "records").glob("*.json"))]
-    manifest = _manifest(job, classes, records, inputs)
-    written = [record["shards"]["train"] for record in records if "train" in record["shards"]]
-    statistics = shards.count_labels((read_table(output / "records" / shard["table"]) for shard in written), classes)
-    with artefact.whole_file(output / shards.STATISTICS) as file:
-        file.write(safetensors.numpy.save(statistics))
-    labels_per_post = statistics["labels_per_post"]
-    manifest["labelled"] = {
-        "comments": int(labels_per_post[1:].sum()),
-        "reactions": int(statistics["reactions"].sum()),
-    }
-    manifest["max_comment_labels"] = len(labels_per_post) - 1
-    artefact.write_json(output / "manifest.json", manifest)
-    named = {shard["name"] for shard in (*manifest["shards"], *manifest["validation"]["shards"])}
-    tables = {shard["table"] for record in records for shard in record["shards"].values()}
-    for leftover in (*output.glob("*.tfrecord"), *output.glob("records/*.safetensors")):
-        if leftover.name not in named | tables:
-            leftover.unlink()
-    return manifest
-
-
-def _manifest(
-    job: dict[str, Any], classes: dict[str, int], records: list[dict[str, Any]], inputs: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """What the folder says of itself: sums over its records, in an order that does not depend on names of files."""
-
-    def total(key: str) -> dict[str, int]:
-        summed: Counter[str] = Counter()
-        for record in records:
-            summed.update(record[key])
-        return dict(sorted(summed.items()))
-
-    def of(split: str) -> list[dict[str, Any]]:
-        found = [record["shards"][split] for record in records if split in record["shards"]]
-        return [{key: shard[key] for key in ("name", "examples", "bytes", "sha256")} for shard in found]
-
-    posts, rejected, splits = sum(record["posts"] for record in records), total("rejected"), total("splits")
-    if not (train := of("train")):
-        raise UserError(
-            f"None of the {posts:,} posts can be trained on ({splits['cluster']:,} are of the cluster split, the rest "
-            f"was rejected: {summary(rejected)}): mend them, or give more posts."
-        )
-    validation = of("validation")
-    seen: Counter[str] = Counter()
-    rejected_posts = []
-    for entry in itertools.chain.from_iterable(record["rejected_posts"] for record in records):
-        seen[entry["reason"]] += 1
-        if seen[entry["reason"]] <= MAX_NAMED:
-            rejected_posts.append(entry)
-    return {
-        "format_version": shards.FORMAT_VERSION,
-        "kind": "engagement shards",
-        "vise_jax": vise_jax.__version__,
-        "posts": posts,
-        "examples": sum(shard["examples"] for shard in train),
-        "splits": splits,
-        "excluded": sum(record["excluded"] for record in records),
-        "deleted": sum(record.get("deleted", 0) for record in records),
-        "classes": classes,
-        "shards": train,
-        "validation": {"examples": sum(shard["examples"] for shard in validation), "shards": validation},
-        "rejected": rejected,
-        "rejected_posts": rejected_posts,
-        "notes": total("notes"),
-        "inputs": list(inputs),
-        "labeler": job["labeler"],
-        "salt_check": job["salt_check"],
-        "labels": job["labels"],
-        "fingerprint": artefact.fingerprint([job, classes, train, validation]),
-    }

@@ -258,6 +258,17 @@ def test_parts_of_a_parquet_file_are_row_groups(tmp_path: Path) -> None:
     assert found == read(path)[0]
     assert [post.line for post in found] == list(range(1, 21))
     assert posts.parts(path, 10**9)[1] == [((0, 0), 20)]
+    sizes = [pq.ParquetFile(path).metadata.row_group(group).total_byte_size for group in range(4)]
+    assert posts.parts(path, sizes[0] + 1)[1] == [((0, 0), 12), ((12, 12), 20)]
+
+
+def test_reading_goes_on_behind_an_endless_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posts, "MAX_LINE_BYTES", 100)
+    path = write(tmp_path / "p.jsonl", post_line(1), "x" * 350, post_line(2), post_line(3))
+    whole, ledger = read(path)
+    assert ledger.rejected == {"line_too_long": 1}
+    assert list(posts.read(path, Ledger(), whole[1].behind)) == whole[2:]
+    assert list(posts.read(path, Ledger(), end=whole[1].behind.offset)) == whole[:2]
 
 
 def test_a_packed_file_is_one_part_and_an_empty_one_too(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from vise_jax import config
 from vise_jax.data import shards
 from vise_jax.engagement import Labeler, jobs, labelling, privacy
 from vise_jax.errors import UserError
+from vise_jax.posts import Ledger
 
 SECRET = "unmistakable"
 
@@ -204,6 +205,27 @@ def test_a_stopped_job_goes_on_without_writing_a_finished_shard_again(
     assert bytes_of(tmp_path / "shards") == bytes_of(tmp_path / "undisturbed")
     assert len(done) == len(set(done)) > 20
     assert not list(tmp_path.glob("shards/.*"))
+
+
+def test_a_job_that_goes_on_remembers_how_many_posts_were_bad(
+    corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_posts(tmp_path / "p.jsonl", 60, first=4000)
+    path.write_text("{broken\n" * 10 + path.read_text())
+    for share, enough in ((0.25, True), (0.1, False)):
+        labels, done, output = make_labels(shard_megabytes=0.004, max_rejected_share=share), [], tmp_path / f"{share}"
+        with monkeypatch.context() as patch:
+            # The first check of all is at the end of a shard.
+            patch.setattr(Ledger, "check", lambda self: None)
+            patch.setattr(shards, "write_shard", kill_at(5, done))
+            with pytest.raises(Killed):
+                jobs.run([path], corpus[1], labels, output)
+        assert len(done) == 4
+        if enough:
+            assert jobs.run([path], corpus[1], labels, output)["rejected"]["malformed_json"] == 10
+        else:
+            with pytest.raises(UserError, match=r"10 of \d+ posts are bad"):
+                jobs.run([path], corpus[1], labels, output)
 
 
 def records(folder: Path) -> dict[str, bytes]:

@@ -331,8 +331,16 @@ def test_relabel_writes_only_the_shards_that_hold_deleted_posts(
     assert (
         jobs.relabel(output, labels, folder, tmp_path / "ids.txt") == after == jobs.run(paths, folder, labels, output)
     )
-    (tmp_path / "ids.txt").write_text(hashes[next(iter(ids_of(output)))])
-    assert jobs.relabel(output, labels, folder, tmp_path / "ids.txt")["deleted"] == len(gone) + 1
+    largest = max(after["shards"], key=lambda shard: shard["examples"])["name"]
+    for number in (1, 2):
+        (tmp_path / "ids.txt").write_text(hashes[of_shard(output / largest)[0]["post_id"][0]])
+        last = jobs.relabel(output, labels, folder, tmp_path / "ids.txt")
+        assert last["deleted"] == len(gone) + number
+        # A new name each time: readers of the old manifest still have its file.
+        names = {shard["name"] for shard in last["shards"]}
+        assert largest not in names
+        largest = f"{largest.removesuffix('.tfrecord').partition('.r')[0]}.r{number}.tfrecord"
+        assert largest in names
 
 
 def test_relabel_refuses_what_is_not_finished_or_of_another_labeler(

@@ -241,14 +241,22 @@ def test_workers_and_runners_give_the_same_bytes(corpus: tuple[list[Path], Path]
         "two workers": {"workers": 2},
         "beam": {"beam_options": ["--runner=DirectRunner", "--direct_running_mode=multi_processing"]},
     }[runner]
+    (tmp_path / "posts").mkdir()
+    mended = json.dumps({"post_id": "long", "comments": ["w0a " * 3000]})
+    (tmp_path / "posts" / "c.jsonl").write_text(f"{mended}\n{{broken\n{mended.replace('long', 'longer')}\n")
+    paths = [*paths, tmp_path / "posts" / "c.jsonl"]
     jobs.run(paths, folder, labels, tmp_path / "expected")
     jobs.run(paths, folder, labels, tmp_path / "shards", **options)
     assert bytes_of(tmp_path / "shards") == bytes_of(tmp_path / "expected")
     assert records(tmp_path / "shards") == records(tmp_path / "expected")
-    assert jobs.fit(paths, labels, tmp_path / "labeler", **options).fingerprint == (
-        jobs.fit(paths, labels, tmp_path / "same").fingerprint
+    fitted, expected = (
+        jobs.fit(paths, labels, tmp_path / "labeler", **options),
+        jobs.fit(paths, labels, tmp_path / "same"),
     )
-    assert {path.name for path in tmp_path.iterdir()} == {"expected", "shards", "labeler", "same"}
+    assert fitted.fingerprint == expected.fingerprint
+    assert fitted.fitted == expected.fitted
+    assert (expected.fitted["rejected"], expected.fitted["notes"]) == ({"malformed_json": 1}, {"comment_cut": 2})
+    assert {path.name for path in tmp_path.iterdir()} == {"posts", "expected", "shards", "labeler", "same"}
 
 
 @pytest.mark.parametrize("options", [{"workers": 1}, {"beam_options": ["--runner=DirectRunner"]}])

@@ -129,6 +129,7 @@ def _call(work: parallel.Work, part: Part) -> None:
 
 
 def _gather(work: Callable[[Part], Corpus], part: Part) -> list[Any]:
+    parallel.use_one_core()
     return work(part).to_json()
 
 

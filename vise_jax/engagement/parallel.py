@@ -12,6 +12,7 @@ from vise_jax.engagement.labelling import Part
 from vise_jax.errors import Interrupted
 from vise_jax.progress import Progress
 
+_ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 # Seconds between two looks at how far the workers have come.
 _LOOK = 0.5
 
@@ -79,7 +80,9 @@ def use_one_core() -> None:
     """Keep this process to a core of its own, and off accelerators; libraries look at this when they are first used."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _ONE_THREAD not in flags:  # a worker of Beam's comes here with each part
+        os.environ["XLA_FLAGS"] = f"{flags} {_ONE_THREAD}"
 
 
 def _end_with_parent() -> None:

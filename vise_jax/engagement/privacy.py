@@ -150,10 +150,3 @@ def read_excluded(path: Path | None, salt: bytes) -> frozenset[bytes]:
         UserError: as `read_ids`.
     """
     return frozenset(hash_id(post_id, salt) for post_id in (read_ids(path) if path else ()))
-    try:
-        lines = Path(path).read_text("utf-8").replace("\r\n", "\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--exclude={path} can't be read ({error}): give a text file with one post id a line."
-        ) from error
-    return frozenset(hash_id(line, salt) for line in lines if line)

@@ -21,9 +21,13 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run folder: new, or one to g
 def main(words: list[str]) -> None:
     cli.no_words(words)
     config, workdir = cli.required(CONFIG), Path(cli.required(WORKDIR))
+    import jax
+
     from vise_jax.training import loop
 
-    print(loop.train(config, workdir))
+    encoder = loop.train(config, workdir)
+    if jax.process_index() == 0:
+        print(encoder)
 
 
 if __name__ == "__main__":

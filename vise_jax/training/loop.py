@@ -237,7 +237,7 @@ class _Loop:
             step, metrics, post_ids = self._waiting.pop(0)
             values = {name: np.asarray(value) for name, value in metrics.items()}
             self._told += values.pop("signals")
-            record = {name: value.item() for name, value in values.items()}
+            record = {"loss": values.pop("loss").item()} | {name: value.item() for name, value in values.items()}
             if not np.isfinite(record["loss"]):
                 raise UserError(self._diverged(step, record, post_ids))
             self._progress.advance(self._config.training.batch_size, f"loss {record['loss']:.4f}")

@@ -39,6 +39,12 @@ def example(number: int) -> dict:
 
 
 @pytest.fixture(scope="session")
+def make_example():
+    """From a number to the example of that number in `shards_folder`."""
+    return example
+
+
+@pytest.fixture(scope="session")
 def shards_folder(tmp_path_factory) -> Path:
     """41 examples in shards of different sizes; example n has n % 4 comment labels and the reaction n % 3 - 1."""
     folder = tmp_path_factory.mktemp("shards")

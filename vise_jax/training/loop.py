@@ -302,8 +302,8 @@ class _Loop:
         size = self._config.training.batch_size
         epoch, first = divmod((step - 1) * size, self._manifest["examples"])
         return (
-            f"The loss is not finite at step {step:,} ({terms}; learning rate {record['learning_rate']:g}), with the batch "
-            f"from example {first:,} of epoch {epoch:,} on, whose posts {path} names: {kept}; lower "
+            f"The loss is not finite at step {step:,} ({terms}; learning rate {record['learning_rate']:g}), with the "
+            f"batch from example {first:,} of epoch {epoch:,} on, whose posts {path} names: {kept}; lower "
             "training.learning_rate and start in a new --workdir."
         )
 

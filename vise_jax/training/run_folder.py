@@ -29,7 +29,6 @@ _FREE_KEYS = frozenset(
         "training.keep_best",
         "training.distributed",
         "training.heartbeat_seconds",
-        "training.remat",
         "profile.steps",
     }
 )

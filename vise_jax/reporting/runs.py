@@ -111,7 +111,7 @@ def summary(runs: Sequence[Run]) -> dict[str, list[str]]:
     rows = {"last step": [_NOTHING if step is None else f"{step:,}" for step in last]}
     for name in ("loss", *measured, "images_per_second", "data_wait", "goodput"):
         rows[name.replace("_", " ")] = [_last_value(run, name) for run in runs]
-    return rows
+    return {title: texts for title, texts in rows.items() if title == "last step" or set(texts) != {_NOTHING}}
 
 
 def _last_value(run: Run, name: str) -> str:

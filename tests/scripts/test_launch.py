@@ -73,7 +73,7 @@ def test_config_keys_that_are_mentioned_exist(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_files_and_flags_that_are_mentioned_exist(path):
     text = path.read_text().replace("\\\n", " ")
-    for name in re.findall(r"\b((?:scripts|configs|docs|benchmarks)/[\w./]+\w)", text):
+    for name in re.findall(r"(?<![\w/])((?:scripts|configs|docs|tests)/[\w./]+\w)", text):
         assert (ROOT / name).exists(), name
     for name, words in re.findall(r"scripts/(\w+)\.py([^\n`#&|]*)", text):
         shown = subprocess.run(
@@ -124,13 +124,18 @@ def slurm(folder: Path, srun: str, state: str) -> tuple[int, str, list[str]]:
     return code, output, log.read_text().splitlines() if log.exists() else []
 
 
-def start_slurm(folder: Path, srun: str, state: str) -> subprocess.Popen:
+def start_slurm(folder: Path, srun: str, state: str, **variables: str) -> subprocess.Popen:
     stand_in(folder / "bin", "srun", f"printf '%s\\n' \"$@\" > srun.log; env > srun.env\n{srun}")
     stand_in(folder / "bin", "squeue", f"echo {state}")
     stand_in(folder / "bin", "scontrol", 'echo "$@" >> scontrol.log')
     words = ["configs/c.py", "my shards", "run", "--config.training.steps=20"]
     command = ["bash", str(LAUNCH / "slurm.sbatch"), *words]
-    return start(command, folder, SLURM_JOB_ID="42", SLURM_CPUS_PER_TASK="6", https_proxy="http://proxy")
+    return start(command, folder, SLURM_JOB_ID="42", SLURM_CPUS_PER_TASK="6", https_proxy="http://proxy", **variables)
+
+
+def environment_of_srun(folder: Path) -> dict[str, str]:
+    lines = (folder / "srun.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
 def test_slurm_runs_the_same_command_everywhere(tmp_path):
@@ -140,10 +145,17 @@ def test_slurm_runs_the_same_command_everywhere(tmp_path):
     assert command[:4] == ["--config", "configs/c.py", "--workdir", "run"]
     assert command[4:6] == ["--config.data.shards=my shards", "--config.data.threads=6"]
     assert command[-1] == "--config.training.steps=20"
-    environment = dict(line.split("=", 1) for line in (tmp_path / "srun.env").read_text().splitlines() if "=" in line)
+    environment = environment_of_srun(tmp_path)
     assert environment["SRUN_CPUS_PER_TASK"] == "6"
     assert environment["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / ".cache/vise_jax")
     assert not [name for name in environment if name.lower().endswith("_proxy")]
+
+
+@pytest.mark.parametrize(("tasks", "devices"), [("8", None), ("1", "0,1,2,3,4,5,6,7")])
+def test_slurm_s_processes_share_the_gpus_of_a_node(tmp_path, tasks, devices):
+    code, output = end(start_slurm(tmp_path, "mkdir -p run/encoder", "RUNNING", SLURM_NTASKS_PER_NODE=tasks))
+    assert code == 0, output
+    assert environment_of_srun(tmp_path).get("JAX_LOCAL_DEVICE_IDS") == devices
 
 
 def test_slurm_s_shell_outlives_a_signal(tmp_path):

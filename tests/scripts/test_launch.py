@@ -75,7 +75,7 @@ def test_files_and_flags_that_are_mentioned_exist(path):
     text = path.read_text().replace("\\\n", " ")
     for name in re.findall(r"(?<![\w/])((?:scripts|configs|docs|tests)/[\w./]+\w)", text):
         assert (ROOT / name).exists(), name
-    for name, words in re.findall(r"scripts/(\w+)\.py([^\n`#&|]*)", text):
+    for name, words in re.findall(r"(?<![\w/])scripts/(\w+)\.py([^\n`#&|]*)", text):
         shown = subprocess.run(
             [sys.executable, str(ROOT / "scripts" / f"{name}.py"), "--help"], capture_output=True, text=True, check=True
         ).stdout

@@ -130,6 +130,14 @@ def test_differences_name_keys_that_differ():
     assert runs.differences([one]) == {}
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), ("", '""'), ("a b", "a b"), (0.1, "0.1"), (20 / 270, "0.0740741"), (3, "3"), ([1, "x"], '[1, "x"]')],
+)
+def test_settings_as_text(value, text):
+    assert runs.setting(value) == text
+
+
 def test_the_last_values(capsys):
     one = make_run(
         "[bold]one",

@@ -153,7 +153,11 @@ def show(runs: Sequence[Run]) -> None:
 
 def setting(value: Any) -> str:
     """A value of a config as text."""
-    return _NOTHING if value is None else value if isinstance(value, str) and value else json.dumps(value)
+    if value is None:
+        return _NOTHING
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def _written(name: str, value: float) -> str:

@@ -67,7 +67,8 @@ def training(folder: Path) -> list[str]:
 
 def metrics(run_folder: Path) -> list[dict]:
     records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key != "images_per_second"} for record in records]
+    times = {"images_per_second", "step_seconds", "data_seconds", "goodput"}
+    return [{key: value for key, value in record.items() if key not in times} for record in records]
 
 
 def state(run_folder: Path) -> dict[str, np.ndarray]:

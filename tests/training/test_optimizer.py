@@ -1,5 +1,6 @@
 """Optimisers and schedules against the update rule worked by hand in NumPy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -86,9 +87,11 @@ def test_adamw_is_loshchilovs_and_vectors_do_not_decay():
     first, second = ({name: np.zeros_like(value) for name, value in expected.items()} for _ in range(2))
     for step, values in enumerate(np.random.default_rng(0).normal(size=(steps, 3)), start=1):
         gradient = {"kernel": values[None, :2], "bias": values[2:]}
-        updates, state = optimizer.update(
-            {name: jnp.asarray(value, jnp.float32) for name, value in gradient.items()}, state, params
-        )
+        # Optax's own bias correction is not written for strict types.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(
+                {name: jnp.asarray(value, jnp.float32) for name, value in gradient.items()}, state, params
+            )
         params = optax.apply_updates(params, updates)
         # Loshchilov & Hutter 2019, Algorithm 2, the decay scaled by the rate as in torch.optim.AdamW.
         for name, value in gradient.items():

@@ -35,6 +35,7 @@ def config(shards_folder) -> ConfigDict:
     [
         ("data.shards", "", "data.shards is empty"),
         ("training.batch_size", 9, "4 devices can't share"),
+        ("training.batch_size", 44, "hold 41 examples, fewer than a batch"),
         ("training.microbatches", 3, "4 devices in 3 microbatches can't share"),
         ("model.bn_group", 3, "model.bn_group makes groups of 3, but they must divide"),
         ("training.distributed", "node1", "training.distributed is 'node1'"),

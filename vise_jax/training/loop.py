@@ -60,6 +60,11 @@ def train(config: ConfigDict, workdir: Path, evaluators: tuple[Evaluator, ...] =
         )
     distributed.initialize(config.training)
     manifest = shards.read_manifest(Path(config.data.shards), damaged=True)
+    if manifest["examples"] < config.training.batch_size:
+        raise UserError(
+            f"The shards {config.data.shards} hold {manifest['examples']:,} examples, fewer than a batch "
+            f"(training.batch_size is {config.training.batch_size:,}): lower it, or label more posts."
+        )
     steps = number_of_steps(config, manifest["examples"])
     architecture = describe_model(config, manifest["classes"])
     mesh = sharding.data_mesh()

@@ -4,9 +4,9 @@
     python benchmarks/goodput.py --quick
 
 Runs `scripts/train.py` as a user would, on simulated shards of 100,000 examples (2,000 drawn images of 64 pixels, over
-and over). First 500 steps with a checkpoint every 50. Then a run that is killed at 10% and at 90% of its first epoch and
-started again: steps lost, and seconds from the start of the process and from the start of the loop to the first new step.
-The last line is one JSON object; its ratio is the restart's time at 10% by that at 90%.
+and over). First 500 steps with a checkpoint every 50. Then a run that is killed at 10% and at 90% of its first epoch
+and started again: steps lost, and seconds from the start of the process and from that of the loop to the first new
+step. The last line is one JSON object; its ratio is the restart's time at 10% by that at 90%.
 """
 
 import io
@@ -45,7 +45,8 @@ def main(words: list[str]) -> None:
         folder = Path(name)
         make_shards(folder / "shards", examples)
         train(folder, "steady", steps, every)
-        steady = losses_of_time([json.loads(line) for line in open(folder / "steady" / "metrics.jsonl")], every)
+        lines = (folder / "steady" / "metrics.jsonl").read_text().splitlines()
+        steady = losses_of_time(list(map(json.loads, lines)), every)
         print(", ".join(f"{key} {value:.4f}" for key, value in steady.items()), flush=True)
         resumed = {share: restarts(folder, int(share * examples / _BATCH), rounds) for share in (0.1, 0.9)}
     for share, found in resumed.items():

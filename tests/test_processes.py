@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STEPS = 24
+# Enough for a signal to arrive before the end.
+STEPS = 100
 KEYS = [
     "--config=configs/vise_250m.py:resnet18",
     "--config.data.image_size=32",
@@ -23,6 +24,8 @@ KEYS = [
     "--config.training.batch_size=8",
     f"--config.training.steps={STEPS}",
     "--config.training.log_every=1",
+    # Slow learning, since float32's rounding grows step by step.
+    "--config.training.learning_rate=0.001",
     "--config.training.heartbeat_seconds=10",
     "--config.training.checkpoint_every=1000",
 ]

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -28,14 +27,8 @@ KEYS = [
     f"--config.training.steps={STEPS}",
     "--config.training.checkpoint_every=7",
 ]
-# One device: these runs are not about sharding. Programs are compiled once and kept for the next process.
-ENVIRONMENT = {
-    **os.environ,
-    "XLA_FLAGS": "",
-    "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(prefix="vise_jax-tests-"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-}
+# One device: these runs are not about sharding.
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": ""}
 
 
 def command(script: str, *words: str | Path) -> list[str]:

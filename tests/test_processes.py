@@ -15,13 +15,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Enough for a signal to arrive before the end.
-STEPS = 100
+STEPS = 60
 KEYS = [
     "--config=configs/vise_250m.py:resnet18",
-    "--config.data.image_size=32",
+    # Groups of 4 examples with last maps of 2x2: fewer values make batch norm a matter of rounding.
+    "--config.data.image_size=64",
     "--config.model.width=4",
-    "--config.model.bn_group=2",
-    "--config.training.batch_size=8",
+    "--config.model.bn_group=4",
+    "--config.training.batch_size=16",
     f"--config.training.steps={STEPS}",
     "--config.training.log_every=1",
     # Slow learning, since float32's rounding grows step by step.
@@ -33,7 +34,7 @@ KEYS = [
 
 def environment(devices: int) -> dict[str, str]:
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    return {**os.environ, "XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def command(shards: Path, workdir: Path, *keys: str) -> list[str]:

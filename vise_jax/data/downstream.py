@@ -56,7 +56,7 @@ class ImageSet:
         return len(self.names)
 
     def read(self, index: int) -> bytes:
-        """The bytes of one image file.
+        """The bytes of one image file; several threads may read at a time.
 
         Raises:
             UserError: the file is gone, damaged in its archive, or longer than any photo.
@@ -69,9 +69,10 @@ class ImageSet:
         try:
             if place.member is None:
                 return place.path.read_bytes()
-            if place.path not in self._archives:
-                self._archives[place.path] = zipfile.ZipFile(place.path)
-            return self._archives[place.path].read(place.member)
+            archive = self._archives.get(place.path) or self._archives.setdefault(
+                place.path, zipfile.ZipFile(place.path)
+            )
+            return archive.read(place.member)
         except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
             raise UserError(f"The image {self.names[index]} in {place.path} can't be read: {error}.") from error
 

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from vise_jax.data.images import decode_random_crop
+from vise_jax.data.crops import decode_random_crop
 from vise_jax.data.shards import MADE_BY
 from vise_jax.errors import UserError
 

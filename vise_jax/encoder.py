@@ -190,7 +190,7 @@ class Encoder:
             }
             artefact.write_json(temporary / _DESCRIPTION, description)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that decides on the features: architecture, weights, preprocessing."""
         return artefact.fingerprint([self.architecture, self.preprocessing, _sha256(self.weights)])

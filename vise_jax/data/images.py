@@ -9,7 +9,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -59,7 +59,7 @@ def decode_each(
     preprocessing: Mapping[str, Any],
     threads: int,
     max_image_pixels: int,
-) -> Iterator[np.ndarray | UserError]:
+) -> Generator[np.ndarray | UserError]:
     """Decode images for evaluation, in the order of `indices`, each once.
 
     Args:

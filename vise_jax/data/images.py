@@ -158,5 +158,31 @@ def read_bounded(images: ImageSet, index: int, resize: int, max_pixels: int) -> 
     return encoded
 
 
+def thumbnail(images: ImageSet, index: int, side: int, max_pixels: int) -> bytes:
+    """A small picture of an image for people to look at: a JPEG file without anything else, at most `side` pixels wide
+    and high.
+
+    Args:
+        images: the set it comes from.
+        index: which of them.
+        side: in pixels.
+        max_pixels: an image with more is refused before it is decoded.
+
+    Raises:
+        UserError: names the image that can't be read or decoded.
+    """
+    encoded = read_bounded(images, index, 1, max_pixels)
+    try:
+        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            image.draft("RGB", (side, side))
+            small = image.convert("RGB")
+    except _DAMAGE as error:
+        raise UserError(f"{_named(images, index)} can't be decoded: replace it or drop it.") from error
+    small.thumbnail((side, side))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=80)
+    return file.getvalue()
+
+
 def _named(images: ImageSet, index: int) -> str:
     return f"The image {images.names[index]} in {images.title}"

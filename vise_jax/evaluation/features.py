@@ -129,7 +129,7 @@ def computed(
     """
     size = min(batch_size, len(images))
     length = max(_PART // size, 1) * size
-    bits = artefact.fingerprint([_key(encoder, images, preprocessing), size, jax.local_device_count()])
+    bits = artefact.fingerprint([key_of(encoder, images, preprocessing), size, jax.local_device_count()])
     work = output.with_name(f".{output.name}.parts-{bits[:12]}")
     work.mkdir(parents=True, exist_ok=True)
     parts = [range(start, min(start + length, len(images))) for start in range(0, len(images), length)]
@@ -209,7 +209,7 @@ def cached(
     Raises:
         UserError: an image that can't be read, by name.
     """
-    key = _key(encoder, images, preprocessing)
+    key = key_of(encoder, images, preprocessing)
     path = folder / f"{key[:32]}.npz"
     if _holds(path, key):
         print(f"features of {images.title}: kept in {path}, read from there", file=sys.stderr)
@@ -242,7 +242,7 @@ def export(
     """
     if path.suffix not in _WRITERS:
         raise UserError(f"{path} ends in {path.suffix or 'nothing'}: name a file that ends in .npz or .parquet.")
-    if _holds(path, _key(encoder, images, preprocessing)):
+    if _holds(path, key_of(encoder, images, preprocessing)):
         clear(path)
         return read_about(path)
     if path.exists():
@@ -302,7 +302,8 @@ def read(path: Path) -> Iterator[tuple[list[str], np.ndarray]]:
         raise UserError(f"{path} is damaged: make it again with extract.py.") from error
 
 
-def _key(encoder: FeatureExtractor, images: ImageSet, preprocessing: Mapping[str, Any]) -> str:
+def key_of(encoder: FeatureExtractor, images: ImageSet, preprocessing: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of everything that decides on the features of a set."""
     return artefact.fingerprint([encoder.fingerprint, dict(preprocessing), images.fingerprint])
 
 
@@ -341,7 +342,7 @@ def _about(
         raise UserError(f"None of the {len(images):,} images can be used; the first: {next(iter(rejected.values()))}")
     return {
         "format_version": _FORMAT_VERSION,
-        "key": _key(encoder, images, preprocessing),
+        "key": key_of(encoder, images, preprocessing),
         "encoder": encoder.fingerprint,
         "crop": preprocessing["crop"],
         "images": count,

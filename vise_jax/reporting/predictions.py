@@ -16,7 +16,7 @@ from vise_jax.evaluation import features, predictions
 from vise_jax.reporting import templates
 
 _FORMAT_VERSION = 1
-# Side of the pictures on the page, in pixels; they are shown half as large, for screens with small pixels.
+# Side of the pictures on the page, in pixels.
 _SIDE = 320
 
 
@@ -84,7 +84,6 @@ def write(
                 rejected=len(about["rejected"]),
                 output=output.name,
                 cards=cards,
-                side=_SIDE,
             )
             artefact.write_text(page, text)
     return page, len(images), len(about["rejected"])

@@ -152,3 +152,23 @@ def test_preprocessing_that_is_not_supported(tmp_path):
         read(images, [0], interpolation="lanczos")
     with pytest.raises(UserError, match="crop of 32 from images resized to 31"):
         read(images, [0], resize=31)
+
+
+def test_a_thumbnail_is_small_and_holds_nothing_else(tmp_path):
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x010E] = "where I live"
+    picture(900, 450).save(file, "JPEG", exif=exif, comment=b"what I think", icc_profile=b"my camera")
+    small = images.thumbnail(image_set(tmp_path, {"1.jpg": file.getvalue()}), 0, 160, 10**6)
+    assert not [words for words in (b"where I live", b"what I think", b"my camera") if words in small]
+    with Image.open(io.BytesIO(small)) as shown:
+        assert (shown.format, shown.mode, shown.size) == ("JPEG", "RGB", (160, 80))
+        assert np.abs(np.asarray(shown, int) - np.asarray(picture(160, 80), int)).mean() < 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_image_has_a_thumbnail(tmp_path, kind):
+    found = image_set(tmp_path, {"1.png": encode(picture(40, 80), kind)})
+    with Image.open(io.BytesIO(images.thumbnail(found, 0, 16, 10**6))) as shown:
+        assert (shown.format, shown.mode, shown.size) == ("JPEG", "RGB", (8, 16))
+    with pytest.raises(UserError, match=r"1\.png in .* more than 1,000 pixels"):
+        images.thumbnail(found, 0, 16, 1000)

@@ -180,7 +180,8 @@ def thumbnail(images: ImageSet, index: int, side: int, max_pixels: int) -> bytes
         raise UserError(f"{_named(images, index)} can't be decoded: replace it or drop it.") from error
     small.thumbnail((side, side))
     file = io.BytesIO()
-    small.save(file, "JPEG", quality=80)
+    # Pillow hands on a JPEG's comment, unlike its EXIF data.
+    small.save(file, "JPEG", quality=80, comment=b"")
     return file.getvalue()
 
 

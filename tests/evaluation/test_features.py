@@ -160,6 +160,9 @@ def test_a_stopped_export_goes_on_to_the_same_bytes(image_set, tmp_path, monkeyp
     second.write_bytes(second.read_bytes()[:-9])
     with pytest.raises(Stopped):  # another encoder takes nothing from these parts, nor does it lose them
         export(image_set, path, StoppingEncoder("b"), batch_size=2)
+    with pytest.raises(Stopped):  # nor does another batch size, which changes the last bits
+        export(image_set, path, StoppingEncoder(), batch_size=1)
+    assert len(list(tmp_path.glob(".features.*"))) == 3
     assert first.exists()
     about = export(image_set, path, encoder, batch_size=2)
     assert encoder.shapes == [(1, 2), (2, 2), (2, 2), (2, 2)]

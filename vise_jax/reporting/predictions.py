@@ -64,7 +64,7 @@ def write(
         features.clear(output)
         return page, len(images), sum("error" in json.loads(line) for line in open(output, encoding="utf-8"))
     for path in (output, page):
-        if path.exists() and not (ours and path == page):
+        if path.exists() and not ours:
             raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")
     settings = {"batch_size": batch_size, "threads": threads, "max_image_pixels": max_image_pixels}
     with features.computed(encoder, images, encoder.preprocessing, output, strict=False, **settings) as (parts, about):

@@ -52,8 +52,9 @@ def main(words: list[str]) -> None:
         threads=_DEFAULTS.threads,
         max_image_pixels=_DEFAULTS.max_image_pixels,
     )
-    left_out = f"; {len(about['rejected']):,} were left out, `about` in the file says why" if about["rejected"] else ""
-    print(f"{output}: {about['dim']:,} features of each of {about['images']:,} images{left_out}")
+    print(f"{output}: {about['dim']:,} features of each of {about['images']:,} images")
+    if about["rejected"]:
+        print(f"left out: {len(about['rejected']):,}, for reasons that `about` in the file says")
 
 
 if __name__ == "__main__":

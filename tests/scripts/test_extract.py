@@ -51,7 +51,7 @@ def test_a_killed_extraction_goes_on_to_the_same_bytes(made: Path, tmp_path: Pat
     given = ("--encoder", made / "encoder", "--images", made / "images.zip", "--output")
     undisturbed = run(*given, tmp_path / "whole.npz")
     assert undisturbed.returncode == 0, undisturbed.stderr
-    assert f"32 features of each of {IMAGES - 1:,} images; 1 were left out" in undisturbed.stdout
+    assert f"32 features of each of {IMAGES - 1:,} images\nleft out: 1" in undisturbed.stdout
     assert "left out: The image 0070.png in images is no JPEG or PNG image" in undisturbed.stderr
     process = subprocess.Popen(command(*given, tmp_path / "f.npz"), stderr=subprocess.DEVNULL, env=ENVIRONMENT)
     while process.poll() is None and len(list(tmp_path.glob(".f.npz.parts-*/*1024.npz"))) == 0:

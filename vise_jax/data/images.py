@@ -22,7 +22,7 @@ from vise_jax.errors import UserError
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _FORMATS = ("JPEG", "PNG")
 # What Pillow raises on files that are cut off or damaged, depending on where.
-_DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
+DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
 # The caller says how many pixels an image may have.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 # Images that are read and decoded before they are asked for, while the device works.
@@ -88,7 +88,7 @@ def decode_each(
             return decode_for_evaluation(encoded, resize, crop, interpolation)
         except UserError as error:
             return error
-        except _DAMAGE:
+        except DAMAGE:
             return UserError(f"{_named(images, index)} can't be decoded: replace it or drop it.")
 
     # Pillow lets go of Python's lock while it decodes and resizes.
@@ -150,7 +150,7 @@ def read_bounded(images: ImageSet, index: int, resize: int, max_pixels: int) -> 
             shorter, longer = sorted(header.size)
     except Image.DecompressionBombError as error:
         raise UserError(too_large) from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise UserError(f"{_named(images, index)} is no JPEG or PNG image: replace it or drop it.") from error
     # A line of pixels, a thousand times longer than it is wide, only grows large when it is resized.
     if max(shorter * longer, resize * resize * longer // max(shorter, 1)) > max_pixels:
@@ -176,7 +176,7 @@ def thumbnail(images: ImageSet, index: int, side: int, max_pixels: int) -> bytes
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             image.draft("RGB", (side, side))
             small = image.convert("RGB")
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise UserError(f"{_named(images, index)} can't be decoded: replace it or drop it.") from error
     small.thumbnail((side, side))
     file = io.BytesIO()

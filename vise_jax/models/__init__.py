@@ -1,6 +1,6 @@
 """Encoders and VisE, built by name from plain values."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,12 +10,13 @@ from ml_collections import ConfigDict
 from vise_jax import config
 from vise_jax.errors import UserError
 from vise_jax.models.norm import BatchNorm
+from vise_jax.models.precision import policy
 from vise_jax.models.resnet import ENCODERS, ResNet
 from vise_jax.models.vise import VisE
 
 __all__ = ["ENCODERS", "ResNet", "VisE", "build"]
 
-_SETTINGS = ("width", "stem", "dtype", "bn_momentum", "bn_epsilon", "zero_init_last_bn")
+_SETTINGS = ("width", "stem", "bn_momentum", "bn_epsilon", "zero_init_last_bn")
 
 
 def build(
@@ -24,6 +25,8 @@ def build(
     num_classes: int | None = None,
     heads: Mapping[str, int] | None = None,
     bn_group: int = 0,
+    dtype: str = "float32",
+    remat: Iterable[int] = (),
     seed: int = 0,
     **settings: Any,
 ) -> ResNet | VisE:
@@ -34,8 +37,10 @@ def build(
         num_classes: give it one head of so many classes, named "classes".
         heads: give it these heads: name → number of classes. With neither, the bare encoder.
         bn_group: examples that share batch statistics; 0 = the whole batch.
+        dtype: of activations and products, as the config key `model.dtype`.
+        remat: stages whose activations are computed again in the backward pass, as `training.remat`.
         seed: of the initial weights.
-        **settings: `width`, `stem`, `dtype`, `bn_momentum`, `bn_epsilon`, `zero_init_last_bn`; what they mean and
+        **settings: `width`, `stem`, `bn_momentum`, `bn_epsilon`, `zero_init_last_bn`; what they mean and
             their defaults stand in `vise_jax.config.base().model`.
 
     Returns:
@@ -55,7 +60,7 @@ def build(
     for head, classes in (heads or {"classes": 1 if num_classes is None else num_classes}).items():
         if classes < 1:
             raise UserError(f"The head {head!r} has {classes} classes, but needs at least 1.")
-    model = _checked({**settings, "bn_group": int(bn_group)})
+    model = _checked({**settings, "bn_group": int(bn_group), "dtype": dtype})
     narrowest = 64 // ENCODERS[name].get("group_width", 64)
     if model.width < narrowest:
         raise UserError(
@@ -68,7 +73,8 @@ def build(
         stem=model.stem,
         zero_init_last_bn=model.zero_init_last_bn,
         norm=partial(BatchNorm, group=model.bn_group, momentum=model.bn_momentum, epsilon=model.bn_epsilon),
-        dtype=model.dtype,
+        dtype=policy(model.dtype).compute,
+        remat=tuple(remat),
         rngs=rngs,
     )
     if num_classes is not None:

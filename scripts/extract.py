@@ -1,7 +1,13 @@
-r"""Write an encoder's features of images to an .npz file: features float32 [N, D] and paths [N], ordered by path.
+r"""Write an encoder's features of images to a file, ordered by path: features float32 [N, D], and paths [N].
+
+The output's ending decides: .npz (arrays `features` and `paths`) or .parquet (a row of `path` and `features` for each
+image, written part by part, for sets that don't fit into memory). The images are resized and cropped as the encoder
+says, and their batches split over all devices. An image that can't be read is left out and said. Run the same command
+again after a stop, and it goes on to the same bytes.
 
 Example:
     python scripts/extract.py --encoder RUN/encoder --images PHOTOS --output features.npz
+    python scripts/extract.py --encoder RUN/encoder --images photos.csv --output features.parquet
     python -c "import numpy; f = numpy.load('features.npz'); print(f['paths'][0], f['features'].shape)"
 """
 
@@ -15,8 +21,10 @@ _DEFAULTS = config.evaluation()
 _ENCODER = flags.DEFINE_string(
     "encoder", None, "An encoder's folder; random:NAME or random:FOLDER for an untrained one."
 )
-_IMAGES = flags.DEFINE_string("images", None, "A folder of images, a .zip, or a .csv file with a column `image`.")
-_OUTPUT = flags.DEFINE_string("output", None, "The .npz file to write.")
+_IMAGES = flags.DEFINE_string(
+    "images", None, "A folder of images, a .zip, a .csv file with a column `image`, or one image."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "The .npz or .parquet file to write.")
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", _DEFAULTS.batch_size, "Images through the encoder at a time.", lower_bound=1
 )
@@ -35,7 +43,7 @@ def main(words: list[str]) -> None:
 
     images = downstream.open_unlabelled(folder)
     encoder = features.open_encoder(source, _SEED.value)
-    found = features.export(
+    about = features.export(
         encoder,
         images,
         features.preprocessing_at(encoder.preprocessing, _IMAGE_SIZE.value),
@@ -44,7 +52,9 @@ def main(words: list[str]) -> None:
         threads=_DEFAULTS.threads,
         max_image_pixels=_DEFAULTS.max_image_pixels,
     )
-    print(f"{output}: {found.shape[1]:,} features of each of {found.shape[0]:,} images")
+    print(f"{output}: {about['dim']:,} features of each of {about['images']:,} images")
+    if about["rejected"]:
+        print(f"left out: {len(about['rejected']):,}, for reasons that `about` in the file says")
 
 
 if __name__ == "__main__":

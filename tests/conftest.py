@@ -1,4 +1,5 @@
-"""Strict JAX on four virtual CPU devices, for every test; and engagement shards small enough to train on."""
+"""Strict JAX on four virtual CPU devices, for every test; engagement shards small enough to train on; a labeler made by
+hand, and an encoder that predicts its clusters."""
 
 import io
 import os
@@ -16,8 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vise_jax import artefact
+from vise_jax import artefact, models
 from vise_jax.data import shards
+from vise_jax.encoder import Encoder, imagenet_preprocessing
+from vise_jax.engagement import Labeler
+from vise_jax.engagement.comments import CommentEncoder
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -71,3 +75,33 @@ def shards_folder(tmp_path_factory) -> Path:
     }
     artefact.write_json(folder / "manifest.json", manifest)
     return folder
+
+
+@pytest.fixture(scope="session")
+def labeler() -> Labeler:
+    """Four comment clusters, of which number 2 is suppressed, and three reaction clusters."""
+    vocabulary = ["dog", "🐶", "sea", "<script>alert(1)</script>", "secret", "'\"&"]
+    terms = np.array([[0, 1, -1], [2, 3, -1], [4, -1, -1], [5, -1, -1]], np.int32)
+    return Labeler(
+        {"comment_encoder": "lsa"},
+        "check",
+        CommentEncoder("lsa", vocabulary, np.ones(6, np.float32), np.eye(6, 2, dtype=np.float32)),
+        np.array([[1, 0], [0, 1], [0.6, 0.8], [-1, 0]], np.float32),
+        np.array([[0, 0, 0, 0, 1], [0.4, 0.4, 0.4, 0.4, 0.4], [0.1, 0.9, 0.3, 0, 0]], np.float32),
+        terms,
+        np.where(terms >= 0, 0.5, 0).astype(np.float32),
+        np.array([2], np.int32),
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(labeler) -> Encoder:
+    """An encoder with random weights that says that it was trained on that labeler's labels."""
+    architecture = {"name": "resnet18", "width": 4, "stem": "cifar", "heads": labeler.classes}
+    return Encoder.from_model(
+        models.build(**architecture, seed=1),
+        architecture=architecture,
+        preprocessing=imagenet_preprocessing(16),
+        provenance={"trained": {"labeler": labeler.fingerprint}},
+        licence="<b>CC0</b>",
+    )

@@ -1,7 +1,9 @@
 """The encoder artefact: what is saved is what is loaded, strictly; images in, features out."""
 
+import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -64,6 +66,28 @@ def test_features_are_the_models_on_normalized_images(encoder):
     assert logits["comments"].shape == (2, 4)
     assert features.std() > 0.1
     np.testing.assert_allclose(encoder.features(IMAGES[:1]), features[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_any_batch_is_split_over_all_devices_and_gives_the_same_features(encoder, monkeypatch):
+    images = np.random.default_rng(1).integers(0, 256, (10, 64, 64, 3), np.uint8)
+    one_by_one = np.concatenate([encoder.features(images[n : n + 1]) for n in range(10)])
+    maps = np.concatenate([encoder.feature_map(images[n : n + 1]) for n in range(10)])
+    shards, put = [], jax.device_put
+    monkeypatch.setattr(jax, "device_put", lambda x, to: (shards.append(to.shard_shape(x.shape)), put(x, to))[1])
+    for batch_size, shard in {0: 3, 1: 1, 4: 1, 7: 2, 8: 2, 64: 16}.items():
+        features = encoder.features(images, batch_size)
+        assert {shape[0] for shape in shards} == {shard}
+        shards.clear()
+        np.testing.assert_allclose(features, one_by_one, atol=1e-5)
+    np.testing.assert_allclose(encoder.feature_map(images, 4), maps, atol=1e-5)
+    assert encoder.features(images[:0]).shape == (0, 64)
+
+
+def test_the_last_smaller_batch_is_not_compiled_again(encoder):
+    fresh = dataclasses.replace(encoder)
+    fresh.features(np.zeros((18, 64, 64, 3), np.uint8), batch_size=8)
+    fresh.features(np.zeros((3, 64, 64, 3), np.uint8), batch_size=8)
+    assert fresh._forward._cache_size() == 1
 
 
 def test_normalize_orders_colours_and_scales():

@@ -135,3 +135,13 @@ def test_a_workdir_of_another_experiment_is_refused(job):
     assert result.returncode == 1
     assert "training.seed" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_what_was_trained_predicts_the_labeler_s_clusters(job):
+    output = job / "predictions.jsonl"
+    photos = job / "corpus" / "topic" / "test"
+    given = ["--encoder", job / "run" / "encoder", "--labeler", job / "labeler", "--images", photos]
+    assert "20 images" in run("predict", *given, "--output", output)
+    lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert all(line["comments"][0]["words"] for line in lines)
+    assert all(abs(sum(line["reactions"].values()) - 1) < 1e-5 for line in lines)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx, traverse_util
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vise_jax import artefact, models
 from vise_jax.errors import UserError
@@ -189,7 +190,7 @@ class Encoder:
             }
             artefact.write_json(temporary / _DESCRIPTION, description)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that decides on the features: architecture, weights, preprocessing."""
         return artefact.fingerprint([self.architecture, self.preprocessing, _sha256(self.weights)])
@@ -199,11 +200,13 @@ class Encoder:
         """Number of features of an image."""
         return _abstract(self.architecture).feature_dim
 
-    def features(self, images: np.ndarray | jax.Array) -> np.ndarray:
+    def features(self, images: np.ndarray | jax.Array, batch_size: int = 0) -> np.ndarray:
         """Features of images that were resized and cropped as `preprocessing` says.
 
         Args:
             images: uint8 [B, H, W, 3], RGB.
+            batch_size: images through the network at a time, split over this process's devices; 0 = all at once. The
+                last ones are filled up, so that the network is compiled for one shape only.
 
         Returns:
             float32 [B, D]: the mean of the feature map.
@@ -211,15 +214,36 @@ class Encoder:
         Raises:
             UserError: images of another type or shape.
         """
-        return np.asarray(self._forward(_checked(images), self.weights)["features"])
+        return self._run("features", images, batch_size)
 
-    def feature_map(self, images: np.ndarray | jax.Array) -> np.ndarray:
+    def feature_map(self, images: np.ndarray | jax.Array, batch_size: int = 0) -> np.ndarray:
         """The last stage's output, float32 [B, h, w, D]; see `features`."""
-        return np.asarray(self._forward(_checked(images), self.weights)["feature_map"].astype(jnp.float32))
+        return self._run("feature_map", images, batch_size)
+
+    def _run(self, name: str, images: np.ndarray | jax.Array, batch_size: int) -> np.ndarray:
+        found, images = [], np.asarray(_checked(images))
+        split = NamedSharding(self._mesh, PartitionSpec("data"))
+        size = max(-(-(batch_size or len(images)) // self._mesh.size), 1) * self._mesh.size
+        for start in range(0, max(len(images), 1), size):
+            part = images[start : start + size]
+            padding = np.zeros((size - len(part), *part.shape[1:]), np.uint8)
+            batch = jax.device_put(np.concatenate([part, padding]), split)
+            found.append(np.asarray(self._forward(batch, self._placed)[name], np.float32)[: len(part)])
+        return np.concatenate(found)
 
     def model(self) -> nnx.Module:
         """The network with these weights, as `vise_jax.models.build` makes it; its variables are its own."""
         return _with_weights(self.architecture, self.weights)
+
+    @cached_property
+    def _mesh(self) -> Mesh:
+        devices = jax.local_devices()
+        return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+    @cached_property
+    def _placed(self) -> dict[str, jax.Array]:
+        """The weights, on each device."""
+        return jax.device_put(self.weights, NamedSharding(self._mesh, PartitionSpec()))
 
     @cached_property
     def _forward(self) -> Any:

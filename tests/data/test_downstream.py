@@ -217,3 +217,15 @@ def test_what_is_no_image_set_at_all(tmp_path):
     fill(tmp_path / "two", FLAT)
     with pytest.raises(UserError, match="both images and zip"):
         downstream.open_folder(tmp_path / "two")
+
+
+def test_one_image_is_a_set(tmp_path):
+    images = downstream.open_unlabelled(fill(tmp_path, FLAT) / "cat" / "2.PNG")
+    assert images.names == ("2.PNG",)
+    assert images.read(0) == b"cat/2.PNG"
+
+
+def test_a_name_that_is_no_utf8(tmp_path):
+    (tmp_path / os.fsdecode(b"\xff.png")).touch()
+    with pytest.raises(UserError, match="a name that is no UTF-8"):
+        downstream.open_unlabelled(tmp_path)

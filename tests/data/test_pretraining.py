@@ -201,6 +201,23 @@ def test_validation_examples_come_once_as_centre_crops(shards_folder, make_examp
     np.testing.assert_array_equal(found[0]["images"][0], first)
 
 
+def test_damaged_validation_images_are_black_and_named(shards_folder, make_example, tmp_path):
+    folder = tmp_path / "shards"
+    manifest, _ = damage(shards_folder, folder, "image", make_example)
+    manifest["validation"] = {"examples": 12, "shards": [manifest["shards"][2]]}
+    preprocessing = {"resize": 18, "crop": 16, "interpolation": "bicubic"}
+    bad = BadRecords(tmp_path / "bad_records.jsonl", 2)
+    config = vise_config.base().data
+    (batch,) = pretraining.validation_batches(folder, manifest, config, preprocessing, batch_size=12, bad=bad)
+    expected = [b"" if number in (13, 15) else b"%04d" % number for number in range(10, 22)]
+    assert list(batch["post_id"]) == expected
+    assert [bool(image.any()) for image in batch["images"]] == [post_id != b"" for post_id in expected]
+    named = [json.loads(line) for line in (tmp_path / "bad_records.jsonl").read_text().splitlines()]
+    assert named == [
+        {"shard": "s-2.tfrecord", "record": record, "reason": "no whole JPEG or PNG image"} for record in (3, 5)
+    ]
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_groups_hold_every_record_once_whatever_their_size(batch_size):
     counts = [3, 1, 4, 1, 5]

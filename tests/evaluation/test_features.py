@@ -2,6 +2,8 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -11,14 +13,14 @@ from vise_jax.evaluation import features
 
 
 class CountingEncoder:
-    """Features are the mean colour; remembers the shapes that it was given."""
+    """Features are the mean colour; remembers how many images it was given, and the batch size."""
 
     def __init__(self, fingerprint: str = "a"):
         self.fingerprint = fingerprint
-        self.shapes: list[tuple[int, ...]] = []
+        self.shapes: list[tuple[int, int]] = []
 
-    def features(self, images: np.ndarray) -> np.ndarray:
-        self.shapes.append(images.shape)
+    def features(self, images: np.ndarray, batch_size: int) -> np.ndarray:
+        self.shapes.append((len(images), batch_size))
         return images.mean(axis=(1, 2)).astype(np.float32)
 
 
@@ -35,15 +37,23 @@ def image_set(tmp_path: Path) -> downstream.ImageSet:
     return downstream.open_unlabelled(tmp_path / "images")
 
 
-def test_each_image_once_in_one_shape(image_set):
+def export(image_set, path, encoder=None, **changes):
+    return features.export(encoder or CountingEncoder(), image_set, PREPROCESSING, path, **SETTINGS | changes)
+
+
+def rows(path: Path) -> dict[str, list[float]]:
+    return {name: row.tolist() for names, found in features.read(path) for name, row in zip(names, found, strict=True)}
+
+
+def test_each_image_once_in_batches_of_one_size(image_set, tmp_path):
     encoder = CountingEncoder()
-    found = features.extract(encoder, image_set, PREPROCESSING, **SETTINGS)
+    found = features.cached(tmp_path, encoder, image_set, PREPROCESSING, **SETTINGS)
     np.testing.assert_allclose(found, [[20 * number, 100, 0] for number in range(10)])
     assert found.dtype == np.float32
-    assert encoder.shapes == [(4, 16, 16, 3)] * 3
-    small = CountingEncoder()
-    features.extract(small, image_set, PREPROCESSING, **SETTINGS | {"batch_size": 64})
-    assert small.shapes == [(10, 16, 16, 3)]
+    assert encoder.shapes == [(4, 4), (4, 4), (2, 4)]
+    few = CountingEncoder()
+    features.cached(tmp_path / "other", few, image_set, PREPROCESSING, **SETTINGS | {"batch_size": 64})
+    assert few.shapes == [(10, 10)]
 
 
 def test_the_cache_is_read_only_for_the_same_encoder_images_and_preprocessing(image_set, tmp_path, capsys):
@@ -85,25 +95,107 @@ def test_a_pickle_is_never_loaded(image_set, tmp_path):
     features.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)
     (file,) = (tmp_path / "kept").iterdir()
     with np.load(file) as arrays:
-        key = arrays["key"]
+        about = arrays["about"]
     buffer = io.BytesIO()
-    np.savez(buffer, features=np.array([{"an": "object"}], dtype=object), key=key)
+    np.savez(buffer, features=np.array([{"an": "object"}], dtype=object), paths=np.array(["0.png"]), about=about)
     file.write_bytes(buffer.getvalue())
     features.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)
     assert len(encoder.shapes) == 6
 
 
-def test_export_writes_paths_and_is_idempotent(image_set, tmp_path):
+def test_export_to_npz(image_set, tmp_path):
     encoder, path = CountingEncoder(), tmp_path / "new" / "features.npz"
-    features.export(encoder, image_set, PREPROCESSING, path, **SETTINGS)
+    about = export(image_set, path, encoder)
+    assert about == features.read_about(path)
+    assert (about["images"], about["dim"], about["crop"], about["encoder"]) == (10, 3, 16, "a")
     with np.load(path, allow_pickle=False) as arrays:
         assert arrays["paths"].tolist() == [f"{number}.png" for number in range(10)]
         assert arrays["features"].shape == (10, 3)
         assert arrays["features"].dtype == np.float32
-    features.export(encoder, image_set, PREPROCESSING, path, **SETTINGS)
+    assert export(image_set, path, encoder) == about
     assert len(encoder.shapes) == 3
     with pytest.raises(UserError, match=r"features\.npz already exists"):
-        features.export(CountingEncoder("b"), image_set, PREPROCESSING, path, **SETTINGS)
+        export(image_set, path, CountingEncoder("b"))
+    with pytest.raises(UserError, match=r"ends in \.csv: name a file that ends in \.npz or \.parquet"):
+        export(image_set, tmp_path / "features.csv")
+    assert [entry.name for entry in path.parent.iterdir()] == ["features.npz"]
+
+
+def test_parquet_holds_the_same_part_by_part(image_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "_PART", 4)
+    export(image_set, tmp_path / "features.npz")
+    export(image_set, tmp_path / "features.parquet")
+    assert rows(tmp_path / "features.parquet") == rows(tmp_path / "features.npz")
+    assert features.read_about(tmp_path / "features.parquet") == features.read_about(tmp_path / "features.npz")
+    file = pq.ParquetFile(tmp_path / "features.parquet")
+    assert file.num_row_groups == 3
+    assert file.schema_arrow.field("features").type == pa.list_(pa.float32(), 3)
+
+
+class Stopped(Exception):
+    pass
+
+
+class StoppingEncoder(CountingEncoder):
+    """Stops at its third batch, as a kill would."""
+
+    def features(self, images: np.ndarray, batch_size: int) -> np.ndarray:
+        if len(self.shapes) == 2:
+            raise Stopped
+        return super().features(images, batch_size)
+
+
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+def test_a_stopped_export_goes_on_to_the_same_bytes(image_set, tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(features, "_PART", 2)
+    (tmp_path / "images" / "3.png").write_bytes(b"no image")
+    image_set = downstream.open_unlabelled(tmp_path / "images")
+    export(image_set, tmp_path / f"whole.{ending}", batch_size=2)
+    path, encoder = tmp_path / f"features.{ending}", CountingEncoder()
+    with pytest.raises(Stopped):
+        export(image_set, path, StoppingEncoder(), batch_size=2)
+    assert not path.exists()
+    (work,) = tmp_path.glob(f".features.{ending}.parts-*")
+    first, second = sorted(work.iterdir())
+    second.write_bytes(second.read_bytes()[:-9])
+    with pytest.raises(Stopped):  # another encoder takes nothing from these parts, nor does it lose them
+        export(image_set, path, StoppingEncoder("b"), batch_size=2)
+    with pytest.raises(Stopped):  # nor does another batch size, which changes the last bits
+        export(image_set, path, StoppingEncoder(), batch_size=1)
+    assert len(list(tmp_path.glob(".features.*"))) == 3
+    assert first.exists()
+    about = export(image_set, path, encoder, batch_size=2)
+    assert encoder.shapes == [(1, 2), (2, 2), (2, 2), (2, 2)]
+    assert list(about["rejected"]) == ["3.png"]
+    assert path.read_bytes() == (tmp_path / f"whole.{ending}").read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_broken_image_is_left_out_of_an_export_and_stops_a_measurement(image_set, tmp_path, capsys):
+    for number in (3, 4, 5, 6, 7):
+        (tmp_path / "images" / f"{number}.png").write_bytes(b"no image")
+    image_set = downstream.open_unlabelled(tmp_path / "images")
+    about = export(image_set, tmp_path / "features.npz")
+    assert "left out: The image 3.png in images is no JPEG or PNG" in capsys.readouterr().err
+    assert list(about["rejected"]) == [f"{number}.png" for number in (3, 4, 5, 6, 7)]
+    assert rows(tmp_path / "features.npz") == {f"{number}.png": [20 * number, 100, 0] for number in (0, 1, 2, 8, 9)}
+    with pytest.raises(UserError, match=r"The image 3\.png in images is no JPEG or PNG"):
+        features.cached(tmp_path / "kept", CountingEncoder(), image_set, PREPROCESSING, **SETTINGS)
+    for number in (0, 1, 2, 8, 9):
+        (tmp_path / "images" / f"{number}.png").unlink()
+    with pytest.raises(UserError, match=r"None of the 5 images can be used; the first: The image 3\.png"):
+        export(downstream.open_unlabelled(tmp_path / "images"), tmp_path / "none.npz")
+    assert not (tmp_path / "none.npz").exists()
+
+
+def test_what_is_no_file_of_features_is_said(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        features.read_about(tmp_path / "none.npz")
+    np.savez(tmp_path / "other.npz", features=np.zeros((1, 1)))
+    (tmp_path / "text.parquet").write_text("text")
+    for name in ("other.npz", "text.parquet"):
+        with pytest.raises(UserError, match="no whole file of features"):
+            features.read_about(tmp_path / name)
 
 
 def test_another_size_is_resized_in_proportion():

@@ -56,7 +56,7 @@ class ImageSet:
         return len(self.names)
 
     def read(self, index: int) -> bytes:
-        """The bytes of one image file.
+        """The bytes of one image file; several threads may read at a time.
 
         Raises:
             UserError: the file is gone, damaged in its archive, or longer than any photo.
@@ -69,9 +69,10 @@ class ImageSet:
         try:
             if place.member is None:
                 return place.path.read_bytes()
-            if place.path not in self._archives:
-                self._archives[place.path] = zipfile.ZipFile(place.path)
-            return self._archives[place.path].read(place.member)
+            archive = self._archives.get(place.path) or self._archives.setdefault(
+                place.path, zipfile.ZipFile(place.path)
+            )
+            return archive.read(place.member)
         except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
             raise UserError(f"The image {self.names[index]} in {place.path} can't be read: {error}.") from error
 
@@ -108,7 +109,10 @@ def open_folder(path: str | Path) -> ImageSet:
 
 
 def open_unlabelled(path: str | Path) -> ImageSet:
-    """Open a folder of images (searched through all its folders), a zip archive, or the `image` column of a CSV file.
+    """Open images without labels.
+
+    Args:
+        path: a folder (searched through all its folders), a zip archive, a CSV file (its column `image`), or one image.
 
     Raises:
         UserError: nothing there, a missing image, a path that leaves its folder.
@@ -117,6 +121,8 @@ def open_unlabelled(path: str | Path) -> ImageSet:
     if path.suffix.lower() == ".csv":
         names = [row["image"] for row in _read_csv(path, ("image",))]
         return _image_set(path, {name: _place_inside(path.parent, name, path) for name in names}, None, None)
+    if path.suffix.lower() in _SUFFIXES and path.is_file():
+        return _image_set(path, {path.name: _place_inside(path.parent, path.name, path.parent)}, None, None)
     return _image_set(path, _list_images(path)[0], None, None)
 
 
@@ -124,6 +130,9 @@ def _image_set(
     path: Path, places: dict[str, _Place], labels: dict[str, str] | None, splits: dict[str, str] | None
 ) -> ImageSet:
     names = tuple(sorted(places))
+    odd = [name for name in names if name != name.encode(errors="replace").decode()]
+    if odd:
+        raise UserError(f"The image {odd[0]!r} in {path} has a name that is no UTF-8: rename it.")
     classes = tuple(sorted(set(labels.values()))) if labels else ()
     index = {name: number for number, name in enumerate(classes)}
     numbers = [index[labels[name]] if labels else -1 for name in names]

@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from vise_jax.data.images import decode_for_evaluation, decode_random_crop
+from vise_jax.data.crops import decode_random_crop
+from vise_jax.data.images import DAMAGE, decode_for_evaluation
 from vise_jax.data.records import BadRecords, read_shard
 from vise_jax.data.shards import MADE_BY
 from vise_jax.errors import UserError
@@ -150,10 +151,16 @@ def validation_batches(
     shards = manifest["validation"]["shards"]
     ours = _mask(batch_size, rows)
 
+    def pixels(encoded: bytes | np.ndarray) -> np.ndarray:
+        try:
+            # Outside of tf.data, the bytes come in an array.
+            content = encoded if isinstance(encoded, bytes) else encoded.item()
+            return decode_for_evaluation(content, *(preprocessing[key] for key in ("resize", "crop", "interpolation")))
+        except DAMAGE as error:
+            raise tf.errors.InvalidArgumentError(None, None, "no whole JPEG or PNG image") from error
+
     def crop(encoded: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
-        return decode_for_evaluation(
-            encoded, preprocessing["resize"], preprocessing["crop"], preprocessing["interpolation"]
-        )
+        return tf.numpy_function(pixels, [encoded], tf.uint8)
 
     def parts(step: int) -> Iterator[Part]:
         first = 0

@@ -102,8 +102,6 @@ def _linear(config: ConfigDict, encoder: Encoder, images: ImageSet, output: Path
         threads=config.threads,
         max_image_pixels=config.max_image_pixels,
     )
-    if not np.isfinite(found).all():
-        raise UserError("The encoder's features are not all finite numbers: its training has gone wrong, take another.")
     measured = []
     with Progress("linear classifiers", len(made) * len(config.l2), "fits") as progress:
         for split in made:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import regex
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from vise_jax.data import shards
-from vise_jax.engagement import Labeler, privacy
+from vise_jax.engagement import Labeler, meaning, privacy
 from vise_jax.engagement.vectors import unit_rows
 from vise_jax.errors import UserError
 from vise_jax.posts import REACTIONS, Post
@@ -22,8 +21,6 @@ from vise_jax.posts import REACTIONS, Post
 # Two clusters are compared where so many examples have both; fewer are chance, and might be somebody.
 MIN_TOGETHER = 5
 
-_WORDS = 10
-_EMOJI = 8
 _NEAREST = 4
 # Rows and columns of the heat map: the largest clusters.
 _MAP = (30, 20)
@@ -36,9 +33,6 @@ _MAX_EXAMPLE_CHARACTERS = 200
 _BATCH = 1024
 # Rows of cosines in memory at a time.
 _CHUNK = 1024
-
-_IS_EMOJI = regex.compile(r"\p{Extended_Pictographic}|\p{Regional_Indicator}|\p{Emoji_Modifier}|\u20e3")
-_PRIVATE = regex.compile(r"\p{Co}")
 
 
 def read(labeler_folder: Path, shards_folder: Path) -> tuple[Labeler, dict[str, np.ndarray]]:
@@ -88,6 +82,7 @@ def summarise(labeler: Labeler, statistics: Mapping[str, np.ndarray]) -> dict[st
     by_size = shown[np.argsort(-counts[shown], kind="stable")]
     reactions_by_size = np.argsort(-reaction_counts, kind="stable")
     lifts = lift(pairs, reaction_counts)
+    profiles = meaning.profiles(labeler.reaction_centroids)
     neighbours, cosines = nearest(labeler.comment_centroids[shown], _NEAREST)
     near = {
         number: [[int(shown[other]), round(float(cosine), 3)] for other, cosine in zip(*row, strict=True)]
@@ -106,7 +101,7 @@ def summarise(labeler: Labeler, statistics: Mapping[str, np.ndarray]) -> dict[st
                 "number": number,
                 "examples": int(counts[number]),
                 "share": int(counts[number]) / max(examples, 1),
-                **_terms(labeler, number),
+                **meaning.terms(labeler, number),
                 "reaction": _over_represented(lifts[number], pairs[number]),
                 "nearest": near[number],
             }
@@ -117,7 +112,7 @@ def summarise(labeler: Labeler, statistics: Mapping[str, np.ndarray]) -> dict[st
                 "number": number,
                 "examples": int(reaction_counts[number]),
                 "share": int(reaction_counts[number]) / max(int(reaction_counts.sum()), 1),
-                **_profile(labeler.reaction_centroids[number]),
+                **_profile(profiles[number]),
             }
             for number in reactions_by_size.tolist()
         ],
@@ -255,24 +250,6 @@ def show(summary: dict[str, Any]) -> None:
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
 
 
-def _terms(labeler: Labeler, number: int) -> dict[str, list[list[Any]]]:
-    words: list[list[Any]] = []
-    emoji: list[list[Any]] = []
-    if labeler.comments is not None:
-        for index, weight in zip(
-            labeler.comment_terms[number].tolist(), labeler.comment_term_weights[number].tolist(), strict=True
-        ):
-            if index >= 0:
-                term = labeler.comments.vocabulary[index]
-                (emoji if _IS_EMOJI.search(term) else words).append([_visible(term), round(weight, 4)])
-    return {"words": words[:_WORDS], "emoji": emoji[:_EMOJI]}
-
-
-def _visible(term: str) -> str:
-    """Emoji of old phones, which no font knows any more, by their code points."""
-    return _PRIVATE.sub(lambda match: f"U+{ord(match[0]):04X}", term)
-
-
 def _over_represented(lifts: np.ndarray, together: np.ndarray) -> dict[str, Any] | None:
     known = np.where(lifts > 1, lifts, -np.inf)
     if not len(known) or np.isneginf(known.max()):
@@ -281,9 +258,8 @@ def _over_represented(lifts: np.ndarray, together: np.ndarray) -> dict[str, Any]
     return {"number": best, "lift": round(float(lifts[best]), 3), "together": int(together[best])}
 
 
-def _profile(centroid: np.ndarray) -> dict[str, Any]:
-    # Means of counts of unit length: none is negative, and some are above zero.
-    shares = (centroid.astype(np.float64) / centroid.sum()).round(4).tolist()
+def _profile(profile: np.ndarray) -> dict[str, Any]:
+    shares = profile.round(4).tolist()
     ordered = sorted(zip(REACTIONS, shares, strict=True), key=lambda item: -item[1])
     main = [item for item in ordered if item[1] >= _IN_NAME]
     return {"profile": shares, "name": ", ".join(f"{name} {share:.0%}" for name, share in main[:_BUTTONS])}

@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from vise_jax import artefact
 from vise_jax import config as vise_config
-from vise_jax.reporting import page, runs
+from vise_jax.reporting import runs, templates
 from vise_jax.reporting.runs import Run, Series
 
 # Of a curve on the page and in the figures.
@@ -111,24 +111,21 @@ def render(every: Sequence[Run], drawn: Mapping[str, bytes]) -> str:
         differing = runs.differences([default, *every])
     columns = [run.name for run in every] if len(every) > 1 else ["default", every[0].name]
     found = panels(every)
-    return (
-        page.environment()
-        .get_template("training.html.j2")
-        .render(
-            names=[run.name for run in every],
-            without=[run.name for run in every if not run.series],
-            summary=runs.summary(every),
-            caption=runs.CAPTION,
-            columns=columns,
-            settings=[(key, [runs.setting(value) for value in values]) for key, values in differing.items()],
-            sections=[section for section in _SECTIONS if any(panel.section == section for panel in found)],
-            data={
-                "runs": [{"name": run.name, "batch": run.config.get("training.batch_size")} for run in every],
-                "panels": [_for_page(panel, every) for panel in found],
-            },
-            colours=list(zip(COLOURS, DARK_COLOURS, strict=True)),
-            images={name: base64.b64encode(content).decode() for name, content in drawn.items()},
-        )
+    return templates.render(
+        "training.html.j2",
+        names=[run.name for run in every],
+        without=[run.name for run in every if not run.series],
+        summary=runs.summary(every),
+        caption=runs.CAPTION,
+        columns=columns,
+        settings=[(key, [runs.setting(value) for value in values]) for key, values in differing.items()],
+        sections=[section for section in _SECTIONS if any(panel.section == section for panel in found)],
+        data={
+            "runs": [{"name": run.name, "batch": run.config.get("training.batch_size")} for run in every],
+            "panels": [_for_page(panel, every) for panel in found],
+        },
+        colours=list(zip(COLOURS, DARK_COLOURS, strict=True)),
+        images={name: base64.b64encode(content).decode() for name, content in drawn.items()},
     )
 
 

@@ -14,9 +14,8 @@ from matplotlib.ticker import MaxNLocator
 
 from vise_jax.posts import REACTIONS
 from vise_jax.reporting.clusters import MIN_TOGETHER
+from vise_jax.reporting.templates import COLOURS
 
-# Of Okabe and Ito, told apart by colour-blind eyes; in the order of REACTIONS.
-COLOURS = ("#e69f00", "#0072b2", "#d55e00", "#009e73", "#cc79a7")
 _LINES = {"comments": "#0072b2", "reactions": "#d55e00"}
 # Reaction clusters in their figure, and how many of them stand side by side.
 _MOST_REACTIONS, _COLUMNS = 128, 8

@@ -5,15 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from vise_jax import artefact
-from vise_jax.posts import REACTIONS
-from vise_jax.reporting import figures
+from vise_jax.reporting import figures, templates
 from vise_jax.reporting.clusters import MIN_TOGETHER
-
-# What the buttons look like, in the order of REACTIONS.
-_BUTTONS = dict(zip(REACTIONS, ("😆", "😢", "😡", "😮", "❤️"), strict=True))
 
 _ABOUT = {
     "labels_per_post": "Labels per post: how many examples have none, one, two or more comment clusters.",
@@ -22,22 +16,8 @@ _ABOUT = {
 }
 
 
-def environment() -> jinja2.Environment:
-    """Where the templates are, with everything that they are given as text, never as markup."""
-    made = jinja2.Environment(
-        loader=jinja2.PackageLoader("vise_jax", "reporting"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # `tojson` escapes what could end the script's element, and nothing else has to be.
-    made.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
-    return made
-
-
 def render(summary: dict[str, Any], drawn: Mapping[str, bytes], examples: Mapping[int, list[str]]) -> str:
-    """Make the page. People's words come in as text everywhere: none of them can become markup or a script.
+    """Make the page.
 
     Args:
         summary: what `clusters.summarise` returned.
@@ -48,18 +28,14 @@ def render(summary: dict[str, Any], drawn: Mapping[str, bytes], examples: Mappin
         "comments": [{**row, "sample": examples.get(row["number"], [])} for row in summary["comments"]],
         "reactions": {cluster["number"]: cluster["name"] for cluster in summary["reactions"]},
     }
-    return (
-        environment()
-        .get_template("clusters.html.j2")
-        .render(
-            summary=summary,
-            data=data,
-            about=_ABOUT,
-            images={name: base64.b64encode(content).decode() for name, content in drawn.items()},
-            buttons=list(zip(_BUTTONS.items(), figures.COLOURS, strict=True)),
-            min_together=MIN_TOGETHER,
-            with_examples=bool(examples),
-        )
+    return templates.render(
+        "clusters.html.j2",
+        summary=summary,
+        data=data,
+        about=_ABOUT,
+        images={name: base64.b64encode(content).decode() for name, content in drawn.items()},
+        min_together=MIN_TOGETHER,
+        with_examples=bool(examples),
     )
 
 

@@ -1,0 +1,86 @@
+"""Random crops are checked against Pillow, which shares no code with tf.image's resize."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from vise_jax.data import crops
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """A smooth colour picture, so that JPEG stays close to it."""
+    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encode(image: Image.Image, kind: str) -> bytes:
+    mode, file_format = {
+        "jpeg": ("RGB", "JPEG"),
+        "grey jpeg": ("L", "JPEG"),
+        "cmyk jpeg": ("CMYK", "JPEG"),
+        "png": ("RGB", "PNG"),
+        "grey png": ("L", "PNG"),
+        "palette png": ("P", "PNG"),
+        "alpha png": ("RGBA", "PNG"),
+    }[kind]
+    file = io.BytesIO()
+    image.convert(mode).save(file, file_format)
+    return file.getvalue()
+
+
+KINDS = ["jpeg", "grey jpeg", "cmyk jpeg", "png", "grey png", "palette png", "alpha png"]
+
+
+def random_crop(encoded: bytes, seed: int, area=(0.08, 1.0), ratio=(3 / 4, 4 / 3), antialias=True) -> np.ndarray:
+    return crops.decode_random_crop(tf.constant(encoded), 32, area, ratio, antialias, tf.constant([7, seed])).numpy()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_crop_of_everything_is_the_resized_image(kind):
+    encoded = encode(picture(90, 90), kind)
+    crop = random_crop(encoded, seed=0, area=(1.0, 1.0), ratio=(1.0, 1.0))
+    expected = Image.open(io.BytesIO(encoded)).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
+    assert crop.dtype == np.uint8
+    assert crop.shape == (32, 32, 3)
+    assert np.abs(crop.astype(int) - np.asarray(expected, int)).max() <= 4  # TF's fast inverse DCT
+
+
+def test_the_same_seed_gives_the_same_crop_and_another_seed_another():
+    encoded = encode(picture(90, 60), "jpeg")
+    np.testing.assert_array_equal(random_crop(encoded, 0), random_crop(encoded, 0))
+    assert len({random_crop(encoded, seed).tobytes() for seed in range(8)}) == 8
+
+
+def test_a_crop_has_the_area_and_the_ratio_asked_for():
+    # Red grows from left to right and green from top to bottom: a crop's colours say where its edges were.
+    width, height = 300, 200
+    across, down = np.meshgrid(np.linspace(0, 250, width), np.linspace(0, 250, height))
+    ramp = Image.fromarray(np.stack([across, down, 0 * across], -1).astype(np.uint8))
+    encoded = encode(ramp, "png")
+    for seed in range(20):
+        crop = random_crop(encoded, seed, area=(0.2, 0.3), ratio=(0.5, 2.0)).astype(float)
+        wide = (crop[0, -1, 0] - crop[0, 0, 0]) / 250 * width * 32 / 31
+        tall = (crop[-1, 0, 1] - crop[0, 0, 1]) / 250 * height * 32 / 31
+        assert 0.18 < wide * tall / (width * height) < 0.32
+        assert 0.47 < wide / tall < 2.13
+
+
+def test_an_impossible_crop_is_the_whole_image():
+    encoded = encode(picture(200, 20), "png")
+    crop = random_crop(encoded, 0, area=(0.99, 1.0), ratio=(1.0, 1.0))
+    expected = picture(200, 20).resize((32, 32), Image.Resampling.BILINEAR)
+    assert np.abs(crop.astype(int) - np.asarray(expected, int)).max() <= 2
+
+
+def test_antialias_is_a_low_pass_filter():
+    stripes = np.zeros((128, 128, 3), np.uint8)
+    stripes[:, ::2] = 255
+    encoded = encode(Image.fromarray(stripes), "png")
+    whole = {"area": (1.0, 1.0), "ratio": (1.0, 1.0)}
+    smooth = random_crop(encoded, 0, **whole, antialias=True).astype(float)
+    assert smooth[:, 1:-1].std() < 5
+    assert abs(smooth.mean() - 127.5) < 2
+    assert not np.array_equal(smooth, random_crop(encoded, 0, **whole, antialias=False))

@@ -1,4 +1,4 @@
-"""The ResNet family: ResNet-18, -50, -101 (v1.5) and ResNeXt-101 32x16d, with torchvision's layout and names."""
+"""The ResNet family: ResNet-18, -50, -101 (v1.5), ResNeXt-101 and detectron2's ResNet-50, with torchvision's names."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,10 @@ from flax import nnx
 
 from vise_jax.models.conv import Conv
 from vise_jax.models.grouped_conv import GroupedConv
-from vise_jax.models.norm import BatchNorm
+from vise_jax.models.norm import BatchNorm, FrozenBatchNorm
 
 # A batch norm for so many channels, given its initial scale where that is not 1.
-Norm = Callable[..., BatchNorm]
+Norm = Callable[..., BatchNorm | FrozenBatchNorm]
 
 
 class BasicBlock(nnx.Module):
@@ -36,9 +36,10 @@ class BasicBlock(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3 (which carries the stride: v1.5) and 1x1 convolutions and a shortcut (He et al. 2016, Fig. 5 right).
+    """1x1, 3x3 and 1x1 convolutions and a shortcut (He et al. 2016, Fig. 5 right).
 
-    With `groups` above 1 the 3x3 convolution is grouped: ResNeXt (Xie et al. 2017, Fig. 3 c).
+    The 3x3 convolution carries the stride (v1.5), or with `stride_in_1x1` the first one, as in that paper. With `groups`
+    above 1 the 3x3 convolution is grouped: ResNeXt (Xie et al. 2017, Fig. 3 c).
     """
 
     expansion = 4
@@ -55,15 +56,17 @@ class Bottleneck(nnx.Module):
         rngs: nnx.Rngs,
         groups: int = 1,
         group_width: int = 64,
+        stride_in_1x1: bool = False,
     ):
+        first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         inner, out = channels * group_width // 64 * groups, channels * self.expansion
-        self.conv1 = Conv(in_channels, inner, 1, dtype=dtype, rngs=rngs)
+        self.conv1 = Conv(in_channels, inner, 1, stride=first, dtype=dtype, rngs=rngs)
         self.bn1 = norm(inner)
         self.conv2: Conv | GroupedConv
         if groups == 1:
-            self.conv2 = Conv(inner, inner, 3, stride=stride, dtype=dtype, rngs=rngs)
+            self.conv2 = Conv(inner, inner, 3, stride=second, dtype=dtype, rngs=rngs)
         else:
-            self.conv2 = GroupedConv(inner, groups, stride=stride, dtype=dtype, rngs=rngs)
+            self.conv2 = GroupedConv(inner, groups, stride=second, dtype=dtype, rngs=rngs)
         self.bn2 = norm(inner)
         self.conv3 = Conv(inner, out, 1, dtype=dtype, rngs=rngs)
         self.bn3 = norm(out, initial_scale=last_scale)
@@ -97,7 +100,10 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "resnet18": {"block": BasicBlock, "blocks": (2, 2, 2, 2)},
     "resnet50": {"block": Bottleneck, "blocks": (3, 4, 6, 3)},
     "resnet101": {"block": Bottleneck, "blocks": (3, 4, 23, 3)},
+    "resnext101_32x8d": {"block": Bottleneck, "blocks": (3, 4, 23, 3), "groups": 32, "group_width": 8},
     "resnext101_32x16d": {"block": Bottleneck, "blocks": (3, 4, 23, 3), "groups": 32, "group_width": 16},
+    # The "R-50" of detectron2: the stride in the 1x1 convolutions, and batch norms that are frozen (see `build`).
+    "detectron2_resnet50": {"block": Bottleneck, "blocks": (3, 4, 6, 3), "stride_in_1x1": True},
 }
 
 
@@ -115,6 +121,8 @@ class ResNet(nnx.Module):
         rngs: source of the initial weights.
         **block_settings: what else the blocks take.
     """
+
+    feature_layer = "layer4, mean over height and width"
 
     def __init__(
         self,

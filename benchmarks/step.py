@@ -26,14 +26,12 @@ sys.path.insert(0, str(Path(__file__).parent / "shared"))
 import jax
 import numpy as np
 from absl import flags
-from jax.sharding import AxisType
 from measuring import ratio
 
 from vise_jax import cli, config, models
 from vise_jax.errors import UserError
-from vise_jax.training import sharding
+from vise_jax.training import optimizer, sharding
 from vise_jax.training import state as train_state
-from vise_jax.training.optimizer import sgd
 from vise_jax.training.step import make_train_step
 
 PEERS = ("eager nchw", "eager channels_last", "compiled nchw", "compiled channels_last")
@@ -106,6 +104,8 @@ def synthetic_batch(size: int, side: int) -> dict[str, np.ndarray]:
         "comment_labels": generator.integers(0, HEADS["comments"], (size, LABELS_PER_IMAGE), np.int32),
         "comment_weights": np.ones((size, LABELS_PER_IMAGE), np.float32),
         "reaction_label": generator.integers(0, HEADS["reactions"], size, np.int32),
+        "bad": np.zeros(size, np.int32),
+        "signals": np.zeros((size, 2), np.int32),
     }
 
 
@@ -116,12 +116,13 @@ def prepare(name: str, batch: dict[str, np.ndarray], dtype: str) -> tuple[Step, 
     experiment.training.batch_size = len(batch["images"])
     experiment.data.image_size = batch["images"].shape[1]
     config.validate(experiment)
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
-    model = models.build(name, heads=HEADS, dtype=dtype)
+    mesh = sharding.data_mesh(jax.devices()[:1])
+    layout = sharding.layout(experiment, mesh.size)
+    model = models.build(name, heads=HEADS, bn_group=layout.bn_group, dtype=dtype)
     total = 1_000_000
-    graphdef, state = train_state.create(model, sgd(experiment.training, total))
-    place = [jax.device_put(state, sharding.replicated(mesh)), sharding.put_batch(mesh, batch)]
-    compiled = make_train_step(graphdef, experiment, total, mesh).lower(*place).compile()
+    graphdef, state = train_state.create(model, optimizer.make(experiment.training, total), layout)
+    place = [jax.device_put(state, train_state.shardings(mesh, layout)), sharding.put_batch(mesh, batch)]
+    compiled = make_train_step(graphdef, experiment, total, mesh, layout).lower(*place).compile()
 
     def step(count: int) -> None:
         for _ in range(count):

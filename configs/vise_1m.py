@@ -24,6 +24,5 @@ def get_config(argument: str = "resnet50") -> ConfigDict:
     config = vise_config.base()
     config.labels.train_share = SUBSETS[subset] / SUBSETS[""]
     config.model.name = encoder
-    config.model.dtype = "bfloat16"
     config.training.epochs = 100.0
     return config

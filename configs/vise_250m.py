@@ -17,5 +17,4 @@ def get_config(encoder: str = "resnet50") -> ConfigDict:
     # About 50,000 posts to watch training with.
     config.labels.validation_share = 2e-4
     config.model.name = encoder
-    config.model.dtype = "bfloat16"
     return config

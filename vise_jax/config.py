@@ -4,6 +4,7 @@
 value is this project's choice.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from vise_jax.errors import UserError
 
 
 def base() -> ConfigDict:
-    """The configuration of one pre-training experiment: `labels`, `data`, `model`, `training`.
+    """The configuration of one pre-training experiment: `labels`, `data`, `model`, `training`, `profile`.
 
     `scripts/label.py` and `scripts/train.py` take the same file. The result is locked: an unknown key is an error.
     """
@@ -83,11 +84,15 @@ def base() -> ConfigDict:
     data.antialias = False
     # Horizontal flips, on the device.
     data.flip = True
-    # Shards come in random order, and records are shuffled within groups of this many shards: two to three groups are
-    # in memory at a time (about 1.5 GB with shards of 128 MB).
-    data.shuffle_shards = 4
-    # Threads that decode; 0 = one per core.
+    # Shards come in random order, and records are shuffled within groups of this many shards: the window that a batch
+    # is drawn from. The processes share a group; each holds its part of two to three groups in memory (3 GB with one
+    # process and shards of 128 MB). At least as many as there are processes, so that each reads shards of its own.
+    data.shuffle_shards = 8
+    # Threads that decode, of each process; 0 = one per core.
     data.threads = 0
+    # Examples with a damaged record or image are passed over and named in bad_records.jsonl; the run stops when they
+    # are a larger share of all training examples.
+    data.max_bad_share = 0.01
 
     model = config.model = ConfigDict()
     # A name of `vise_jax.models.ENCODERS`.
@@ -98,35 +103,74 @@ def base() -> ConfigDict:
     model.width = 64
     # The last batch norm of each block starts at zero, so that blocks start as the identity. Not in the paper.
     model.zero_init_last_bn = True
-    # Examples that share batch statistics; 0 = the whole batch. None = one group per device, as per-GPU batch norm.
+    # Examples that share batch statistics; 0 = the whole batch. None = one group per device (and microbatch), as per-GPU
+    # batch norm; a run keeps the groups that it began with, also on another number of devices.
     model.bn_group = config_dict.placeholder(int)
     model.bn_momentum = 0.9
     model.bn_epsilon = 1e-5
-    # Type of activations and products; parameters, statistics and the loss stay float32.
-    model.dtype = "float32"
+    # Type of activations and products; parameters, statistics, reductions and the loss stay float32. "auto": bfloat16 on
+    # accelerators, float32 on CPUs.
+    model.dtype = "auto"
     # Which engagement is predicted, one linear head each (Table 3 leaves one out).
     model.heads = ("comments", "reactions")
 
     training = config.training = ConfigDict()
-    # Images in a step, over all devices (Sec. 3.3).
+    # Images in a step, over all devices of all processes (Sec. 3.3).
     training.batch_size = 1536
+    # Parts that a device takes its share of the batch in, one after the other, to need less memory; the result is the
+    # large batch's. Batch norm's groups must fit into a part.
+    training.microbatches = 1
+    # Stages of the encoder (1 to 4) whose activations are computed again in the backward pass instead of kept.
+    training.remat = ()
     # Passes over the shards (the released files' names say 10 for VisE-250M and 100 for VisE-1.2M).
     training.epochs = 10.0
     # Steps instead of epochs; None = as `epochs` says.
     training.steps = config_dict.placeholder(int)
-    # SGD. Peak rate per 256 images, scaled linearly with the batch; not in the paper, nor are the next four.
+    # "sgd", or "adamw" (not the paper's). Not in the paper's main text, nor are the next nine.
+    training.optimizer = "sgd"
+    # Peak rate per 256 images, scaled linearly with the batch.
     training.learning_rate = 0.1
+    # Of SGD.
     training.momentum = 0.9
+    # Of AdamW: decay of the two moments, and what is added to the root of the second.
+    training.adam_betas = (0.9, 0.999)
+    training.adam_epsilon = 1e-8
     # Not on biases and batch norm.
     training.weight_decay = 1e-4
-    # Share of the steps in which the rate rises linearly, before it falls to 0 as a cosine.
+    # Share of the steps in which the rate rises linearly, before the schedule lowers it.
     training.warmup_share = 0.05
-    # Steps between checkpoints, and how many are kept.
+    # "cosine" to 0; "step": times `decay_factor` at each of `decays` equal intervals (Mahajan et al. 2018 halve it);
+    # "constant".
+    training.schedule = "cosine"
+    training.decays = 10
+    training.decay_factor = 0.5
+    # Folder of an encoder to start from; its heads, if it has any, are left behind. A run that has a checkpoint goes on
+    # from there instead.
+    training.init_from = ""
+    # Steps between checkpoints, and how many of the newest are kept.
     training.checkpoint_every = 5000
     training.keep_checkpoints = 3
+    # Minutes after which a checkpoint is due even so; 0 = never.
+    training.checkpoint_minutes = 0.0
+    # Keep the checkpoint with the lowest validation loss, too, in the folder `best`.
+    training.keep_best = True
     # Steps between lines of metrics.jsonl.
     training.log_every = 10
+    # Steps between evaluations on the validation shards and the labelled images of `probe`; 0 = never.
+    training.evaluate_every = 5000
+    # Labelled images (a folder of class folders, a .zip or a .csv, as for evaluate.py) whose nearest neighbours in the
+    # features are watched; "" for none.
+    training.probe = ""
+    # "auto": several processes where Slurm, Kubernetes, Cloud TPU or Open MPI says so; "off"; or the coordinator, the
+    # number of processes and which one this is: "HOST:PORT,PROCESSES,INDEX".
+    training.distributed = "auto"
+    # A process that is not heard of for so long is taken for dead, and the others end.
+    training.heartbeat_seconds = 100
     training.seed = 0
+
+    profile = config.profile = ConfigDict()
+    # First and last step of a trace in RUN/profile, for `tensorboard` or xprof; () for none.
+    profile.steps = ()
 
     return config.lock()
 
@@ -176,6 +220,10 @@ def _inner_share(value: Any) -> bool:
     return 0 < value < 1
 
 
+def _below_one(value: Any) -> bool:
+    return 0 <= value < 1
+
+
 def _range(value: Any) -> bool:
     return len(value) == 2 and 0 < value[0] <= value[1]
 
@@ -214,27 +262,50 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.crop_ratio": (_range, "two ratios, the smaller first"),
     "data.shuffle_shards": (_positive, "at least 1"),
     "data.threads": (_not_negative, "at least 0"),
+    "data.max_bad_share": (_share, "between 0 and 1"),
     "model.stem": (_one_of("imagenet", "cifar"), '"imagenet" or "cifar"'),
     "model.width": (_positive, "at least 1"),
     "model.bn_group": (lambda value: value is None or value >= 0, "None, or at least 0"),
     "model.bn_momentum": (_share, "between 0 and 1"),
     "model.bn_epsilon": (_positive, "above 0"),
-    "model.dtype": (_one_of("float32", "bfloat16"), '"float32" or "bfloat16"'),
+    "model.dtype": (_one_of("auto", "float32", "bfloat16"), '"auto", "float32" or "bfloat16"'),
     "model.heads": (
         lambda value: value and len(set(value)) == len(value) and set(value) <= {"comments", "reactions"},
         '("comments", "reactions") or one of the two',
     ),
     "training.batch_size": (_positive, "at least 1"),
+    "training.microbatches": (_positive, "at least 1"),
+    "training.remat": (lambda value: set(value) <= {1, 2, 3, 4}, "numbers of stages, 1 to 4"),
     "training.epochs": (_positive, "above 0"),
     "training.steps": (lambda value: value is None or value > 0, "None, or at least 1"),
+    "training.optimizer": (_one_of("sgd", "adamw"), '"sgd" or "adamw"'),
     "training.learning_rate": (_positive, "above 0"),
-    "training.momentum": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "training.momentum": (_below_one, "at least 0 and below 1"),
+    "training.adam_betas": (
+        lambda value: len(value) == 2 and all(map(_below_one, value)),
+        "two numbers, each at least 0 and below 1",
+    ),
+    "training.adam_epsilon": (_positive, "above 0"),
     "training.weight_decay": (_not_negative, "at least 0"),
     "training.warmup_share": (_share, "between 0 and 1"),
+    "training.schedule": (_one_of("cosine", "step", "constant"), '"cosine", "step" or "constant"'),
+    "training.decays": (_positive, "at least 1"),
+    "training.decay_factor": (_inner_share, "between 0 and 1, neither of them"),
     "training.checkpoint_every": (_positive, "at least 1"),
     "training.keep_checkpoints": (_positive, "at least 1"),
+    "training.checkpoint_minutes": (_not_negative, "at least 0"),
     "training.log_every": (_positive, "at least 1"),
+    "training.evaluate_every": (_not_negative, "at least 0"),
+    "training.distributed": (
+        lambda value: value in ("auto", "off") or bool(re.fullmatch(r"[^,]+:\d+,\d+,\d+", value)),
+        '"auto", "off" or "HOST:PORT,PROCESSES,INDEX"',
+    ),
+    "training.heartbeat_seconds": (_positive, "at least 1"),
     "training.seed": (_not_negative, "at least 0"),
+    "profile.steps": (
+        lambda value: len(value) == 0 or (len(value) == 2 and 0 < value[0] <= value[1]),
+        "two numbers of steps, the first one first, or ()",
+    ),
     "batch_size": (_positive, "at least 1"),
     "image_size": (_not_negative, "at least 0"),
     "train_share": (_inner_share, "between 0 and 1, neither of them"),

@@ -1,7 +1,7 @@
 """The encoder artefact: a network's weights with all that is needed to use them.
 
-A folder holds `encoder.json` (architecture, preprocessing, provenance, licence, SHA-256 of the weights) and the
-weights themselves as an Orbax checkpoint in `weights/`.
+A folder holds `encoder.json` (architecture, preprocessing, which layer the features are and how many, provenance,
+licence, SHA-256 of the weights) and the weights themselves as an Orbax checkpoint in `weights/`.
 """
 
 import hashlib
@@ -185,6 +185,7 @@ class Encoder:
                 "provenance": self.provenance,
                 "licence": self.licence,
                 "feature_dim": self.feature_dim,
+                "feature_layer": _abstract(self.architecture).feature_layer,
                 "sha256": _sha256(arrays),
             }
             artefact.write_json(temporary / _DESCRIPTION, description)
@@ -206,7 +207,7 @@ class Encoder:
             images: uint8 [B, H, W, 3], RGB.
 
         Returns:
-            float32 [B, D]: the mean of the feature map.
+            float32 [B, D]: the mean of the feature map, or of CLIP what its attention pool makes of it.
 
         Raises:
             UserError: images of another type or shape.

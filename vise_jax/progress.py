@@ -23,16 +23,18 @@ class Progress:
         total: how many units there are, or None when that is not known.
         unit: what is counted, e.g. `posts`.
         done: how many were done before (a resumed job).
+        quiet: say nothing at all, since another process does.
     """
 
-    def __init__(self, description: str, total: int | None, unit: str, done: int = 0):
+    def __init__(self, description: str, total: int | None, unit: str, done: int = 0, quiet: bool = False):
+        self._quiet = quiet
         self._description, self._total, self._unit = description, total, unit
         self._start_count = self._count = self._printed = done
         self._start = self._last_line = time.monotonic()
         self._note = ""
         console = Console(file=sys.stderr)
         self._bar = None
-        if console.is_terminal:
+        if console.is_terminal and not quiet:
             self._bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -72,7 +74,7 @@ class Progress:
         """Print a line without breaking the bar."""
         if self._bar:
             self._bar.console.print(line, markup=False, highlight=False)
-        else:
+        elif not self._quiet:
             print(line, file=sys.stderr, flush=True)
 
     def _rate(self) -> str:
@@ -81,6 +83,8 @@ class Progress:
 
     def _print_line(self) -> None:
         self._last_line, self._printed = time.monotonic(), self._count
+        if self._quiet:
+            return
         parts = [f"{self._description}: {self._count:,}"]
         if self._total is not None:
             parts[0] += f" of {self._total:,}"

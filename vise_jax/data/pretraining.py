@@ -1,11 +1,13 @@
 """Batches for pre-training, read from engagement shards.
 
-A place in the data is a function of (seed, example number, manifest): example number t is the (t mod N)-th of epoch
-t // N, so that a run resumes anywhere by reading one group of shards, and every example of an epoch comes once.
+A place in the data is a function of (seed, example number, batch size, manifest): example number t is the (t mod N)-th
+of epoch t // N, so that a run resumes anywhere by reading one group of shards, and every example of an epoch comes once.
+Which process reads an example follows from its row in the batch, so that the order does not depend on their number.
 """
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,16 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
-from vise_jax.data.images import decode_random_crop
+from vise_jax.data.images import decode_for_evaluation, decode_random_crop
+from vise_jax.data.records import BadRecords, read_shard
 from vise_jax.data.shards import MADE_BY
 from vise_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+# Records, [R] bytes, empty for a damaged one; the number of each example in the run, int64 [R]; and where it comes
+# from: index of its shard and of the record in it, int64 [R, 2].
+Part = tuple[np.ndarray, np.ndarray, np.ndarray]
+Decode = Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
 
 _FEATURES = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
@@ -27,9 +36,13 @@ _FEATURES = {
 
 
 def epoch_groups(
-    examples_per_shard: list[int], shuffle_shards: int, seed: int, epoch: int
+    examples_per_shard: list[int], shuffle_shards: int, seed: int, epoch: int, batch_size: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The order of one epoch: shards in random order, and the records of `shuffle_shards` of them at a time shuffled.
+
+    A group of S shards is cut into S lanes of consecutive records, and the rows of a batch into as many runs: run i is
+    drawn from lane i. So a batch mixes records of all S shards, while a process, which has consecutive rows, reads
+    those of its lanes only.
 
     Returns:
         For each group its shards, int64 [S], and the order in which the records of these shards, one shard behind the
@@ -39,94 +52,268 @@ def epoch_groups(
     bits = np.random.Philox(np.random.SeedSequence([seed, epoch]))
     counts = np.asarray(examples_per_shard, np.int64)
     shards = np.argsort(bits.random_raw(len(counts)), kind="stable")
-    starts = range(0, len(shards), shuffle_shards)
-    groups = [shards[start : start + shuffle_shards] for start in starts]
-    return [(group, np.argsort(bits.random_raw(int(counts[group].sum())), kind="stable")) for group in groups]
+    groups, first = [], epoch * int(counts.sum())
+    for start in range(0, len(shards), shuffle_shards):
+        group = shards[start : start + shuffle_shards]
+        size = int(counts[group].sum())
+        lane = (first + np.arange(size)) % batch_size * shuffle_shards // batch_size
+        # Both are sorted by lane: the places in their own order, the records shuffled within.
+        places = np.argsort(lane, kind="stable")
+        records = np.lexsort((bits.random_raw(size), lane[places]))
+        order = np.empty(size, np.int64)
+        order[places] = records
+        groups.append((group, order))
+        first += size
+    return groups
 
 
 def batches(
-    folder: Path, manifest: dict[str, Any], config: ConfigDict, *, batch_size: int, seed: int, first_step: int = 0
-) -> Iterator[dict[str, np.ndarray]]:
+    folder: Path,
+    manifest: dict[str, Any],
+    config: ConfigDict,
+    *,
+    batch_size: int,
+    seed: int,
+    bad: BadRecords,
+    first_step: int = 0,
+    rows: np.ndarray | None = None,
+) -> Iterator[Batch]:
     """Yield batches without end, from the one of step `first_step` on.
 
-    A batch may hold the end of an epoch and the beginning of the next.
+    A batch may hold the end of an epoch and the beginning of the next. An example whose record or image is damaged
+    keeps its place as a black image without labels and with an empty `post_id`, so that no other one moves.
 
     Args:
         folder: the engagement shards.
         manifest: their manifest, from `shards.read_manifest`.
         config: the `data` section.
-        batch_size: examples in a batch, B.
+        batch_size: examples in a batch over all processes, B.
         seed: decides the order and the crops.
+        bad: where damaged examples are named.
         first_step: batches to pass over, at no cost.
+        rows: int [L], sorted: the rows of each batch to yield, those of this process; None = all, L = B.
 
     Yields:
-        `images` uint8 [B, S, S, 3], random crops; `comment_labels` int32 [B, M], filled up with -1; `comment_weights`
-        float32 [B, M]; `reaction_label` int32 [B], -1 for none; `post_id`, the salted hashes, [B] bytes.
+        `images` uint8 [L, S, S, 3], random crops; `comment_labels` int32 [L, M], filled up with -1; `comment_weights`
+        float32 [L, M]; `reaction_label` int32 [L], -1 for none; `post_id`, the salted hashes, [L] bytes.
 
     Raises:
-        UserError: a record is damaged, or its image can't be decoded.
+        UserError: too many examples are damaged, or a shard is gone.
     """
     counts = [shard["examples"] for shard in manifest["shards"]]
-    paths = np.array([str(Path(folder) / shard["name"]) for shard in manifest["shards"]])
-    examples, labels = sum(counts), max(manifest["max_comment_labels"], 1)
-    threads = config.threads or os.cpu_count() or 1
+    ours = _mask(batch_size, rows)
 
-    def groups() -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-        first = first_step * batch_size
-        epoch, skip = divmod(first, examples)
-        while True:
-            for shards, order in epoch_groups(counts, config.shuffle_shards, seed, epoch):
-                if skip < len(order):
-                    yield paths[shards], order[skip:], first
-                    first += len(order) - skip
-                skip = max(skip - len(order), 0)
-            epoch += 1
-
-    def read_group(files: tf.Tensor, order: tf.Tensor, first: tf.Tensor) -> tf.data.Dataset:
-        records = tf.data.TFRecordDataset(files).batch(tf.int64.max).get_single_element()
-        return tf.gather(records, order), first + tf.range(tf.size(order, tf.int64))
-
-    def decode(record: tf.Tensor, number: tf.Tensor) -> dict[str, tf.Tensor]:
-        example = tf.io.parse_single_example(record, _FEATURES)
-        image = decode_random_crop(
-            example["image/encoded"],
+    def crop(encoded: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        return decode_random_crop(
+            encoded,
             image_size=config.image_size,
             crop_area=tuple(config.crop_area),
             crop_ratio=tuple(config.crop_ratio),
             antialias=config.antialias,
             seed=tf.stack([tf.constant(seed, tf.int64), number]),
         )
-        comment_labels = tf.sparse.to_dense(example["comments/labels"], default_value=-1)
-        comment_weights = tf.sparse.to_dense(example["comments/weights"])
-        padding = [[0, labels - tf.size(comment_labels)]]
+
+    def parts(step: int) -> Iterator[Part]:
+        epoch, skip = divmod(step * batch_size, sum(counts))
+        while True:
+            first = epoch * sum(counts)
+            for group, order in epoch_groups(counts, config.shuffle_shards, seed, epoch, batch_size):
+                if skip < len(order):
+                    numbers = first + np.arange(skip, len(order))
+                    mine = ours[numbers % batch_size]
+                    yield _read(folder, manifest["shards"], group, order[skip:][mine], numbers[mine], bad)
+                first += len(order)
+                skip = max(skip - len(order), 0)
+            epoch += 1
+
+    decode = _decoder(crop, config.image_size, manifest)
+    return _decoded(parts, decode, folder, manifest["shards"], bad, first_step, int(ours.sum()), config.threads)
+
+
+def validation_batches(
+    folder: Path,
+    manifest: dict[str, Any],
+    config: ConfigDict,
+    preprocessing: dict[str, Any],
+    *,
+    batch_size: int,
+    bad: BadRecords,
+    rows: np.ndarray | None = None,
+) -> Iterator[Batch]:
+    """Yield the examples of the validation shards once, as centre crops; see `batches`.
+
+    The last batch is filled up with black images without labels.
+
+    Args:
+        preprocessing: an encoder's: `resize`, `crop`, `interpolation`.
+    """
+    shards = manifest["validation"]["shards"]
+    ours = _mask(batch_size, rows)
+
+    def crop(encoded: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
+        return decode_for_evaluation(
+            encoded, preprocessing["resize"], preprocessing["crop"], preprocessing["interpolation"]
+        )
+
+    def parts(step: int) -> Iterator[Part]:
+        first = 0
+        for shard, described in enumerate(shards):
+            numbers = np.arange(max(first, step * batch_size), first + described["examples"])
+            mine = numbers[ours[numbers % batch_size]]
+            yield _read(folder, shards, np.array([shard]), mine - first, mine, bad)
+            first += described["examples"]
+        filling = np.arange(first, -(-first // batch_size) * batch_size)
+        filling = filling[ours[filling % batch_size]]
+        yield np.full(len(filling), b"", object), filling, np.zeros((len(filling), 2), np.int64)
+
+    decode = _decoder(crop, preprocessing["crop"], manifest)
+    return _decoded(parts, decode, folder, shards, bad, 0, int(ours.sum()), config.threads)
+
+
+def _mask(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
+    """Which rows of a batch are ours, bool [B]."""
+    mask = np.full(batch_size, rows is None)
+    mask[slice(0) if rows is None else rows] = True
+    return mask
+
+
+def _read(
+    folder: Path,
+    shards: list[dict[str, Any]],
+    group: np.ndarray,
+    order: np.ndarray,
+    numbers: np.ndarray,
+    bad: BadRecords,
+) -> Part:
+    """Read records of a group of shards in the given order; damaged ones are named and empty."""
+    ends = np.cumsum([shards[shard]["examples"] for shard in group])
+    place = np.searchsorted(ends, order, side="right")
+    starts = np.concatenate([[0], ends])[place]
+    origins = np.stack([group[place], order - starts], axis=1)
+    records = np.empty(len(order), object)
+    for shard in group:
+        name, examples = shards[shard]["name"], shards[shard]["examples"]
+        here = np.flatnonzero(origins[:, 0] == shard)
+        if not len(here):
+            continue
+        inside = origins[here, 1].tolist()
+        wanted = range(min(inside), max(inside) + 1)
+        data, damaged = read_shard(folder / name, examples, wanted)
+        for record in sorted(damaged.keys() & set(inside)):
+            bad.add(name, record, damaged[record])
+        records[here] = [b"" if (name, record) in bad else data[record - wanted.start] for record in inside]
+    return records, numbers, origins
+
+
+def _decoder(crop: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], image_size: int, manifest: dict[str, Any]) -> Decode:
+    """From a record and its number to an example of a batch; `crop` makes the image."""
+    most = max(manifest["max_comment_labels"], 1)
+    classes = manifest["classes"]
+
+    def full(record: tf.Tensor, number: tf.Tensor) -> dict[str, tf.Tensor]:
+        example = tf.io.parse_single_example(record, _FEATURES)
+        labels = tf.sparse.to_dense(example["comments/labels"], default_value=-1)
+        # Labels beyond the manifest's classes are those of another labeler.
+        tf.debugging.assert_less(labels, tf.constant(classes["comments"], tf.int64), "comment label out of range")
+        reaction = example["reactions/label"]
+        tf.debugging.assert_less(reaction, tf.constant(classes["reactions"], tf.int64), "reaction label out of range")
+        padding = [[0, most - tf.size(labels)]]
         return {
-            "images": image,
-            "comment_labels": tf.ensure_shape(
-                tf.pad(tf.cast(comment_labels, tf.int32), padding, constant_values=-1), [labels]
-            ),
-            "comment_weights": tf.ensure_shape(tf.pad(comment_weights, padding), [labels]),
-            "reaction_label": tf.cast(example["reactions/label"], tf.int32),
+            "images": crop(example["image/encoded"], number),
+            "comment_labels": tf.pad(tf.cast(labels, tf.int32), padding, constant_values=-1),
+            "comment_weights": tf.pad(tf.sparse.to_dense(example["comments/weights"]), padding),
+            "reaction_label": tf.cast(reaction, tf.int32),
             "post_id": example["post_id"],
         }
 
-    signature = (
-        tf.TensorSpec([None], tf.string),
-        tf.TensorSpec([None], tf.int64),
-        tf.TensorSpec([], tf.int64),
-    )
-    dataset = tf.data.Dataset.from_generator(groups, output_signature=signature)
-    dataset = dataset.map(read_group).prefetch(1).unbatch()
+    def blank() -> dict[str, tf.Tensor]:
+        return {
+            "images": tf.zeros([image_size, image_size, 3], tf.uint8),
+            "comment_labels": tf.fill([most], -1),
+            "comment_weights": tf.zeros([most]),
+            "reaction_label": tf.constant(-1),
+            "post_id": tf.constant(b""),
+        }
+
+    def decode(record: tf.Tensor, number: tf.Tensor) -> dict[str, tf.Tensor]:
+        example = tf.cond(tf.strings.length(record) > 0, lambda: full(record, number), blank)
+        shapes = {"images": [image_size, image_size, 3], "comment_labels": [most], "comment_weights": [most]}
+        return {name: tf.ensure_shape(value, shapes.get(name, [])) for name, value in example.items()}
+
+    return decode
+
+
+def _decoded(
+    parts: Callable[[int], Iterator[Part]],
+    decode: Decode,
+    folder: Path,
+    shards: list[dict[str, Any]],
+    bad: BadRecords,
+    step: int,
+    size: int,
+    threads: int,
+) -> Iterator[Batch]:
+    """Decode the parts from a step on into batches of so many examples; who can't be decoded is named and made black."""
+    while True:
+        try:
+            for batch in _pipeline(parts(step), decode, size, threads):
+                yield batch
+                step += 1
+        except tf.errors.OpError as error:
+            # tf.data doesn't say which example it was, but it is one of the next batch.
+            if not _name_undecodable(parts(step), decode, shards, bad, size):
+                raise UserError(
+                    f"The shards {folder} can't be read ({_reason(error)}): make them again with `{MADE_BY}`."
+                ) from error
+        else:
+            return
+
+
+def _pipeline(parts: Iterator[Part], decode: Decode, size: int, threads: int) -> Iterator[Batch]:
+    failures: list[UserError] = []
+
+    def generate() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        try:
+            yield from ((records, numbers) for records, numbers, _ in parts)
+        except UserError as error:
+            failures.append(error)
+            raise
+
+    threads = threads or os.cpu_count() or 1
+    signature = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64))
+    dataset = tf.data.Dataset.from_generator(generate, output_signature=signature).prefetch(1).unbatch()
     dataset = dataset.map(decode, num_parallel_calls=threads, deterministic=True)
-    dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(2)
+    dataset = dataset.batch(size, drop_remainder=True).prefetch(2)
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     options.deterministic = True
     try:
         yield from dataset.with_options(options).as_numpy_iterator()
-    except tf.errors.OpError as error:
-        # The first line names the whole pipeline before it comes to the point.
-        reason = error.message.splitlines()[0].rsplit(": ", 1)[-1][:200]
-        raise UserError(
-            f"A record of the shards {folder} can't be read ({reason}): copy them again, or make them again with "
-            f"`{MADE_BY}`."
-        ) from error
+    except tf.errors.OpError:
+        if failures:
+            raise failures[0] from None
+        raise
+
+
+def _name_undecodable(
+    parts: Iterator[Part], decode: Decode, shards: list[dict[str, Any]], bad: BadRecords, size: int
+) -> bool:
+    """Try the next so many examples one by one, and name those that can't be decoded; whether there were any."""
+    known = len(bad)
+    for records, numbers, origins in parts:
+        for record, number, (shard, index) in zip(records[:size], numbers, origins, strict=False):
+            try:
+                decode(tf.constant(record), tf.constant(number, tf.int64))
+            except tf.errors.OpError as error:
+                bad.add(shards[shard]["name"], int(index), _reason(error))
+        size -= min(len(records), size)
+        if not size:
+            break
+    return len(bad) > known
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """The point of an error: TensorFlow puts names of nodes before and behind it."""
+    return re.sub(
+        r"\{\{.*?\}\}|, value: .*|\[Op:.*|^assertion failed: \[|\].*", "", error.message.splitlines()[0]
+    ).strip()[:200]

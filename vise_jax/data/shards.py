@@ -15,10 +15,15 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from vise_jax import artefact
+from vise_jax.data import records
 from vise_jax.errors import UserError
 
 FORMAT_VERSION = 2
 MADE_BY = "label.py run"
+
+# Folders up to this size are checked byte by byte before they are read from, within seconds. Of larger ones sizes are
+# compared, and each record has its own checksum.
+_MOST_HASHED = 1 << 30
 
 # Beside the manifest: how often each label occurs.
 STATISTICS = "statistics.safetensors"
@@ -109,8 +114,13 @@ def describe_shard(path: Path, examples: int) -> dict[str, Any]:
     }
 
 
-def read_manifest(folder: Path | str) -> dict[str, Any]:
+def read_manifest(folder: Path | str, damaged: bool = False) -> dict[str, Any]:
     """Read and check `manifest.json`.
+
+    Args:
+        folder: the shards.
+        damaged: let a shard pass whose bytes are damaged or cut off, for a reader that tells its good records from the
+            bad ones.
 
     Returns:
         `posts`, `examples` (counts), `classes` (`comments` and `reactions`, 0 for none), `max_comment_labels` (of any
@@ -118,7 +128,8 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
         not trained on), `labeler` and `fingerprint` (SHA-256), and what else `engagement.jobs` wrote down.
 
     Raises:
-        UserError: no folder, no or a wrong manifest, or a shard that is missing or of another size.
+        UserError: no folder, no or a wrong manifest, a shard that is missing, of another size, of another labelling job,
+            or that the manifest does not name.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -141,12 +152,31 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     for name, size in sizes.items():
         if not (folder / name).is_file():
             raise UserError(f"The shard {folder / name} is missing: copy it again, or make it with `{MADE_BY}`.")
-        if (found := (folder / name).stat().st_size) != size:
+        if (found := (folder / name).stat().st_size) != size and not damaged:
             raise UserError(
                 f"The shard {folder / name} has {found:,} bytes instead of {size:,}: copy it again, or make it again "
                 f"with `{MADE_BY}`."
             )
+    if strangers := sorted(path.name for path in folder.glob("*.tfrecord") if path.name not in sizes):
+        raise UserError(
+            f"{folder} holds {strangers[0]}, which its manifest does not name: shards of two labelling jobs don't belong "
+            "in one folder, move one job's away."
+        )
+    if sum(sizes.values()) <= _MOST_HASHED:
+        for shard in every:
+            _check_origin(folder / shard["name"], shard, damaged)
     return manifest
+
+
+def _check_origin(path: Path, shard: Mapping[str, Any], damaged: bool) -> None:
+    """Check that a file is the shard that the manifest describes, and not one that another labeler made of the posts."""
+    if artefact.file_sha256(path) == shard["sha256"]:
+        return
+    _, bad = records.read_shard(path, shard["examples"], range(shard["examples"]))
+    if bad and damaged:
+        return
+    what = "is damaged" if bad else "holds other examples than the manifest says, another labeler's perhaps"
+    raise UserError(f"The shard {path} {what}: copy it again, or make it again with `{MADE_BY}`.")
 
 
 def count_labels(tables: Iterable[Mapping[str, np.ndarray]], classes: Mapping[str, int]) -> dict[str, np.ndarray]:

@@ -95,7 +95,9 @@ def read(path: Path, *, max_bytes: int) -> dict[str, np.ndarray]:
         if any(member.filename.endswith("/constants.pkl") for member in members):
             return _read_torchscript(path, members)
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise UserError(f"{path} is compressed, which PyTorch's files never are: get the file again from its source.")
+            raise UserError(
+                f"{path} is compressed, which PyTorch's files never are: get the file again from its source."
+            )
         loaded = _torch(path).load(path, map_location="cpu", weights_only=True, mmap=zipped)
         for key in _WRAPPERS:
             if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):

@@ -25,7 +25,7 @@ def prefixed(prefix: str) -> Layout:
 def sequential(name: str) -> str:
     """The layers of `torch.nn.Sequential(*list(resnet.children())[:-2])`: conv1 is 0, bn1 is 1, layer1 is 4."""
     head, rest = name.split(".", 1)
-    return f"{({'conv1': 0, 'bn1': 1}.get(head) if head[:5] != 'layer' else int(head[5:]) + 3)}.{rest}"
+    return f"{ ({'conv1': 0, 'bn1': 1}.get(head) if head[:5] != 'layer' else int(head[5:]) + 3) }.{rest}"
 
 
 def detectron2(name: str) -> str:

@@ -160,7 +160,9 @@ SOURCES: dict[str, Source] = {
         preprocessing=_DETECTRON2,
         licence="Apache-2.0",
         where="https://github.com/facebookresearch/grid-feats-vqa (R-50)",
-        notes=("images are resized and cropped as for the other encoders; the authors' own code resizes to 600 pixels",),
+        notes=(
+            "images are resized and cropped as for the other encoders; the authors' own code resizes to 600 pixels",
+        ),
     ),
     "vise": Source(
         title="VisE-250M and VisE-1.2M, the authors' releases",

@@ -1,6 +1,6 @@
 """Encoders and VisE, built by name from plain values."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from vise_jax.errors import UserError
 from vise_jax.models import resnet
 from vise_jax.models.clip_resnet import CLIPResNet
 from vise_jax.models.norm import BatchNorm, FrozenBatchNorm
+from vise_jax.models.precision import policy
 from vise_jax.models.resnet import ResNet
 from vise_jax.models.vise import VisE
 
@@ -20,7 +21,7 @@ __all__ = ["ENCODERS", "CLIPResNet", "ResNet", "VisE", "build"]
 # Names of encoders.
 ENCODERS = (*resnet.ENCODERS, "clip_resnet50")
 
-_SETTINGS = ("width", "stem", "dtype", "bn_momentum", "bn_epsilon", "zero_init_last_bn")
+_SETTINGS = ("width", "stem", "bn_momentum", "bn_epsilon", "zero_init_last_bn")
 
 
 def build(
@@ -29,6 +30,8 @@ def build(
     num_classes: int | None = None,
     heads: Mapping[str, int] | None = None,
     bn_group: int = 0,
+    dtype: str = "float32",
+    remat: Iterable[int] = (),
     seed: int = 0,
     **settings: Any,
 ) -> ResNet | CLIPResNet | VisE:
@@ -40,8 +43,10 @@ def build(
         num_classes: give it one head of so many classes, named "classes".
         heads: give it these heads: name → number of classes. With neither, the bare encoder.
         bn_group: examples that share batch statistics; 0 = the whole batch.
+        dtype: of activations and products, as the config key `model.dtype`.
+        remat: stages whose activations are computed again in the backward pass, as `training.remat`.
         seed: of the initial weights.
-        **settings: `width`, `stem`, `dtype`, `bn_momentum`, `bn_epsilon`, `zero_init_last_bn`; what they mean and
+        **settings: `width`, `stem`, `bn_momentum`, `bn_epsilon`, `zero_init_last_bn`; what they mean and
             their defaults stand in `vise_jax.config.base().model`.
 
     Returns:
@@ -61,15 +66,15 @@ def build(
     for head, classes in (heads or {"classes": 1 if num_classes is None else num_classes}).items():
         if classes < 1:
             raise UserError(f"The head {head!r} has {classes} classes, but needs at least 1.")
-    model = _checked({**settings, "bn_group": int(bn_group)})
+    model = _checked({**settings, "bn_group": int(bn_group), "dtype": dtype})
     rngs = nnx.Rngs(seed)
-    encoder = _encoder(name, model, rngs)
+    encoder = _encoder(name, model, tuple(remat), rngs)
     if num_classes is not None:
         heads = {"classes": num_classes}
     return encoder if heads is None else VisE(encoder, heads, rngs=rngs)
 
 
-def _encoder(name: str, model: ConfigDict, rngs: nnx.Rngs) -> ResNet | CLIPResNet:
+def _encoder(name: str, model: ConfigDict, remat: tuple[int, ...], rngs: nnx.Rngs) -> ResNet | CLIPResNet:
     row = resnet.ENCODERS.get(name, {})
     # A group of ResNeXt has a channel or more, CLIP's attention a head of 64 channels or more.
     narrowest = 64 // row.get("group_width", 64) if row else 2
@@ -78,12 +83,19 @@ def _encoder(name: str, model: ConfigDict, rngs: nnx.Rngs) -> ResNet | CLIPResNe
     norm = partial(BatchNorm, group=model.bn_group, momentum=model.bn_momentum, epsilon=model.bn_epsilon)
     if name == "detectron2_resnet50":
         norm = partial(FrozenBatchNorm, epsilon=model.bn_epsilon)
-    settings = {"zero_init_last_bn": model.zero_init_last_bn, "norm": norm, "dtype": model.dtype, "rngs": rngs}
+    settings = {
+        "width": model.width,
+        "zero_init_last_bn": model.zero_init_last_bn,
+        "norm": norm,
+        "dtype": policy(model.dtype).compute,
+        "remat": remat,
+        "rngs": rngs,
+    }
     if row:
-        return ResNet(**row, width=model.width, stem=model.stem, **settings)
+        return ResNet(**row, stem=model.stem, **settings)
     if model.stem != "imagenet":
         raise UserError(f'{name} has a stem of its own: leave the setting stem at "imagenet", not {model.stem!r}.')
-    return CLIPResNet(blocks=(3, 4, 6, 3), width=model.width, **settings)
+    return CLIPResNet(blocks=(3, 4, 6, 3), **settings)
 
 
 def _checked(settings: dict[str, Any]) -> ConfigDict:

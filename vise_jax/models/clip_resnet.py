@@ -10,7 +10,7 @@ from flax import nnx
 
 from vise_jax.errors import UserError
 from vise_jax.models.conv import Conv
-from vise_jax.models.resnet import Norm
+from vise_jax.models.resnet import Norm, run_stages
 
 # What an image's side is divided by on the way to the feature map, and the side that the attention pool is made for.
 _STRIDE = 32
@@ -27,6 +27,7 @@ class CLIPResNet(nnx.Module):
         norm: makes a batch norm for so many channels.
         dtype: type of activations and products; the attention pool computes in float32.
         rngs: source of the initial weights.
+        remat: stages, 1 to 4, whose activations are computed again in the backward pass instead of kept.
     """
 
     feature_layer = "attnpool"
@@ -40,7 +41,9 @@ class CLIPResNet(nnx.Module):
         norm: Norm,
         dtype: str,
         rngs: nnx.Rngs,
+        remat: tuple[int, ...] = (),
     ):
+        self.remat = remat
         self.conv1 = Conv(3, width // 2, 3, stride=2, dtype=dtype, rngs=rngs)
         self.bn1 = norm(width // 2)
         self.conv2 = Conv(width // 2, width // 2, 3, dtype=dtype, rngs=rngs)
@@ -92,9 +95,7 @@ class CLIPResNet(nnx.Module):
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
             x = jax.nn.relu(norm(conv(x), train=train))
         x = _average_pool(x)
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            for block in layer:
-                x = block(x, train=train)
+        x = run_stages((self.layer1, self.layer2, self.layer3, self.layer4), x, train=train, remat=self.remat)
         features = self.attnpool(x)
         return features, {"features": features, "feature_map": x}
 

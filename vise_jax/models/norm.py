@@ -16,10 +16,13 @@ class BatchNorm(nnx.Module):
     Args:
         channels: channels of the input.
         group: examples that share statistics, consecutive ones; 0 = the whole batch. A group that lies on one
-            device costs no communication. The running statistics average over groups.
+            device costs no communication.
         momentum: what the running statistics keep of themselves at a step (1 minus torch's `momentum`).
         epsilon: added to the variance.
         initial_scale: first value of the scale.
+
+    The running statistics are [C], to which every group contributes equally, or [G, C] (see `per_group`), a row for each
+    of a batch's G groups, so that training needs no reduction over them; rows are averaged where they are read.
     """
 
     def __init__(self, channels: int, *, group: int, momentum: float, epsilon: float, initial_scale: float = 1.0):
@@ -39,17 +42,30 @@ class BatchNorm(nnx.Module):
         """
         scale, bias = self.scale[...], self.bias[...]
         if not train:
-            return _affine(x, self.mean[...], scale * jax.lax.rsqrt(self.var[...] + self.epsilon), bias)
+            mean, var = merged(self.mean[...]), merged(self.var[...])
+            return _affine(x, mean, scale * jax.lax.rsqrt(var + self.epsilon), bias)
         group = self.group or x.shape[0]
         if x.shape[0] % group:
             raise ValueError(f"a batch of {x.shape[0]} is no multiple of the batch norm's group of {group}")
         grouped = x.reshape(-1, group, *x.shape[1:])
         y, mean, var = _normalize(self.epsilon, grouped, scale, bias)
         count = group * x.shape[1] * x.shape[2]
-        unbiased = var.mean(0) * (count / max(count - 1, 1))
-        self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean.mean(0)
+        unbiased = var * (count / max(count - 1, 1))
+        if self.mean[...].ndim == 1:
+            mean, unbiased = mean.mean(0), unbiased.mean(0)
+        self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean
         self.var[...] = self.momentum * self.var[...] + (1 - self.momentum) * unbiased
         return y.reshape(x.shape)
+
+
+def per_group(statistics: jax.Array, groups: int) -> jax.Array:
+    """Running statistics of one batch norm, [C], for so many groups: [groups, C]."""
+    return jnp.broadcast_to(statistics, (groups, *statistics.shape))
+
+
+def merged(statistics: jax.Array) -> jax.Array:
+    """Running statistics of one batch norm, [C], from [C] or [G, C]."""
+    return statistics if statistics.ndim == 1 else statistics.mean(0)
 
 
 class FrozenBatchNorm(nnx.Module):
@@ -73,8 +89,8 @@ class FrozenBatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalise [B, H, W, C], keeping its type; the same in training."""
-        gain = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
-        return _affine(x, self.mean[...], gain, self.bias[...])
+        scale, bias, mean, var = (merged(one[...]) for one in (self.scale, self.bias, self.mean, self.var))
+        return _affine(x, mean, scale * jax.lax.rsqrt(var + self.epsilon), bias)
 
 
 def _affine(x: jax.Array, mean: jax.Array, gain: jax.Array, bias: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """The ResNet family: ResNet-18, -50, -101 (v1.5), ResNeXt-101 and detectron2's ResNet-50, with torchvision's names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -119,6 +119,7 @@ class ResNet(nnx.Module):
         norm: makes a batch norm for so many channels.
         dtype: type of activations and products.
         rngs: source of the initial weights.
+        remat: stages, 1 to 4, whose activations are computed again in the backward pass instead of kept.
         **block_settings: what else the blocks take.
     """
 
@@ -135,10 +136,12 @@ class ResNet(nnx.Module):
         norm: Norm,
         dtype: str,
         rngs: nnx.Rngs,
+        remat: tuple[int, ...] = (),
         **block_settings: Any,
     ):
         self.stem = stem
         self.dtype = dtype
+        self.remat = remat
         kernel_size, stride = (7, 2) if stem == "imagenet" else (3, 1)
         self.conv1 = Conv(3, width, kernel_size, stride=stride, dtype=dtype, rngs=rngs)
         self.bn1 = norm(width)
@@ -179,8 +182,20 @@ class ResNet(nnx.Module):
         x = jax.nn.relu(self.bn1(self.conv1(images), train=train))
         if self.stem == "imagenet":
             x = nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            for block in layer:
-                x = block(x, train=train)
+        x = run_stages((self.layer1, self.layer2, self.layer3, self.layer4), x, train=train, remat=self.remat)
         features = x.astype(jnp.float32).mean((1, 2))
         return features, {"features": features, "feature_map": x}
+
+
+def run_stages(layers: Iterable[nnx.List], x: jax.Array, *, train: bool, remat: tuple[int, ...]) -> jax.Array:
+    """Run an encoder's stages, those in `remat` so that their activations are computed again in the backward pass."""
+    for stage, layer in enumerate(layers, start=1):
+        run = nnx.remat(_stage, static_argnums=2) if stage in remat else _stage
+        x = run(layer, x, train)
+    return x
+
+
+def _stage(layer: nnx.List, x: jax.Array, train: bool) -> jax.Array:
+    for block in layer:
+        x = block(x, train=train)
+    return x

@@ -1,15 +1,12 @@
 """The training loop: config and shards in, checkpoints, metrics and an encoder out."""
 
-import contextlib
 import json
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -17,69 +14,84 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-import vise_jax
 from vise_jax import artefact, models
 from vise_jax import config as vise_config
 from vise_jax.data import pretraining, shards
-from vise_jax.encoder import Encoder, imagenet_preprocessing
+from vise_jax.data.records import BadRecords
+from vise_jax.encoder import imagenet_preprocessing
 from vise_jax.errors import UserError
 from vise_jax.progress import Progress
-from vise_jax.training import optimizer, sharding
+from vise_jax.training import distributed, optimizer, run_folder, sharding
 from vise_jax.training import state as train_state
 from vise_jax.training.checkpoint import Checkpoints
-from vise_jax.training.step import TrainStep, make_train_step
+from vise_jax.training.sharding import Layout
+from vise_jax.training.state import TrainState
+from vise_jax.training.step import make_train_step
+from vise_jax.training.watching import Clock, Evaluation, Evaluator, Trace, changed_keys
 from vise_jax.training.writers import MetricsWriter
 
-_FORMAT_VERSION = 1
-# Keys that may change when a run goes on: they don't change what is computed. The shards are known by fingerprint,
-# and what is in `labels` has become part of them.
-_FREE_KEYS = frozenset({"data.shards", "data.threads", "training.checkpoint_every", "training.keep_checkpoints"})
+# After a save that failed, another one is tried when so many seconds have passed.
+_SECONDS_TO_RETRY = 60.0
+# What a process tells the others with each batch: that it was asked to stop, and that a checkpoint is due.
+_STOP, _SAVE = 0, 1
 
 
-def train(config: ConfigDict, workdir: Path) -> Path:
+def train(config: ConfigDict, workdir: Path, evaluators: tuple[Evaluator, ...] = ()) -> Path:
     """Train as `config` says, going on where `workdir` left off, and export the encoder.
 
-    On SIGTERM the run is saved and the process ends with status 0.
+    Every process of a run calls it alike. On SIGTERM to any of them the run is saved and they end with status 0.
 
     Args:
         config: a diff of `vise_jax.config.base()`.
         workdir: the run folder; made if need be.
+        evaluators: called every `training.evaluate_every` steps and at the end; their numbers go into the metrics.
 
     Returns:
         The folder of the exported encoder, `workdir/encoder`.
 
     Raises:
-        UserError: wrong config or shards, a workdir of another experiment, or a loss that is not finite.
+        UserError: wrong config or shards, a workdir of another experiment, a loss that is not finite, too many damaged
+            examples, or a final state that can't be saved.
     """
     vise_config.validate(config)
     if not config.data.shards:
         raise UserError(
             "The config key data.shards is empty: say --config.data.shards=FOLDER, what label.py run wrote."
         )
-    manifest = shards.read_manifest(Path(config.data.shards))
-    mesh = sharding.data_mesh(config.training.batch_size)
+    distributed.initialize(config.training)
+    manifest = shards.read_manifest(Path(config.data.shards), damaged=True)
     steps = number_of_steps(config, manifest["examples"])
-    architecture, group = describe_model(config, manifest["classes"]), bn_group(config, devices=mesh.size)
-    build = partial(models.build, **architecture, bn_group=group, seed=config.training.seed)
+    architecture = describe_model(config, manifest["classes"])
+    mesh = sharding.data_mesh()
+    layout = sharding.layout(config, mesh.size)
+    build = partial(models.build, **architecture, dtype=config.model.dtype, remat=config.training.remat)
     nnx.eval_shape(build)  # says what is wrong with the model before the folder is claimed
-    _claim(workdir, config, manifest["fingerprint"])
+    layout = sharding.layout(
+        config, mesh.size, run_folder.claim(workdir, config, manifest["fingerprint"], layout.bn_group)
+    )
 
-    graphdef, state = train_state.create(build(), optimizer.sgd(config.training, steps))
-    state = jax.device_put(state, sharding.replicated(mesh))
+    model = cast(models.VisE, build(bn_group=layout.bn_group, seed=config.training.seed))
     with Checkpoints(workdir, config.training.keep_checkpoints) as checkpoints:
-        done = checkpoints.latest() or 0
-        if done:
-            state = checkpoints.restore(done, like=state)
-        begin = f"going on after step {done:,}" if done else "starting from scratch"
-        print(
-            f"{begin if done < steps else 'nothing left to train'}: {steps:,} steps of "
-            f"{config.training.batch_size:,} images out of {manifest['examples']:,}, "
-            f"on {mesh.size} x {jax.devices()[0].device_kind}",
-            file=sys.stderr,
-        )
-        train_step = make_train_step(graphdef, config, steps, mesh)
-        state = _run_steps(config, workdir, manifest, mesh, train_step, state, checkpoints, range(done, steps))
-    return _export(workdir, config, architecture, manifest, nnx.merge(graphdef, state.params, state.batch_stats))
+        begin = "starting from scratch"
+        if config.training.init_from and checkpoints.latest() is None:
+            folder = Path(config.training.init_from)
+            run_folder.warm_start(model, folder, imagenet_preprocessing(config.data.image_size))
+            begin = f"starting from the encoder {folder}"
+        graphdef, state = train_state.create(model, optimizer.make(config.training, steps), layout)
+        state = jax.device_put(state, train_state.shardings(mesh, layout))
+        if restored := checkpoints.restore(like=state):
+            state = restored[1]
+            begin = f"going on after step {restored[0]:,}"
+        done = restored[0] if restored else 0
+        if jax.process_index() == 0:
+            _introduce(config, manifest, layout, begin if done < steps else "nothing left to train", steps)
+        bad = BadRecords(workdir / _mine("bad_records.jsonl"), config.data.max_bad_share * manifest["examples"])
+        train_step = make_train_step(graphdef, config, steps, mesh, layout)
+        evaluation = Evaluation(config, manifest, graphdef, mesh, layout, bad, evaluators)
+        loop = _Loop(config, workdir, manifest, mesh, checkpoints, evaluation)
+        state = loop.run(train_step, state, range(done, steps), bad)
+    weights = train_state.on_one_device(state, mesh)
+    return run_folder.export(workdir, config, architecture, manifest, nnx.merge(graphdef, weights))
 
 
 def number_of_steps(config: ConfigDict, examples: int) -> int:
@@ -103,149 +115,199 @@ def describe_model(config: ConfigDict, classes: dict[str, int]) -> dict[str, Any
                 f"The config key model.heads names {head}, but the shards {config.data.shards} have no such labels: "
                 "leave it out."
             )
-    architecture = {key: value for key, value in config.model.items() if key not in ("heads", "bn_group")}
+    # What is left out decides how training computes, not what the encoder is.
+    architecture = {key: value for key, value in config.model.items() if key not in ("heads", "bn_group", "dtype")}
     return architecture | {"heads": {head: classes[head] for head in config.model.heads}}
 
 
-def bn_group(config: ConfigDict, devices: int) -> int:
-    """How many examples share batch statistics: `model.bn_group`, or those on one device.
-
-    Raises:
-        UserError: the groups don't fill the batch.
-    """
-    batch_size, group = config.training.batch_size, config.model.bn_group
-    group = batch_size // devices if group is None else group
-    if group and batch_size % group:
-        raise UserError(f"The config key model.bn_group is {group}, but must divide training.batch_size, {batch_size}.")
-    return group
-
-
-def _run_steps(
-    config: ConfigDict,
-    workdir: Path,
-    manifest: dict[str, Any],
-    mesh: Mesh,
-    train_step: TrainStep,
-    state: train_state.TrainState,
-    checkpoints: Checkpoints,
-    steps: range,
-) -> train_state.TrainState:
-    """Take the steps, with records, checkpoints and a bar; `steps` are the numbers of steps done before each."""
-    batch_size = config.training.batch_size
-    batches = pretraining.batches(
-        Path(config.data.shards),
-        manifest,
-        config.data,
-        batch_size=batch_size,
-        seed=config.training.seed,
-        first_step=steps.start,
+def _introduce(config: ConfigDict, manifest: dict[str, Any], layout: Layout, begin: str, steps: int) -> None:
+    """Say what is about to happen."""
+    for line in changed_keys(config):
+        print(line, file=sys.stderr)
+    processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    print(
+        f"{begin}: {steps:,} steps of {config.training.batch_size:,} images out of {manifest['examples']:,}, "
+        f"on {layout.devices} x {jax.devices()[0].device_kind}{processes}, batch norm over {layout.bn_group:,}",
+        file=sys.stderr,
+        flush=True,
     )
-    last_record = (steps.start, time.monotonic())
 
-    def record(step: int, metrics: dict[str, jax.Array]) -> None:
-        nonlocal last_record
-        values = {name: float(value) for name, value in metrics.items()}
-        if not np.isfinite(values["loss"]):
-            raise UserError(_diverged(step, values, checkpoints.latest()))
-        bar.advance(batch_size, f"loss {values['loss']:.4f}")
-        if step % config.training.log_every == 0 or step == steps.stop:
-            now = time.monotonic()
-            rate = (step - last_record[0]) * batch_size / (now - last_record[1])
-            writer.write(step, {"loss": values.pop("loss"), **values, "images_per_second": round(rate, 2)})
-            last_record = (step, now)
 
-    with (
-        _sigterm() as stop_asked,
-        MetricsWriter(workdir, steps.start) as writer,
-        Progress("training", steps.stop * batch_size, "images", done=steps.start * batch_size) as bar,
+def _mine(name: str) -> str:
+    """A file of this process: its number stands in the name, but for the first one."""
+    index = jax.process_index()
+    return name.replace(".", f"-{index}.") if index else name
+
+
+class _Loop:
+    """The steps of a run, with records, evaluations, checkpoints and a bar."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        manifest: dict[str, Any],
+        mesh: Mesh,
+        checkpoints: Checkpoints,
+        evaluation: Evaluation,
     ):
-        waiting: list[tuple[int, dict[str, jax.Array]]] = []
-        for step in range(steps.start + 1, steps.stop + 1):
-            batch = next(batches)
-            del batch["post_id"]
-            state, metrics = train_step(state, sharding.put_batch(mesh, batch))
-            waiting.append((step, metrics))
-            stopping = stop_asked()
-            saving = step % config.training.checkpoint_every == 0 or step == steps.stop or stopping
-            # The metrics of a step are read while the next one runs; all of them before a checkpoint, so that none
-            # holds a state that has diverged.
-            while len(waiting) > (0 if saving else 1):
-                record(*waiting.pop(0))
-            if saving:
-                checkpoints.save(step, state)
-            if stopping:
-                # Here, where a second SIGTERM doesn't end the process: a save would be lost with it.
-                checkpoints.wait()
-                bar.print(f"SIGTERM: saved step {step:,}; the same command goes on from there.")
-                sys.exit(0)
-    return state
+        self._config, self._workdir, self._manifest, self._mesh = config, workdir, manifest, mesh
+        self._checkpoints, self._evaluation = checkpoints, evaluation
+        self._clock = Clock()
+        self._last_save = time.monotonic()
+        self._retry_at = float("inf")
+        # Steps whose metrics are still on the devices: number, metrics, post ids of this process's examples.
+        self._waiting: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
+        self._told = np.zeros(2, int)
 
+    def run(
+        self,
+        train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+        state: TrainState,
+        steps: range,
+        bad: BadRecords,
+    ) -> TrainState:
+        """Take the steps; `steps` are the numbers of steps done before each."""
+        training = self._config.training
+        batches = pretraining.batches(
+            Path(self._config.data.shards),
+            self._manifest,
+            self._config.data,
+            batch_size=training.batch_size,
+            seed=training.seed,
+            bad=bad,
+            first_step=steps.start,
+            rows=sharding.local_rows(self._mesh, training.batch_size),
+        )
+        trace = Trace(self._workdir, self._config.profile.steps)
+        with (
+            distributed.sigterm() as stop_asked,
+            MetricsWriter(self._workdir, steps.start, jax.process_index() == 0) as self._writer,
+            self._bar(steps) as self._progress,
+        ):
+            self._recorded, self._last = steps.start, steps.stop
+            for step in range(steps.start + 1, steps.stop + 1):
+                trace.before(step)
+                batch = self._clock.next(batches, self._idle)
+                post_ids = batch.pop("post_id")
+                batch |= self._tell(post_ids, stop_asked())
+                state, metrics = train_step(state, sharding.put_batch(self._mesh, batch))
+                self._waiting.append((step, metrics, post_ids))
+                # The metrics of a step are read while the next one runs.
+                self._read(keep=1)
+                if step == steps.start + 1:
+                    jax.block_until_ready(metrics)
+                    self._progress.print(f"first step after {self._clock.restart():,.1f} s")
+                trace.after(step, state)
+                last = step == steps.stop
+                if self._evaluation and _due(step, training.evaluate_every, last):
+                    self._evaluate(step, state)
+                if _due(step, training.checkpoint_every, last) or self._told.any():
+                    self._save(step, state, last)
+        return state
 
-def _diverged(step: int, metrics: dict[str, float], saved: int | None) -> str:
-    terms = ", ".join(f"{name} {value:g}" for name, value in metrics.items() if name.startswith("loss"))
-    kept = f"step {saved:,} is the last checkpoint" if saved else "no checkpoint was saved yet"
-    return (
-        f"The loss is not finite at step {step:,} ({terms}; learning rate {metrics['learning_rate']:g}): {kept}; "
-        "lower training.learning_rate and start in a new --workdir."
-    )
+    def _bar(self, steps: range) -> Progress:
+        size = self._config.training.batch_size
+        quiet = jax.process_index() > 0
+        return Progress("training", steps.stop * size, "images", done=steps.start * size, quiet=quiet)
 
+    def _idle(self) -> bool:
+        """Whether the devices have nothing to do."""
+        return all(
+            metrics["loss"].is_ready()  # type: ignore[attr-defined]
+            for _, metrics, _ in self._waiting
+        )
 
-@contextlib.contextmanager
-def _sigterm() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGTERM has come; it no longer ends the process at once."""
-    asked = threading.Event()
-    previous = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    def _tell(self, post_ids: np.ndarray, stopping: bool) -> dict[str, np.ndarray]:
+        """What goes with a batch beside its examples: which are damaged, and what this process has to say."""
+        now, minutes = time.monotonic(), self._config.training.checkpoint_minutes
+        due = jax.process_index() == 0 and 0 < minutes * 60 <= now - self._last_save
+        signals = np.zeros((len(post_ids), 2), np.int32)
+        signals[0] = stopping, due or now >= self._retry_at
+        return {"signals": signals, "bad": (post_ids == b"").astype(np.int32)}
 
+    def _read(self, keep: int, found: Mapping[str, float] | None = None) -> None:
+        """Read the metrics of all steps but the newest `keep`, and write them down where they are due.
 
-def _claim(workdir: Path, config: ConfigDict, shards_fingerprint: str) -> None:
-    """Write `config.json`, or compare with the one that is there.
+        Args:
+            keep: how many stay on the devices.
+            found: what an evaluation after the newest step found; it is written with that step's.
+        """
+        while len(self._waiting) > keep:
+            step, metrics, post_ids = self._waiting.pop(0)
+            values = {name: np.asarray(value) for name, value in metrics.items()}
+            self._told += values.pop("signals")
+            record = {name: value.item() for name, value in values.items()}
+            if not np.isfinite(record["loss"]):
+                raise UserError(self._diverged(step, record, post_ids))
+            self._progress.advance(self._config.training.batch_size, f"loss {record['loss']:.4f}")
+            with_evaluation = found is not None and not self._waiting
+            if _due(step, self._config.training.log_every, step == self._last) or with_evaluation:
+                times = self._clock.measure(step - self._recorded, self._config.training.batch_size)
+                self._writer.write(step, record | times | (dict(found or {}) if with_evaluation else {}))
+                self._recorded = step
+                self._look_at_saves()
 
-    Raises:
-        UserError: the folder holds another experiment; names the keys that differ.
-    """
-    path = workdir / "config.json"
-    # Through JSON, so that tuples compare equal to the lists that they are read back as.
-    mine = json.loads(json.dumps({"config": vise_config.flat(config), "shards": shards_fingerprint}))
-    if path.exists():
-        theirs = artefact.read_description(workdir, path.name, version=_FORMAT_VERSION, made_by="train.py")
-        keys = {key for key in mine["config"] | theirs["config"] if not key.startswith("labels.")} - _FREE_KEYS
-        differing = sorted(key for key in keys if mine["config"].get(key) != theirs["config"].get(key))
-        if mine["shards"] != theirs["shards"]:
-            differing.append("the shards")
-        if differing:
+    def _evaluate(self, step: int, state: TrainState) -> None:
+        """Evaluate, and write what was found into the record of this step."""
+        jax.block_until_ready(state.step)
+        with self._clock.lost():
+            found = self._evaluation(state)
+        self._read(keep=0, found=found)
+        self._progress.print(f"step {step:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+        if self._config.training.keep_best and "validation_loss" in found:
+            with self._clock.lost():
+                self._checkpoints.save_best(step, state, found["validation_loss"])
+
+    def _save(self, step: int, state: TrainState, last: bool) -> None:
+        """Start a save; where the run ends here, see it through."""
+        # All metrics are read before, so that no checkpoint holds a state that has diverged.
+        self._read(keep=0)
+        stopping = bool(self._told[_STOP])
+        with self._clock.lost():
+            self._checkpoints.save(step, state)
+            if last or stopping:
+                # Within the block that catches SIGTERM: a second one would end the process, and the save with it.
+                self._checkpoints.wait()
+        self._told[:] = 0
+        self._last_save, self._retry_at = time.monotonic(), float("inf")
+        problem = self._look_at_saves()
+        if problem and (last or stopping):
             raise UserError(
-                f"{workdir} holds another experiment ({', '.join(differing[:10])} differ): name a new --workdir, "
-                "or give the same config to go on."
+                f"Step {step:,} can't be saved ({problem}): mend that, and run the same command again; it goes on from "
+                f"step {self._checkpoints.latest() or 0:,}."
             )
-    elif workdir.exists() and (not workdir.is_dir() or any(entry.name[0] != "." for entry in workdir.iterdir())):
-        raise UserError(f"{workdir} is no run folder: name a new --workdir.")
-    else:
-        workdir.mkdir(parents=True, exist_ok=True)
-        artefact.write_json(path, {"format_version": _FORMAT_VERSION, "kind": "run", **mine})
+        if stopping:
+            self._progress.print(f"SIGTERM: saved step {step:,}; the same command goes on from there.")
+            sys.exit(0)
+
+    def _look_at_saves(self) -> str:
+        """Say so when a save has failed, and have another one tried; returns why."""
+        if problem := self._checkpoints.problem():
+            self._retry_at = time.monotonic() + _SECONDS_TO_RETRY
+            self._progress.print(
+                f"A checkpoint could not be saved ({problem}): the run goes on, and tries again in "
+                f"{_SECONDS_TO_RETRY:.0f} s."
+            )
+        return problem
+
+    def _diverged(self, step: int, record: Mapping[str, float], post_ids: np.ndarray) -> str:
+        """Write down what the step's batch was; returns the sentence."""
+        path = self._workdir / _mine("nonfinite.json")
+        batch = {"step": step, **record, "post_ids": [post_id.decode("ascii", "replace") for post_id in post_ids]}
+        artefact.write_text(path, json.dumps(batch, indent=2) + "\n")
+        terms = ", ".join(f"{name} {value:g}" for name, value in record.items() if name.startswith("loss"))
+        saved = self._checkpoints.latest()
+        kept = f"step {saved:,} is the last checkpoint" if saved else "no checkpoint was saved yet"
+        size = self._config.training.batch_size
+        epoch, first = divmod((step - 1) * size, self._manifest["examples"])
+        return (
+            f"The loss is not finite at step {step:,} ({terms}; learning rate {record['learning_rate']:g}), the batch from "
+            f"example {first:,} of epoch {epoch:,} on, whose posts {path} names: {kept}; lower training.learning_rate and "
+            "start in a new --workdir."
+        )
 
 
-def _export(
-    workdir: Path, config: ConfigDict, architecture: dict[str, Any], manifest: dict[str, Any], model: models.VisE
-) -> Path:
-    """Write the trained encoder, unless it is there already, and return its folder."""
-    folder = workdir / "encoder"
-    if folder.exists():
-        return folder
-    trained = {
-        "vise_jax": vise_jax.__version__,
-        "config": vise_config.flat(config) | {"data.shards": Path(config.data.shards).name},
-        "shards": manifest["fingerprint"],
-        "labeler": manifest["labeler"],
-    }
-    Encoder.from_model(
-        model,
-        architecture=architecture,
-        preprocessing=imagenet_preprocessing(config.data.image_size),
-        provenance={"trained": trained},
-        licence="not stated: whoever trained this encoder decides, within the rights to the posts",
-    ).save(folder)
-    return folder
+def _due(step: int, every: int, last: bool) -> bool:
+    """Whether something that is done every so many steps (0 = never), and at the last one, is done after this one."""
+    return every > 0 and (last or step % every == 0)

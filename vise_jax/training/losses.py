@@ -44,7 +44,32 @@ def reaction_loss(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.A
     return -log_probabilities[:, 0] * labelled, labelled
 
 
-def engagement_loss(logits: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+def labelled(batch: Batch) -> dict[str, jax.Array]:
+    """Which examples carry a label, float32 [B] of 0 and 1, for `comments` and `reactions`."""
+    comments = (jnp.where(batch["comment_labels"] >= 0, batch["comment_weights"], 0.0).sum(axis=1) > 0).astype(
+        jnp.float32
+    )
+    return {"comments": comments, "reactions": (batch["reaction_label"] >= 0).astype(jnp.float32)}
+
+
+def loss_sums(logits: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+    """The loss of each head there is, summed over the batch: float32 scalars.
+
+    Args:
+        logits: float32 [B, K] of each head, `comments` and `reactions`.
+        batch: `comment_labels`, `comment_weights` and `reaction_label` as above.
+    """
+    losses = {}
+    if "comments" in logits:
+        losses["comments"], _ = comment_loss(logits["comments"], batch["comment_labels"], batch["comment_weights"])
+    if "reactions" in logits:
+        losses["reactions"], _ = reaction_loss(logits["reactions"], batch["reaction_label"])
+    return {head: loss.sum() for head, loss in losses.items()}
+
+
+def engagement_loss(
+    logits: Mapping[str, jax.Array], batch: Batch, counts: Mapping[str, jax.Array] | None = None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Eq. 1 over the heads that there are.
 
     Each term is the mean over the examples of the global batch that carry its label, 0 where none does.
@@ -52,14 +77,24 @@ def engagement_loss(logits: Mapping[str, jax.Array], batch: Batch) -> tuple[jax.
     Args:
         logits: float32 [B, K] of each head, `comments` and `reactions`.
         batch: `comment_labels`, `comment_weights` and `reaction_label` as above.
+        counts: how many examples carry each label in the global batch, where `batch` is a part of it; the parts'
+            losses then add up to the whole one's.
 
     Returns:
         The sum of the terms, and each term by its head's name: float32 scalars.
     """
-    losses = {}
-    if "comments" in logits:
-        losses["comments"] = comment_loss(logits["comments"], batch["comment_labels"], batch["comment_weights"])
-    if "reactions" in logits:
-        losses["reactions"] = reaction_loss(logits["reactions"], batch["reaction_label"])
-    terms = {head: loss.sum() / jnp.maximum(labelled.sum(), 1.0) for head, (loss, labelled) in losses.items()}
+    if counts is None:
+        counts = {head: known.sum() for head, known in labelled(batch).items()}
+    terms = {head: loss / jnp.maximum(counts[head], 1.0) for head, loss in loss_sums(logits, batch).items()}
     return sum(terms.values(), start=jnp.float32(0.0)), terms
+
+
+def hits(logits: Mapping[str, jax.Array], batch: Batch, k: int) -> dict[str, jax.Array]:
+    """How many labelled examples have one of their labels among the k largest logits, for each head: float32 scalars."""
+    found = {}
+    labels = {"comments": batch["comment_labels"], "reactions": batch["reaction_label"][:, None]}
+    for head, scores in logits.items():
+        _, top = jax.lax.top_k(scores, min(k, scores.shape[1]))
+        among = (top[:, :, None] == labels[head][:, None, :]).any(axis=(1, 2))
+        found[head] = among.astype(jnp.float32).sum()
+    return found

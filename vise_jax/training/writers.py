@@ -11,14 +11,18 @@ from vise_jax import artefact
 
 
 class MetricsWriter:
-    """Appends records to `metrics.jsonl` and to TensorBoard's events.
+    """Appends records to `metrics.jsonl` and to TensorBoard's events, in one process of a run.
 
     Args:
         workdir: the run folder.
         step: steps done. Records of later ones, left by a run that was killed after its last checkpoint, are dropped.
+        writing: whether this is that process; in others nothing is written.
     """
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir: Path, step: int, writing: bool = True):
+        self._writing = writing
+        if not writing:
+            return
         path = workdir / "metrics.jsonl"
         artefact.write_text(path, "".join(line for line in _lines(path) if json.loads(line)["step"] <= step))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
@@ -30,11 +34,14 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        self._events.close()
+        if self._writing:
+            self._file.close()
+            self._events.close()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of one step."""
+        if not self._writing:
+            return
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
         for name, value in metrics.items():

@@ -61,7 +61,7 @@ def check(path: Path, *, sha256: str | None, max_bytes: int) -> str:
     found = artefact.file_sha256(path)
     if sha256 is not None and not found.startswith(sha256.lower()):
         raise UserError(
-            f"{path} has the SHA-256 {found}, not {sha256.lower()}: it was not opened; get the file again from its source."
+            f"{path} has the SHA-256 {found}, not {sha256.lower()}: it was not opened; get it again from its source."
         )
     return found
 
@@ -139,8 +139,8 @@ def _torch(path: Path) -> Any:
         raise UserError(f"Reading {path} needs PyTorch: pip install -e '.[convert]'") from error
     if tuple(map(int, torch.__version__.split(".")[:2])) < _OLDEST_TORCH:
         raise UserError(
-            f"Reading {path} needs PyTorch {'.'.join(map(str, _OLDEST_TORCH))} or newer, whose reader runs no code, not "
-            f"{torch.__version__}: pip install -e '.[convert]'"
+            f"Reading {path} needs PyTorch {'.'.join(map(str, _OLDEST_TORCH))} or newer, whose reader runs no code, "
+            f"not {torch.__version__}: pip install -e '.[convert]'"
         )
     return torch
 
@@ -163,7 +163,7 @@ def _read_torchscript(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, n
     plain.seek(0)
     names = torch.serialization.get_unsafe_globals_in_checkpoint(plain)
     # Any other name stays unknown to the reader, which refuses it.
-    known = [(_Box, name) for name in names if name.startswith("__torch__.")]
+    known: list[tuple[Any, str]] = [(_Box, name) for name in names if name.startswith("__torch__.")]
     known += [(_first, name) for name in names if name in _TAGS]
     plain.seek(0)
     with torch.serialization.safe_globals(known):

@@ -62,11 +62,12 @@ def convert(
     # Of several layouts the one that most keys follow; what it lacks is said.
     label = max(layouts, key=lambda one: sum(layouts[one](torch_name(key)) in tensors for key in expected))
     weights = _fill(path, f"{source}'s {name}", expected, tensors, layouts[label], row)
-    resize = {"resize": value for beginning, value in row.resize.items() if found.startswith(beginning)}
+    usual = row.preprocessing["resize"]
+    resize = next((value for beginning, value in row.resize.items() if found.startswith(beginning)), usual)
     return Encoder(
         architecture,
         weights,
-        {**row.preprocessing, **resize},
+        {**row.preprocessing, "resize": resize},
         {
             "converted": {
                 "source": source,
@@ -227,7 +228,7 @@ def _fill(
     said = [f"{kind}: {shortened(words)}" for kind, words in wrong.items() if words]
     if said:
         dropped = [name for name in tensors if any(re.fullmatch(one, name) for one in row.drop)]
-        if dropped and wrong["missing"]:
+        if dropped and len(wrong["missing"]) == len(names):
             said.append(f"there, but not of the encoder: {shortened(dropped, 3)}")
         raise UserError(f"{path} doesn't fit {what}: {'; '.join(said)}.")
     return weights

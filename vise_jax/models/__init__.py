@@ -80,7 +80,7 @@ def _encoder(name: str, model: ConfigDict, remat: tuple[int, ...], rngs: nnx.Rng
     narrowest = 64 // row.get("group_width", 64) if row else 2
     if model.width < narrowest or (not row and model.width % 2):
         raise UserError(f"{name} needs {'a' if row else 'an even'} width of at least {narrowest}, not {model.width}.")
-    norm = partial(BatchNorm, group=model.bn_group, momentum=model.bn_momentum, epsilon=model.bn_epsilon)
+    norm: resnet.Norm = partial(BatchNorm, group=model.bn_group, momentum=model.bn_momentum, epsilon=model.bn_epsilon)
     if name == "detectron2_resnet50":
         norm = partial(FrozenBatchNorm, epsilon=model.bn_epsilon)
     settings = {

@@ -10,7 +10,7 @@ from flax import nnx
 
 from vise_jax.errors import UserError
 from vise_jax.models.conv import Conv
-from vise_jax.models.resnet import Norm, run_stages
+from vise_jax.models.resnet import Norm, run_stages, shortcut
 
 # What an image's side is divided by on the way to the feature map, and the side that the attention pool is made for.
 _STRIDE = 32
@@ -123,10 +123,7 @@ class _Bottleneck(nnx.Module):
         if self.stride > 1:
             x, y = _average_pool(x), _average_pool(y)
         y = self.bn3(self.conv3(y), train=train)
-        if self.downsample is not None:
-            convolution, norm = self.downsample
-            x = norm(convolution(x), train=train)
-        return jax.nn.relu(y + x)
+        return jax.nn.relu(y + shortcut(self.downsample, x, train))
 
 
 class _AttentionPool(nnx.Module):
@@ -157,4 +154,6 @@ class _AttentionPool(nnx.Module):
 
 
 def _average_pool(x: jax.Array) -> jax.Array:
-    return nnx.avg_pool(x, (2, 2), (2, 2))
+    """Means of 2x2 pixels; height and width are even."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))

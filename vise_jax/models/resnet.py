@@ -32,14 +32,14 @@ class BasicBlock(nnx.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
         y = self.bn2(self.conv2(y), train=train)
-        return jax.nn.relu(y + _shortcut(self.downsample, x, train))
+        return jax.nn.relu(y + shortcut(self.downsample, x, train))
 
 
 class Bottleneck(nnx.Module):
     """1x1, 3x3 and 1x1 convolutions and a shortcut (He et al. 2016, Fig. 5 right).
 
-    The 3x3 convolution carries the stride (v1.5), or with `stride_in_1x1` the first one, as in that paper. With `groups`
-    above 1 the 3x3 convolution is grouped: ResNeXt (Xie et al. 2017, Fig. 3 c).
+    The 3x3 convolution carries the stride (v1.5), or with `stride_in_1x1` the first one, as in that paper. With
+    `groups` above 1 the 3x3 convolution is grouped: ResNeXt (Xie et al. 2017, Fig. 3 c).
     """
 
     expansion = 4
@@ -76,7 +76,7 @@ class Bottleneck(nnx.Module):
         y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
         y = jax.nn.relu(self.bn2(self.conv2(y), train=train))
         y = self.bn3(self.conv3(y), train=train)
-        return jax.nn.relu(y + _shortcut(self.downsample, x, train))
+        return jax.nn.relu(y + shortcut(self.downsample, x, train))
 
 
 def _downsample(
@@ -88,7 +88,8 @@ def _downsample(
     return nnx.List([Conv(in_channels, channels, 1, stride=stride, dtype=dtype, rngs=rngs), norm(channels)])
 
 
-def _shortcut(downsample: nnx.List | None, x: jax.Array, train: bool) -> jax.Array:
+def shortcut(downsample: nnx.List | None, x: jax.Array, train: bool) -> jax.Array:
+    """A block's shortcut: the identity, or the projection of `_downsample`."""
     if downsample is None:
         return x
     convolution, norm = downsample

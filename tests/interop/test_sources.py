@@ -10,8 +10,8 @@ from PIL import Image
 
 from vise_jax import interop
 from vise_jax.data import downstream
+from vise_jax.data import images as data_images
 from vise_jax.encoder import Encoder
-from vise_jax.evaluation import features
 
 torch = pytest.importorskip("torch")
 import torch_peers  # noqa: E402
@@ -86,9 +86,8 @@ def photos(tmp_path_factory) -> Path:
 def test_from_the_file_on(case, photos):
     source, checkpoint, encoder = case
     images = downstream.open_unlabelled(photos)
-    found = features.extract(
-        encoder, images, encoder.preprocessing, batch_size=16, threads=2, max_image_pixels=1_000_000
-    )
+    batches = data_images.batches(images, range(16), encoder.preprocessing, 16, 2, 1_000_000)
+    found = np.concatenate([encoder.features(batch) for batch in batches])
     pixels = np.stack([_with_pillow(photos / name, source) for name in images.names])
     with torch.no_grad():
         expected = checkpoint.run(torch_peers.normalized(pixels, source))[0].numpy()

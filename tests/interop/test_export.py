@@ -70,8 +70,12 @@ def test_our_own_files_say_what_they_are(layout, tmp_path):
     assert again.fingerprint == encoder.fingerprint
     assert again.licence == "CC0-1.0"
     assert again.provenance["converted"]["of"] == {"trained": {"steps": 3}}
+    given = (tmp_path / "encoder", tmp_path / "file.safetensors", "vise_jax")
+    assert [interop.convert_to(*given)[1] for _ in range(2)] == [False, True]
+    with pytest.raises(UserError, match="holds another encoder"):
+        interop.convert_to(*given, "resnet18")
     with pytest.raises(UserError, match="holds a resnet50, not a resnet18"):
-        interop.convert(tmp_path / "file.safetensors", "vise_jax", "resnet18")
+        interop.convert(*given[1:], "resnet18")
     foreign = torch_peers.write("clip-timm", tmp_path, 4).path
     with pytest.raises(UserError, match=r"is no \.safetensors file that convert\.py exported"):
         interop.convert(foreign, "vise_jax")

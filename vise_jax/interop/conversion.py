@@ -105,9 +105,10 @@ def convert_to(
     if (Path(folder) / "encoder.json").is_file():
         there = Encoder.load(folder)
         made = there.provenance.get("converted", {})
-        name = there.architecture["name"] if source == OURS else _row(source, arch)[1]
+        named = there.architecture["name"]
+        name = arch or named if source == OURS else _row(source, arch)[1]
         found = containers.check(Path(path), sha256=sha256, max_bytes=max_bytes)
-        if (made.get("source"), made.get("sha256"), there.architecture) == (source, found, {"name": name}):
+        if (made.get("source"), made.get("sha256"), named) == (source, found, name):
             return there, True
         raise UserError(f"{folder} holds another encoder: name a new folder, or delete it first.")
     encoder = convert(path, source, arch, sha256=sha256, max_bytes=max_bytes)

@@ -86,7 +86,7 @@ class Encoder:
 
     def __post_init__(self) -> None:
         _check_preprocessing(self.preprocessing)
-        differences = _differences(_expected(self.architecture), self.weights)
+        differences = _differences(expected_weights(self.architecture), self.weights)
         if differences:
             raise UserError(f"The weights don't fit the architecture {self.architecture}: {differences}.")
 
@@ -143,7 +143,7 @@ class Encoder:
         """
         folder = Path(folder)
         description = _read_description(folder)
-        expected = _expected(description["architecture"])
+        expected = expected_weights(description["architecture"])
         checkpointer = ocp.PyTreeCheckpointer()
         again = f"make the folder again with {_MADE_BY}"
         path = (folder / _WEIGHTS).absolute()
@@ -239,7 +239,7 @@ def _with_weights(architecture: Mapping[str, Any], weights: Mapping[str, jax.Arr
     return nnx.merge(graph, nnx.from_flat_state(filled))
 
 
-def _expected(architecture: Mapping[str, Any]) -> dict[str, Any]:
+def expected_weights(architecture: Mapping[str, Any]) -> dict[str, Any]:
     """Path → shape and type of the weights that an architecture has."""
     return weights_of(_abstract(architecture))
 

@@ -150,6 +150,8 @@ def draw(model: nn.Module, scale: float = 1.0) -> nn.Module:
     `scale` is the standard deviation of normalised pixels.
     """
     generator = torch.Generator().manual_seed(0)
+    basic = "layer1.0.bn2.weight" in model.state_dict() and "layer1.0.bn3.weight" not in model.state_dict()
+    last = "bn2.weight" if basic else ("bn3.weight", "conv3.norm.weight")
     for name, value in model.state_dict().items():
         kind = name.rsplit(".", 1)[1]
         if value.ndim == 4:
@@ -158,8 +160,7 @@ def draw(model: nn.Module, scale: float = 1.0) -> nn.Module:
             value.normal_(0, value.shape[1] ** -0.5, generator=generator)
         elif kind == "weight":
             # As in trained networks, blocks add little to their shortcut.
-            last = name.endswith(("bn3.weight", "conv3.norm.weight"))
-            value.uniform_(0.5, 1.0, generator=generator).mul_(0.2 if last else 1.0)
+            value.uniform_(0.5, 1.0, generator=generator).mul_(0.2 if name.endswith(last) else 1.0)
         elif kind == "bias":
             value.normal_(0, 0.1, generator=generator)
     for part in model.modules():

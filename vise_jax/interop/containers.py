@@ -168,17 +168,18 @@ def _read_torchscript(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, n
     plain.seek(0)
     with torch.serialization.safe_globals(known):
         root = torch.load(plain, map_location="cpu", weights_only=True)
-    return _arrays(path, dict(_tensors(root, "", set())))
+    attributes = dict(_attributes(root, "", set()))
+    return _arrays(path, {name: value for name, value in attributes.items() if isinstance(value, torch.Tensor)})
 
 
-def _tensors(box: _Box, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """The tensors below a module by their dotted names; each module once, however often it is referred to."""
+def _attributes(box: _Box, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Everything below a module by its dotted name; each module once, however often it is referred to."""
     seen.add(id(box))
     for name, value in vars(box).items():
-        if isinstance(value, _Box) and id(value) not in seen:
-            yield from _tensors(value, f"{prefix}{name}.", seen)
-        elif type(value).__name__ in ("Tensor", "Parameter"):
+        if not isinstance(value, _Box):
             yield f"{prefix}{name}", value
+        elif id(value) not in seen:
+            yield from _attributes(value, f"{prefix}{name}.", seen)
 
 
 def _arrays(path: Path, tensors: Any) -> dict[str, np.ndarray]:

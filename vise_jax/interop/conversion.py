@@ -8,11 +8,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from flax import nnx
 
 import vise_jax
-from vise_jax import artefact, models
-from vise_jax.encoder import Encoder, weights_of
+from vise_jax import artefact
+from vise_jax.encoder import Encoder, expected_weights
 from vise_jax.errors import UserError
 from vise_jax.interop import containers
 from vise_jax.interop.containers import shortened
@@ -57,11 +56,11 @@ def convert(
     found = _check(path, row, sha256, max_bytes)
     tensors = containers.read(path, max_bytes=max_bytes)
     architecture = {"name": name, **settings}
-    expected = weights_of(nnx.eval_shape(lambda: models.build(**architecture)))
+    expected = expected_weights(architecture)
     layouts = row.layouts or _any_prefix(tensors)
     # Of several layouts the one that most keys follow; what it lacks is said.
     label = max(layouts, key=lambda one: sum(layouts[one](torch_name(key)) in tensors for key in expected))
-    weights = _fill(path, f"{source}'s {name}", expected, tensors, layouts[label], row)
+    weights = _fill(path, f"{source}'s {name}", expected, tensors, layouts[label], row.drop, half=row.half)
     usual = row.preprocessing["resize"]
     resize = next((value for beginning, value in row.resize.items() if found.startswith(beginning)), usual)
     return Encoder(
@@ -138,7 +137,7 @@ def export(encoder: Encoder, layout: str, path: str | Path, *, head: str = "") -
     architecture = {key: value for key, value in encoder.architecture.items() if key not in ("heads", "num_classes")}
     _check_exportable(architecture)
     body = {key.removeprefix("encoder/"): value for key, value in encoder.weights.items() if key[:6] != "heads/"}
-    arrays = {EXPORTS[layout](torch_name(key)): _as_torch(key, np.asarray(value)) for key, value in body.items()}
+    arrays = {EXPORTS[layout](torch_name(key)): _to_torch(key, value) for key, value in body.items()}
     counters = {key[: -len("running_mean")] + "num_batches_tracked" for key in arrays if key.endswith(".running_mean")}
     arrays |= {key: np.zeros((), np.int64) for key in counters}
     if head:
@@ -146,7 +145,7 @@ def export(encoder: Encoder, layout: str, path: str | Path, *, head: str = "") -
         if layout != "torchvision" or head not in heads:
             raise UserError(f"There is no head {head!r} to export to {layout}: the encoder has {heads or 'none'}.")
         arrays |= {
-            torch_name(f"fc/{kind}"): _as_torch(kind, np.asarray(encoder.weights[f"heads/{head}/{kind}"]))
+            torch_name(f"fc/{kind}"): _to_torch(kind, encoder.weights[f"heads/{head}/{kind}"])
             for kind in ("kernel", "bias")
         }
     about = {
@@ -194,18 +193,24 @@ def _any_prefix(tensors: Mapping[str, Any]) -> dict[str, Layout]:
 
 
 def _fill(
-    path: Path, what: str, expected: Mapping[str, Any], tensors: Mapping[str, np.ndarray], layout: Layout, row: Source
+    path: Path,
+    what: str,
+    expected: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    layout: Layout,
+    drop: tuple[str, ...],
+    *,
+    half: bool = False,
 ) -> dict[str, Any]:
-    """Every expected weight from its tensor, as float32 in our order of axes."""
+    """Every expected weight from its tensor, as float32 in our order of axes; see `Source` for `drop` and `half`."""
     names = {key: layout(torch_name(key)) for key in expected}
     counters = {re.sub("running_mean$", "num_batches_tracked", name) for name in names.values()}
     known = {*names.values(), *counters}
-    allowed = (np.float32, np.float16) if row.half else (np.float32,)
+    allowed = (np.float32, np.float16) if half else (np.float32,)
+    dropped = [name for name in tensors if any(re.fullmatch(one, name) for one in drop)]
     wrong: dict[str, list[str]] = {
         "missing": [name for name in names.values() if name not in tensors],
-        "unexpected": [
-            name for name in tensors if name not in known and not any(re.fullmatch(one, name) for one in row.drop)
-        ],
+        "unexpected": [name for name in tensors if name not in known and name not in dropped],
         "of another shape": [],
         "of another type": [],
         "not finite": [],
@@ -215,7 +220,8 @@ def _fill(
     for key, name in names.items():
         if name not in tensors:
             continue
-        array, shape = tensors[name], _as_torch(key, np.broadcast_to(np.float32(0), expected[key].shape)).shape
+        array, axes = tensors[name], _axes(key, len(expected[key].shape))
+        shape = tuple(expected[key].shape[axis] for axis in axes)
         if array.shape != shape:
             wrong["of another shape"].append(f"{name} is {list(array.shape)} instead of {list(shape)}")
         elif array.dtype not in allowed:
@@ -225,27 +231,25 @@ def _fill(
         elif name.endswith("running_var") and (array < 0).any():
             wrong["negative"].append(name)
         else:
-            weights[key] = jnp.asarray(_from_torch(key, array), jnp.float32)
+            # A copy, since `array` may be a view of the file.
+            weights[key] = jnp.array(array.transpose(np.argsort(axes)), jnp.float32)
     said = [f"{kind}: {shortened(words)}" for kind, words in wrong.items() if words]
     if said:
-        dropped = [name for name in tensors if any(re.fullmatch(one, name) for one in row.drop)]
         if dropped and len(wrong["missing"]) == len(names):
             said.append(f"there, but not of the encoder: {shortened(dropped, 3)}")
         raise UserError(f"{path} doesn't fit {what}: {'; '.join(said)}.")
     return weights
 
 
-def _as_torch(key: str, array: np.ndarray) -> np.ndarray:
-    """Our array as torch lays it out: kernels HWIO → OIHW, [in, out] → [out, in]."""
+def _axes(key: str, ndim: int) -> tuple[int, ...]:
+    """Our axes in torch's order: of kernels HWIO → OIHW and [in, out] → [out, in]."""
     if key.rsplit("/", 1)[-1] != "kernel":
-        return array
-    return np.ascontiguousarray(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T)
+        return tuple(range(ndim))
+    return (3, 2, 0, 1) if ndim == 4 else (1, 0)
 
 
-def _from_torch(key: str, array: np.ndarray) -> np.ndarray:
-    if key.rsplit("/", 1)[-1] != "kernel":
-        return array
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+def _to_torch(key: str, array: Any) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(array).transpose(_axes(key, array.ndim)))
 
 
 def _check_exportable(architecture: Mapping[str, Any]) -> None:
@@ -271,10 +275,9 @@ def _convert_ours(path: Path, arch: str | None, *, sha256: str | None, max_bytes
         raise UserError(f"{path} is no .safetensors file that convert.py exported: name its --source instead.")
     if arch is not None and arch != about["architecture"].get("name"):
         raise UserError(f"{path} holds a {about['architecture'].get('name')}, not a {arch}: leave --arch out.")
-    row = Source("", {}, {}, (r"fc\.(weight|bias)",), about["preprocessing"], about["licence"], "")
-    expected = weights_of(nnx.eval_shape(lambda: models.build(**about["architecture"])))
+    expected = expected_weights(about["architecture"])
     tensors = containers.read(path, max_bytes=max_bytes)
-    weights = _fill(path, "its own description", expected, tensors, EXPORTS[about["layout"]], row)
+    weights = _fill(path, "its own description", expected, tensors, EXPORTS[about["layout"]], (r"fc\.(weight|bias)",))
     made = {"source": OURS, "file": path.name, "sha256": found, "layout": about["layout"], "layout_verified": True}
     provenance = {"converted": {**made, "of": about["provenance"]}}
     return Encoder(about["architecture"], weights, about["preprocessing"], provenance, about["licence"])

@@ -19,7 +19,7 @@ import torch_resnet  # noqa: E402
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), np.uint8).repeat(16, 1).repeat(16, 2)
 
 
-def _encoder(name: str = "resnet50", **settings) -> Encoder:
+def _encoder(name: str, **settings) -> Encoder:
     """An encoder with batch statistics of its own, as a run exports it or without heads."""
     architecture = {"name": name, "width": 4, "zero_init_last_bn": False, **settings}
     generator = np.random.default_rng(1)
@@ -37,7 +37,7 @@ def _features(model: torch.nn.Module) -> np.ndarray:
         return model.eval()(torch_peers.normalized(IMAGES, "torchvision")).mean((2, 3)).numpy()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext101_32x8d"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_round_trip(name, tmp_path):
     checkpoint = torch_peers.write("torchvision", tmp_path, 8, name)
     encoder = interop.convert(checkpoint.path, "torchvision", name, width=8)
@@ -53,7 +53,7 @@ def test_round_trip(name, tmp_path):
 
 
 def test_the_authors_layout(tmp_path):
-    encoder = _encoder(width=8)
+    encoder = _encoder("resnet50", width=8)
     interop.export(encoder, "vise", tmp_path / "file.safetensors")
     tensors = safetensors.torch.load_file(tmp_path / "file.safetensors")
     torch_peers.sequential(model := torch_resnet.ResNet("resnet50", 8)).load_state_dict(tensors, strict=True)
@@ -64,7 +64,7 @@ def test_the_authors_layout(tmp_path):
 
 @pytest.mark.parametrize("layout", ["torchvision", "vise"])
 def test_our_own_files_say_what_they_are(layout, tmp_path):
-    encoder = _encoder()
+    encoder = _encoder("resnet18")
     interop.export(encoder, layout, tmp_path / "file.safetensors")
     again = interop.convert(tmp_path / "file.safetensors", "vise_jax")
     assert again.fingerprint == encoder.fingerprint
@@ -73,9 +73,9 @@ def test_our_own_files_say_what_they_are(layout, tmp_path):
     given = (tmp_path / "encoder", tmp_path / "file.safetensors", "vise_jax")
     assert [interop.convert_to(*given)[1] for _ in range(2)] == [False, True]
     with pytest.raises(UserError, match="holds another encoder"):
-        interop.convert_to(*given, "resnet18")
-    with pytest.raises(UserError, match="holds a resnet50, not a resnet18"):
-        interop.convert(*given[1:], "resnet18")
+        interop.convert_to(*given, "resnet50")
+    with pytest.raises(UserError, match="holds a resnet18, not a resnet50"):
+        interop.convert(*given[1:], "resnet50")
     foreign = torch_peers.write("clip-timm", tmp_path, 4).path
     with pytest.raises(UserError, match=r"is no \.safetensors file that convert\.py exported"):
         interop.convert(foreign, "vise_jax")
@@ -93,10 +93,9 @@ def test_heads_are_left_out_or_one_becomes_fc(tmp_path):
     model.fc = torch.nn.Linear(32, 5)
     model.load_state_dict(tensors, strict=True)
     with torch.no_grad():
-        found = model.fc(torch.from_numpy(encoder.features(IMAGES))).numpy()
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    logits, _ = encoder.model()(jnp.asarray((IMAGES / 255 - mean) / std, jnp.float32), train=False)
-    np.testing.assert_allclose(found, logits["comments"], atol=1e-4)
+        found = model.fc(torch.tensor(encoder.features(IMAGES))).numpy()
+    kernel, bias = (np.asarray(encoder.weights[f"heads/comments/{kind}"]) for kind in ("kernel", "bias"))
+    np.testing.assert_allclose(found, encoder.features(IMAGES) @ kernel + bias, atol=1e-5)
     with pytest.raises(UserError, match=r"no head 'topics' .* \['comments', 'reactions'\]"):
         interop.export(encoder, "torchvision", tmp_path / "other.safetensors", head="topics")
     with pytest.raises(UserError, match="no head 'comments' to export to vise"):

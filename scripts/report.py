@@ -1,14 +1,17 @@
-r"""Report what was made: a table of results, and a page of what the clusters mean.
+r"""Report what was made: a table of results, a page of what the clusters mean, and the curves of training runs.
 
 With --results: a table, printed and written as table.md and table.csv. With --labeler and --shards: index.html, a page
 that needs no network, and its figures as PNG files; the largest comment clusters are printed. Nobody's comments are in
 it, unless --posts and --show-examples ask for some of each cluster: mentions, links, e-mail addresses and phone numbers
-are masked then, names written as plain words are not.
+are masked then, names written as plain words are not. With --runs: training.html, a page that needs no network, and PNG
+files with the curves of one or several runs, also of runs that go on; the last values and the config keys that differ
+are printed.
 
 Example:
     python scripts/report.py --results RESULTS --output REPORT
     python scripts/report.py --labeler LABELER --shards SHARDS --output REPORT
     python scripts/report.py --labeler LABELER --shards SHARDS --posts 'POSTS/*.jsonl' --show-examples 3 --output REPORT
+    python scripts/report.py --runs RUN,OTHER_RUN --output REPORT
 """
 
 import itertools
@@ -28,7 +31,8 @@ _SHARDS = flags.DEFINE_string("shards", None, "The shards that label.py run wrot
 _POSTS = flags.DEFINE_string("posts", None, "For --show-examples: a glob of posts files, or several with commas.")
 _SHOW_EXAMPLES = flags.DEFINE_integer("show-examples", 0, "Comments of each cluster on the page.", lower_bound=0)
 _EXCLUDE = flags.DEFINE_string("exclude", None, "A file with ids of posts whose comments are not shown, one a line.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the table and the page.")
+_RUNS = flags.DEFINE_list("runs", [], "Run folders of train.py, with commas between them.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the tables, pages and figures.")
 
 
 def main(words: list[str]) -> None:
@@ -36,9 +40,11 @@ def main(words: list[str]) -> None:
     cli.no_words(words)
     output = Path(cli.required(_OUTPUT))
     about_clusters = any(flag.value for flag in (_LABELER, _SHARDS, _POSTS, _SHOW_EXAMPLES))
-    if _RESULTS.value is None and not about_clusters:
-        raise UserError("say what to report, --results or --labeler and --shards: see --help for an example.")
+    if _RESULTS.value is None and not about_clusters and not _RUNS.value:
+        raise UserError("say what to report, --results, --runs or --labeler and --shards: see --help for an example.")
     found = _read_clusters() if about_clusters else None
+    if _RUNS.value:
+        _curves([Path(run) for run in _RUNS.value], output)
     if _RESULTS.value is not None:
         _table(Path(_RESULTS.value), output)
     if found is not None:
@@ -51,6 +57,15 @@ def _table(folder: Path, output: Path) -> None:
 
     tables.show(tables.write(results.read_all(folder), output))
     print(f"written: {output / 'table.md'} and {output / 'table.csv'}")
+
+
+def _curves(folders: list[Path], output: Path) -> None:
+    from vise_jax.reporting import curves, runs
+
+    every = runs.read(folders)
+    curves.write(every, output)
+    runs.show(every)
+    print(f"written: {output / 'training.html'}, and its figures as PNG files beside it")
 
 
 def _read_clusters() -> tuple[dict[str, Any], dict[int, list[str]]]:

@@ -2,10 +2,14 @@
 
 import io
 import os
+import tempfile
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# A program is compiled once for all workers and all commands that tests start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="vise_jax-tests-"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import numpy as np
@@ -36,6 +40,12 @@ def example(number: int) -> dict:
         "comments/weights": [1.0] * (number % 4),
         "reactions/label": number % 3 - 1,
     }
+
+
+@pytest.fixture(scope="session")
+def make_example():
+    """From a number to the example of that number in `shards_folder`."""
+    return example
 
 
 @pytest.fixture(scope="session")

@@ -103,13 +103,13 @@ def base() -> ConfigDict:
     model.width = 64
     # The last batch norm of each block starts at zero, so that blocks start as the identity. Not in the paper.
     model.zero_init_last_bn = True
-    # Examples that share batch statistics; 0 = the whole batch. None = one group per device (and microbatch), as per-GPU
-    # batch norm; a run keeps the groups that it began with, also on another number of devices.
+    # Examples that share batch statistics; 0 = the whole batch. None = one group per device (and microbatch), as
+    # per-GPU batch norm; a run keeps the groups that it began with, also on another number of devices.
     model.bn_group = config_dict.placeholder(int)
     model.bn_momentum = 0.9
     model.bn_epsilon = 1e-5
-    # Type of activations and products; parameters, statistics, reductions and the loss stay float32. "auto": bfloat16 on
-    # accelerators, float32 on CPUs.
+    # Type of activations and products; parameters, statistics, reductions and the loss stay float32. "auto": bfloat16
+    # on accelerators, float32 on CPUs.
     model.dtype = "auto"
     # Which engagement is predicted, one linear head each (Table 3 leaves one out).
     model.heads = ("comments", "reactions")

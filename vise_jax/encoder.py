@@ -144,7 +144,7 @@ class Encoder:
         folder = Path(folder)
         description = _read_description(folder)
         expected = expected_weights(description["architecture"])
-        checkpointer = ocp.PyTreeCheckpointer()
+        checkpointer = _checkpointer()
         again = f"make the folder again with {_MADE_BY}"
         path = (folder / _WEIGHTS).absolute()
         try:
@@ -177,7 +177,7 @@ class Encoder:
         """
         arrays = {key: np.asarray(value) for key, value in self.weights.items()}
         with artefact.whole_folder(Path(folder)) as temporary:
-            ocp.PyTreeCheckpointer().save((temporary / _WEIGHTS).absolute(), traverse_util.unflatten_dict(arrays, "/"))
+            _checkpointer().save((temporary / _WEIGHTS).absolute(), traverse_util.unflatten_dict(arrays, "/"))
             description = {
                 "format_version": FORMAT_VERSION,
                 "architecture": self.architecture,
@@ -273,6 +273,16 @@ def _sha256(weights: Mapping[str, Any]) -> str:
         digest.update(f"{key} {array.dtype.name} {list(array.shape)}\n".encode())
         digest.update(array.data)
     return digest.hexdigest()
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    # One process reads or writes an encoder by itself, whether or not others are there.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=f"encoder{jax.process_index()}",
+    )
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
 def _as_numpy(expected: Mapping[str, Any]) -> Any:

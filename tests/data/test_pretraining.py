@@ -1,25 +1,31 @@
 """Every example of an epoch once, the same order each time, and a resume that picks up anywhere."""
 
 import itertools
+import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vise_jax import config as vise_config
-from vise_jax.data import pretraining, shards
+from vise_jax.data import images, pretraining, shards
+from vise_jax.data.records import BadRecords
 from vise_jax.errors import UserError
 
 
 @pytest.fixture
-def read(shards_folder):
+def read(shards_folder, tmp_path):
     """Yield batches of 7 of the 41 examples, with keys of `data` changed."""
     manifest = shards.read_manifest(shards_folder)
 
-    def batches(first_step: int = 0, seed: int = 3, **keys):
+    def batches(first_step: int = 0, seed: int = 3, rows: np.ndarray | None = None, **keys):
         config = vise_config.base().data
         config.update({"image_size": 16, "shuffle_shards": 2, **keys})
-        return pretraining.batches(shards_folder, manifest, config, batch_size=7, seed=seed, first_step=first_step)
+        bad = BadRecords(tmp_path / "bad_records.jsonl", 0)
+        return pretraining.batches(
+            shards_folder, manifest, config, batch_size=7, seed=seed, bad=bad, first_step=first_step, rows=rows
+        )
 
     return batches
 
@@ -76,34 +82,147 @@ def test_the_crops_of_an_example_differ_between_epochs(read):
     assert not any(np.array_equal(images[0], images[1]) for images in twice)
 
 
-def test_a_damaged_record_is_said_in_a_sentence(shards_folder, tmp_path):
-    folder = tmp_path / "shards"
+@pytest.mark.parametrize("cut", [[3, 7], [1, 2, 5, 7], [7]])
+def test_processes_share_the_rows_of_the_same_batches(read, cut):
+    together = list(itertools.islice(read(), 9))
+    starts = [0, *cut[:-1]]
+    shares = [list(itertools.islice(read(rows=np.arange(*ends)), 9)) for ends in zip(starts, cut, strict=True)]
+    for step, batch in enumerate(together):
+        for name, value in batch.items():
+            np.testing.assert_array_equal(np.concatenate([share[step][name] for share in shares]), value)
+
+
+def test_a_process_reads_the_shards_of_its_rows_only(monkeypatch, tmp_path):
+    described = [{"name": f"s-{number}", "examples": 16} for number in range(16)]
+    manifest = {"shards": described, "classes": {"comments": 3, "reactions": 2}, "max_comment_labels": 1}
+    read = []
+
+    def read_shard(path, examples, wanted):
+        read.extend((path.name, number) for number in wanted)
+        return [b""] * len(wanted), {}
+
+    monkeypatch.setattr(pretraining, "read_shard", read_shard)
+    config = vise_config.base().data
+    config.update({"image_size": 8, "shuffle_shards": 8, "threads": 1})
+    bad = BadRecords(tmp_path / "bad_records.jsonl", 0)
+    for process in range(4):
+        read.clear()
+        rows = np.arange(8 * process, 8 * process + 8)
+        list(
+            itertools.islice(
+                pretraining.batches(tmp_path, manifest, config, batch_size=32, seed=0, bad=bad, rows=rows), 4
+            )
+        )
+        # A group of 8 shards has 128 records, and a process a quarter of them: two shards' worth.
+        assert len(set(read[:32])) == 32
+        assert len({name for name, _ in read[:32]}) <= 3
+
+
+def damage(shards_folder: Path, folder: Path, kind: str, example) -> tuple[dict, set[int]]:
+    """Copy the shards and damage the third of them, with examples 10 to 21; returns the manifest and who is lost."""
     shutil.copytree(shards_folder, folder)
-    shard = next(folder.glob("*.tfrecord"))
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 1
-    shard.write_bytes(content)
-    manifest, config = shards.read_manifest(folder), vise_config.base().data
-    batches = pretraining.batches(folder, manifest, config, batch_size=7, seed=3)
-    with pytest.raises(UserError, match=r"can't be read \(corrupted record"):
-        list(itertools.islice(batches, 6))
+    path = folder / "s-2.tfrecord"
+    content = bytearray(path.read_bytes())
+    if kind == "image":
+        examples = [example(number) for number in range(10, 22)]
+        examples[3]["image/encoded"] = examples[3]["image/encoded"][:40] + bytes(50)
+        examples[5]["image/encoded"] = b"text"
+        shards.write_shard(examples, path)
+        return shards.read_manifest(shards_folder), {13, 15}
+    if kind == "label":
+        examples = [example(number) for number in range(10, 22)]
+        examples[1]["reactions/label"], examples[2]["comments/labels"] = 2, [0, 3]
+        examples[4]["comments/labels"] = [0, 1, 2, 0]
+        shards.write_shard(examples, path)
+        return shards.read_manifest(shards_folder), {11, 12, 14}
+    if kind == "bit":
+        content[300] ^= 1
+    elif kind == "length":
+        content[0] ^= 4
+    elif kind == "cut":
+        content = content[:-700]
+    path.write_bytes(content)
+    return shards.read_manifest(folder, damaged=True), {21} if kind == "cut" else {10}
 
 
-def test_groups_hold_every_record_once_whatever_their_size():
+@pytest.mark.parametrize("kind", ["bit", "length", "cut", "image", "label"])
+def test_damaged_examples_are_black_and_named_and_no_other_moves(shards_folder, read, make_example, tmp_path, kind):
+    folder = tmp_path / "shards"
+    manifest, lost = damage(shards_folder, folder, kind, make_example)
+    config = vise_config.base().data
+    config.update({"image_size": 16, "shuffle_shards": 2})
+    ledger = tmp_path / "bad_records.jsonl"
+    bad = BadRecords(ledger, len(lost))
+    found = pretraining.batches(folder, manifest, config, batch_size=7, seed=3, bad=bad)
+    black = 0
+    for whole, batch in itertools.islice(zip(read(), found, strict=True), 12):
+        for row, post_id in enumerate(whole["post_id"]):
+            if int(post_id) in lost:
+                black += 1
+                assert batch["post_id"][row] == b""
+                assert not batch["images"][row].any()
+                assert batch["comment_labels"][row].max() == batch["reaction_label"][row] == -1
+            else:
+                assert batch["post_id"][row] == post_id
+                np.testing.assert_array_equal(batch["images"][row], whole["images"][row])
+    assert black >= 2 * len(lost)
+    named = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert {(entry["shard"], entry["record"]) for entry in named} == {("s-2.tfrecord", one - 10) for one in lost}
+    assert all(entry["reason"] for entry in named)
+    assert not any("{{" in entry["reason"] or "[Op" in entry["reason"] for entry in named)
+
+
+def test_too_many_damaged_examples_stop_the_run(shards_folder, tmp_path):
+    folder = tmp_path / "shards"
+    manifest, _ = damage(shards_folder, folder, "cut", None)
+    config = vise_config.base().data
+    config.image_size = 16
+    bad = BadRecords(tmp_path / "bad_records.jsonl", 0.5)
+    with pytest.raises(UserError, match=r"the last one in s-2\.tfrecord \(missing or cut off\)"):
+        list(itertools.islice(pretraining.batches(folder, manifest, config, batch_size=7, seed=3, bad=bad), 6))
+
+
+@pytest.mark.parametrize("rows", [None, np.arange(2, 4)])
+def test_validation_examples_come_once_as_centre_crops(shards_folder, make_example, tmp_path, rows):
+    manifest = shards.read_manifest(shards_folder)
+    manifest["validation"] = {"examples": 13, "shards": [manifest["shards"][2], manifest["shards"][1]]}
+    config = vise_config.base().data
+    preprocessing = {"resize": 18, "crop": 16, "interpolation": "bilinear"}
+    bad = BadRecords(tmp_path / "bad_records.jsonl", 0)
+    found = list(
+        pretraining.validation_batches(shards_folder, manifest, config, preprocessing, batch_size=5, bad=bad, rows=rows)
+    )
+    every = [[b"%04d" % number for number in (*range(10, 22), 9)][start : start + 5] for start in (0, 5, 10)]
+    every[2] += [b"", b""]
+    assert [list(batch["post_id"]) for batch in found] == [batch[2:4] if rows is not None else batch for batch in every]
+    first = images.decode_for_evaluation(
+        make_example(12 if rows is not None else 10)["image/encoded"], 18, 16, "bilinear"
+    )
+    np.testing.assert_array_equal(found[0]["images"][0], first)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_groups_hold_every_record_once_whatever_their_size(batch_size):
     counts = [3, 1, 4, 1, 5]
     for size in (1, 2, 5, 9):
-        groups = pretraining.epoch_groups(counts, size, seed=0, epoch=0)
+        groups = pretraining.epoch_groups(counts, size, seed=0, epoch=1, batch_size=batch_size)
         assert sorted(np.concatenate([group for group, _ in groups])) == list(range(5))
         for group, order in groups:
             assert len(group) <= size
             assert sorted(order) == list(range(sum(counts[shard] for shard in group)))
 
 
+def test_a_batch_mixes_the_shards_of_a_group():
+    (_, order), *_ = pretraining.epoch_groups([100] * 8, 8, seed=0, epoch=0, batch_size=64)
+    for start in range(0, 768, 64):
+        assert len(set(order[start : start + 64] // 100)) == 8
+
+
 def test_the_order_is_pinned():
     # Written down once: another NumPy or another platform must not change what a seed means.
-    groups = pretraining.epoch_groups([3, 1, 4, 1, 5], 2, seed=7, epoch=2)
+    groups = pretraining.epoch_groups([3, 1, 4, 1, 5], 2, seed=7, epoch=2, batch_size=4)
     assert [(group.tolist(), order.tolist()) for group, order in groups] == [
-        ([0, 3], [0, 3, 1, 2]),
-        ([1, 4], [4, 5, 2, 3, 1, 0]),
-        ([2], [1, 3, 2, 0]),
+        ([0, 3], [0, 1, 3, 2]),
+        ([1, 4], [2, 3, 4, 5, 1, 0]),
+        ([2], [3, 2, 1, 0]),
     ]

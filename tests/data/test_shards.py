@@ -110,3 +110,25 @@ def test_a_folder_that_is_not_whole_is_refused(folder: Path, damage: Callable[[P
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none does not exist"):
         shards.read_manifest(tmp_path / "none")
+
+
+def test_a_shard_that_the_manifest_does_not_name_is_refused(folder: Path) -> None:
+    shards.write_shard(map(example, (7, 8)), folder / "q-00000.tfrecord")
+    with pytest.raises(UserError, match=r"q-00000\.tfrecord, which its manifest does not name: shards of two"):
+        shards.read_manifest(folder, damaged=True)
+
+
+def test_the_shard_of_another_labeler_is_told_from_a_damaged_one(folder: Path) -> None:
+    path = folder / "p-00001.tfrecord"
+    whole = path.read_bytes()
+    # The same posts and images, as large as before, but another label.
+    shards.write_shard([{**example(2), "reactions/label": 3}, example(3)], path)
+    assert path.stat().st_size == len(whole)
+    for damaged in (False, True):
+        with pytest.raises(UserError, match=r"p-00001\.tfrecord holds other examples"):
+            shards.read_manifest(folder, damaged=damaged)
+    for content in (whole[:-1], whole[:50] + b"x" + whole[51:]):
+        path.write_bytes(content)
+        assert shards.read_manifest(folder, damaged=True)["examples"] == 4
+        with pytest.raises(UserError, match=r"p-00001\.tfrecord (is damaged|has \d+ bytes)"):
+            shards.read_manifest(folder)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vise_jax.models.norm import BatchNorm, FrozenBatchNorm
+from vise_jax.models.norm import BatchNorm, FrozenBatchNorm, merged, per_group
 
 SHAPE = (8, 5, 6, 3)
 EPSILON = 1e-5
@@ -67,6 +67,28 @@ def test_groups_have_their_own_statistics_and_share_the_running_ones():
     for kind in ("mean", "var"):
         average = np.mean([np.asarray(getattr(norm, kind)[...]) for norm in alone], axis=0)
         np.testing.assert_allclose(getattr(grouped, kind)[...], average, rtol=1e-5, atol=1e-6)
+
+
+def test_running_statistics_of_each_group_are_averaged_where_they_are_read():
+    x = _images() * np.arange(1, 9, dtype=np.float32).reshape(8, 1, 1, 1)
+    apart, together = _norm(group=2), _norm(group=2)
+    for statistics in (apart.mean, apart.var):
+        statistics.set_value(per_group(statistics[...], 4))
+    for _ in range(3):
+        apart(jnp.asarray(x), train=True)
+        together(jnp.asarray(x), train=True)
+    alone = [_norm() for _ in range(4)]
+    for number, norm in enumerate(alone):
+        for _ in range(3):
+            norm(jnp.asarray(x[2 * number : 2 * number + 2]), train=True)
+    for kind in ("mean", "var"):
+        found = np.asarray(getattr(apart, kind)[...])
+        np.testing.assert_allclose(found, [getattr(norm, kind)[...] for norm in alone], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            merged(getattr(apart, kind)[...]), getattr(together, kind)[...], rtol=1e-5, atol=1e-6
+        )
+    y = jnp.asarray(_images(2.0))
+    np.testing.assert_allclose(apart(y, train=False), together(y, train=False), atol=1e-5)
 
 
 def test_a_batch_that_is_no_multiple_of_the_group_is_refused():

@@ -101,6 +101,30 @@ def test_excluded_posts_are_no_examples(made: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report" / "index.html").read_text().count("\\u003cuser\\u003e word") == 1
 
 
+def make_run(folder: Path, rate: float) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"config": {"training.learning_rate": rate, "training.seed": 0}}))
+    lines = [json.dumps({"step": step, "loss": 5 - step / 10, "goodput": 0.97}) for step in (10, 20)]
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 3']))
+    return folder
+
+
+def test_runs(tmp_path: Path) -> None:
+    one, other = make_run(tmp_path / "a" / "run", 0.1), make_run(tmp_path / "b" / "run", 0.2)
+    result = report("--runs", f"{one},{other}", "--output", tmp_path / "report")
+    assert result.returncode == 0, result.stderr
+    for words in (
+        ("a/run", "b/run"),
+        ("last step", "20", "20"),
+        ("goodput", "97.00%"),
+        ("learning_rate", "0.1", "0.2"),
+    ):
+        assert any(all(word in line for word in words) for line in result.stdout.splitlines()), words
+    assert "training.seed" not in result.stdout
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert names == {"training.html", "training_loss.png", "training_speed.png"}
+
+
 def test_mistakes_get_one_sentence_and_write_nothing(made: Path, tmp_path: Path) -> None:
     output = ("--output", tmp_path / "new")
     labeler, shards = ("--labeler", made / "labeler"), ("--shards", made / "shards")
@@ -118,6 +142,8 @@ def test_mistakes_get_one_sentence_and_write_nothing(made: Path, tmp_path: Path)
         "--show-examples": (*labeler, *shards, "--posts", made / "posts.jsonl", *output),
         "go together": (*labeler, *shards, "--show-examples=2", *output),
         "--exclude is for --posts": (*labeler, *shards, "--exclude=ids.txt", *output),
+        "is no run: it has no config.json": ("--runs", made / "labeler", *output),
+        "is named twice": ("--runs", f"{made / 'run'},{made / 'run'}", *output),
         "No posts file matches": (*labeler, *shards, "--posts", tmp_path / "none-*", "--show-examples=2", *output),
     }
     for words, command in cases.items():
@@ -135,4 +161,5 @@ def test_help_has_examples() -> None:
     assert result.returncode == 0
     assert "python scripts/report.py --results RESULTS --output REPORT" in result.stdout
     assert "python scripts/report.py --labeler LABELER --shards SHARDS --output REPORT" in result.stdout
+    assert "python scripts/report.py --runs RUN,OTHER_RUN --output REPORT" in result.stdout
     assert "--show-examples" in result.stdout

@@ -1,16 +1,21 @@
 """What training refuses before it starts, and what stops it. The undisturbed way is in tests/test_whole_job.py."""
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from vise_jax import artefact
 from vise_jax import config as vise_config
-from vise_jax.data import shards
+from vise_jax.data import pretraining, shards
+from vise_jax.data.records import BadRecords
+from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.training import loop
+from vise_jax.training.checkpoint import Checkpoints
 
 
 @pytest.fixture
@@ -30,7 +35,10 @@ def config(shards_folder) -> ConfigDict:
     [
         ("data.shards", "", "data.shards is empty"),
         ("training.batch_size", 9, "4 devices can't share"),
-        ("model.bn_group", 3, "model.bn_group is 3, but must divide"),
+        ("training.batch_size", 44, "hold 41 examples, fewer than a batch"),
+        ("training.microbatches", 3, "4 devices in 3 microbatches can't share"),
+        ("model.bn_group", 3, "model.bn_group makes groups of 3, but they must divide"),
+        ("training.distributed", "node1", "training.distributed is 'node1'"),
         ("model.name", "resnet19", "resnet19"),
         ("training.momentum", 2.0, "training.momentum is 2.0"),
     ],
@@ -53,23 +61,6 @@ def test_an_engagement_without_labels_is_named(config, tmp_path):
     assert "reactions" in str(caught.value)
 
 
-def test_a_folder_that_is_no_run_is_left_alone(config, tmp_path):
-    (tmp_path / "thesis.tex").write_text("...")
-    with pytest.raises(UserError, match="no run folder"):
-        loop.train(config, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_a_run_of_other_shards_is_refused(config, tmp_path):
-    loop._claim(tmp_path / "run", config, "these shards")
-    loop._claim(tmp_path / "run", config, "these shards")
-    config.training.checkpoint_every = 17
-    config.labels.seed = 9
-    loop._claim(tmp_path / "run", config, "these shards")
-    with pytest.raises(UserError, match="the shards differ"):
-        loop._claim(tmp_path / "run", config, "other shards")
-
-
 def test_epochs_become_steps():
     config = vise_config.base()
     assert loop.number_of_steps(config, 250_000_000) == 1_627_604
@@ -77,11 +68,127 @@ def test_epochs_become_steps():
     assert loop.number_of_steps(config, 250_000_000) == 7
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path: Path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(config, tmp_path: Path):
     config.training.learning_rate = 1e30
     config.training.checkpoint_every = 3
-    with pytest.raises(UserError, match=r"not finite at step [23]"):
+    with pytest.raises(UserError, match=r"not finite at step [23] .* with the batch from example (8|16) of epoch 0"):
         loop.train(config, tmp_path / "run")
     # The state of step 3 is broken, so that it is not saved, and nothing is exported.
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
     assert not (tmp_path / "run" / "encoder").exists()
+    named = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+    bad = BadRecords(tmp_path / "none", 0)
+    batches = pretraining.batches(
+        Path(config.data.shards),
+        shards.read_manifest(config.data.shards),
+        config.data,
+        batch_size=8,
+        seed=0,
+        bad=bad,
+        first_step=named["step"] - 1,
+    )
+    assert named["post_ids"] == [post_id.decode() for post_id in next(batches)["post_id"]]
+
+
+def validating(config: ConfigDict, tmp_path: Path) -> ConfigDict:
+    """The same shards, two of which are for validation."""
+    folder = tmp_path / "shards"
+    shutil.copytree(config.data.shards, folder)
+    manifest = shards.read_manifest(folder)
+    held, kept = manifest["shards"][:2], manifest["shards"][2:]
+    manifest |= {"shards": kept, "examples": 31, "validation": {"shards": held, "examples": 10}}
+    artefact.write_json(folder / "manifest.json", manifest)
+    config.data.shards = str(folder)
+    return config
+
+
+def test_a_run_is_watched_and_its_best_is_kept(config, tmp_path, capsys):
+    config = validating(config, tmp_path)
+    config.training.steps = 5
+    config.training.log_every = 4
+    config.training.evaluate_every = 2
+    seen = []
+
+    def evaluator(encode):
+        features = encode(np.zeros((3, 32, 32, 3), np.uint8))
+        seen.append(features.shape)
+        return {"made_up": float(len(seen))}
+
+    loop.train(config, tmp_path / "run", (evaluator,))
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [2, 4, 5]
+    assert [record["made_up"] for record in records] == [1, 2, 3]
+    assert seen == [(3, 32)] * 3
+    for record in records:
+        assert record["loss"] == pytest.approx(record["loss_comments"] + record["loss_reactions"], rel=1e-5)
+        assert 0 <= record["validation_top1_comments"] <= record["validation_top5_comments"] <= 1
+        assert {"learning_rate", "gradient_norm", "parameter_norm", "step_seconds", "data_seconds"} <= record.keys()
+        assert 0 <= record["goodput"] <= 1
+    lowest = min(records, key=lambda record: record["validation_loss"])["step"]
+    assert [path.name for path in (tmp_path / "run" / "best").glob("[0-9]*")] == [str(lowest)]
+    said = capsys.readouterr().err
+    assert "training.evaluate_every = 2 (default 5000)" in said
+    assert "starting from scratch: 5 steps of 8 images out of 31, on 4 x cpu, batch norm over 2" in said
+    # The exported encoder is the last step's, with merged statistics: its validation loss is the last one's.
+    encoder = Encoder.load(tmp_path / "run" / "encoder")
+    assert encoder.feature_dim == 32
+
+    # The same command has nothing left to do; a run of its own can start from there.
+    loop.train(config, tmp_path / "run", (evaluator,))
+    assert "nothing left to train" in capsys.readouterr().err
+    config.training.init_from = str(tmp_path / "run" / "encoder")
+    config.training.steps = 1
+    loop.train(config, tmp_path / "run2")
+    assert f"starting from the encoder {tmp_path}/run/encoder: 1 steps" in capsys.readouterr().err
+    config.training.steps = 2
+    with pytest.raises(UserError, match=r"training\.steps differ"):
+        loop.train(config, tmp_path / "run2")
+
+
+def test_a_save_that_fails_is_tried_again(config, tmp_path, monkeypatch, capsys):
+    config.training.steps, config.training.checkpoint_every = 6, 2
+    monkeypatch.setattr(loop, "_SECONDS_TO_RETRY", 0.0)
+    save, asked = Checkpoints.save, []
+
+    def full_at_first(self, step, state):
+        asked.append(step)
+        if len(asked) == 1:
+            with self._tolerant():
+                raise OSError(28, "No space left on device")
+        else:
+            save(self, step, state)
+
+    monkeypatch.setattr(Checkpoints, "save", full_at_first)
+    loop.train(config, tmp_path / "run")
+    # Asked with the batch of step 3, told with its metrics.
+    assert asked == [2, 4, 6]
+    assert "could not be saved (the disk is full): the run goes on" in capsys.readouterr().err
+
+
+def test_a_last_state_that_can_not_be_saved_is_an_error(config, tmp_path, monkeypatch):
+    def full(self, step, state):
+        with self._tolerant():
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    with pytest.raises(UserError, match=r"Step 4 can't be saved \(the disk is full\)"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "encoder").exists()
+
+
+def test_damaged_records_are_counted(config, tmp_path):
+    folder = tmp_path / "shards"
+    shutil.copytree(config.data.shards, folder)
+    path = folder / "s-2.tfrecord"
+    content = bytearray(path.read_bytes())
+    content[300] ^= 1
+    path.write_bytes(content)
+    config.data.shards, config.data.max_bad_share, config.training.log_every = str(folder), 0.03, 1
+    config.training.steps = 6
+    loop.train(config, tmp_path / "run")
+    counts = [json.loads(line)["bad_records"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert counts[-1] == 1
+    assert len((tmp_path / "run" / "bad_records.jsonl").read_text().splitlines()) == 1
+    config.data.max_bad_share = 0.02
+    with pytest.raises(UserError, match=r"1 records of the shards can't be trained on, the last one in s-2\.tfrecord"):
+        loop.train(config, tmp_path / "other")

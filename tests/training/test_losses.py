@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vise_jax.training.losses import comment_loss, engagement_loss, reaction_loss
+from vise_jax.training.losses import comment_loss, engagement_loss, hits, labelled, reaction_loss
 
 # softmax of these is 1/8, 1/8, 1/4, 1/2
 LOGITS = np.log(np.array([1, 1, 2, 4], np.float32))
@@ -79,7 +79,48 @@ def test_terms_are_means_over_labelled_examples(comment_labels, reaction_label, 
 
 
 def test_only_the_heads_that_there_are():
-    batch = {"reaction_label": jnp.array([3], jnp.int32)}
+    batch = {
+        "comment_labels": jnp.array([[0]], jnp.int32),
+        "comment_weights": jnp.ones((1, 1), jnp.float32),
+        "reaction_label": jnp.array([3], jnp.int32),
+    }
     loss, terms = engagement_loss({"reactions": jnp.array(LOGITS)[None]}, batch)
     assert set(terms) == {"reactions"}
     np.testing.assert_allclose(loss, math.log(2), rtol=1e-6)
+
+
+def test_parts_with_the_whole_batchs_counts_add_up():
+    draw = np.random.default_rng(0)
+    batch = {
+        "comment_labels": jnp.array([[0, 2, -1], NONE, NONE, [1, -1, -1]], jnp.int32),
+        "comment_weights": jnp.ones((4, 3), jnp.float32),
+        "reaction_label": jnp.array([1, -1, -1, -1], jnp.int32),
+    }
+    logits = {head: jnp.asarray(draw.normal(size=(4, 4)), jnp.float32) for head in ("comments", "reactions")}
+    counts = {head: known.sum() for head, known in labelled(batch).items()}
+    assert {head: float(count) for head, count in counts.items()} == {"comments": 2, "reactions": 1}
+    whole, _ = engagement_loss(logits, batch)
+    parts = [
+        engagement_loss(
+            {head: values[rows] for head, values in logits.items()},
+            {name: values[rows] for name, values in batch.items()},
+            counts,
+        )[0]
+        for rows in (slice(0, 2), slice(2, 4))
+    ]
+    np.testing.assert_allclose(sum(parts), whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("k", "comment_hits", "reaction_hits"), [(1, 1, 0), (2, 2, 1), (9, 2, 2)])
+def test_hits_are_examples_with_a_label_among_the_most_probable(k, comment_hits, reaction_hits):
+    batch = {
+        "comment_labels": jnp.array([[3, 0], [2, -1], [-1, -1]], jnp.int32),
+        "comment_weights": jnp.ones((3, 2), jnp.float32),
+        "reaction_label": jnp.array([2, -1, 0], jnp.int32),
+    }
+    logits = {"comments": jnp.tile(LOGITS, (3, 1)), "reactions": jnp.tile(LOGITS, (3, 1))}
+    found = hits(logits, batch, k)
+    assert {head: float(value) for head, value in found.items()} == {
+        "comments": comment_hits,
+        "reactions": reaction_hits,
+    }

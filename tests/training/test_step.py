@@ -1,52 +1,191 @@
-"""The training step is the same whatever the number of devices."""
+"""The training step is the same however the batch is divided, and exchanges no more than it has to."""
+
+import copy
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from jax.sharding import AxisType
+from flax import nnx
 
 from vise_jax import config as vise_config
 from vise_jax import models
-from vise_jax.training import optimizer, sharding
+from vise_jax.encoder import imagenet_preprocessing, normalize
+from vise_jax.training import losses, optimizer, sharding
 from vise_jax.training import state as train_state
-from vise_jax.training.step import flip_at_random, make_train_step
+from vise_jax.training.step import make_evaluation_step, make_train_step
+
+HEADS = {"comments": 5, "reactions": 3}
+BATCH = 16
 
 
-def losses(devices: int, bn_group: int) -> list[float]:
-    """Three steps on `devices` devices."""
+def draw_batch(draw: np.random.Generator) -> dict[str, np.ndarray]:
+    return {
+        "images": draw.integers(0, 256, (BATCH, 32, 32, 3), np.uint8),
+        "comment_labels": draw.integers(-1, 5, (BATCH, 2), np.int32),
+        "comment_weights": np.ones((BATCH, 2), np.float32),
+        "reaction_label": draw.integers(-1, 3, BATCH, np.int32),
+        "bad": np.array([1, 0] * (BATCH // 2), np.int32),
+        "signals": np.array([[2, 0]] + [[0, 1]] * (BATCH - 1), np.int32),
+    }
+
+
+def prepare(devices: int, bn_group: int, microbatches: int = 1, remat: tuple[int, ...] = ()):
     config = vise_config.base()
     config.data.image_size = 32
-    config.training.batch_size = 8
-    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
-    model = models.build("resnet18", width=4, heads={"comments": 5, "reactions": 3}, bn_group=bn_group)
-    graphdef, state = train_state.create(model, optimizer.sgd(config.training, 10))
-    state = jax.device_put(state, sharding.replicated(mesh))
-    step = make_train_step(graphdef, config, 10, mesh)
+    config.training.batch_size = BATCH
+    config.training.microbatches = microbatches
+    config.model.bn_group = bn_group
+    mesh = sharding.data_mesh(jax.devices()[:devices])
+    layout = sharding.layout(config, devices)
+    model = models.build("resnet18", width=4, heads=HEADS, bn_group=layout.bn_group, remat=remat)
+    graphdef, state = train_state.create(model, optimizer.make(config.training, 10), layout)
+    state = jax.device_put(state, train_state.shardings(mesh, layout))
+    return config, mesh, layout, graphdef, state, make_train_step(graphdef, config, 10, mesh, layout)
+
+
+def run(*how, **settings) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
+    """Three steps: their metrics, and the weights with merged statistics."""
+    _, mesh, _, _, state, step = prepare(*how, **settings)
     draw, found = np.random.default_rng(0), []
     for _ in range(3):
-        batch = {
-            "images": draw.integers(0, 256, (8, 32, 32, 3), np.uint8),
-            "comment_labels": draw.integers(-1, 5, (8, 2), np.int32),
-            "comment_weights": np.ones((8, 2), np.float32),
-            "reaction_label": draw.integers(-1, 3, 8, np.int32),
-        }
-        state, metrics = step(state, sharding.put_batch(mesh, batch))
-        assert set(metrics) == {"loss", "loss_comments", "loss_reactions", "learning_rate"}
-        found.append(float(metrics["loss"]))
+        state, metrics = step(state, sharding.put_batch(mesh, draw_batch(draw)))
+        np.testing.assert_array_equal(metrics.pop("signals"), [2, BATCH - 1])
+        found.append({name: float(value) for name, value in metrics.items()})
     assert int(state.step) == 3
+    weights = train_state.named_leaves(train_state.on_one_device(state, mesh))
+    return found, {name: np.asarray(leaf) for name, leaf in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("bn_group", "ways"),
+    [
+        (0, [(1, 1), (4, 1)]),
+        # 8 examples a microbatch in two groups; on four devices a group lies on two of them.
+        (4, [(1, 1), (4, 1), (1, 2), (4, 2)]),
+        (2, [(2, 4), (4, 1)]),
+    ],
+)
+def test_a_step_does_not_depend_on_devices_and_microbatches(bn_group, ways):
+    (metrics, weights), *others = [run(devices, bn_group, parts) for devices, parts in ways]
+    assert [record["bad_records"] for record in metrics] == [8, 16, 24]
+    for other_metrics, other_weights in others:
+        for record, other in zip(metrics, other_metrics, strict=True):
+            assert record.keys() == other.keys()
+            for name, value in record.items():
+                # Rounding moves units over the edge of ReLU, which gradients show before losses do.
+                assert other[name] == pytest.approx(value, rel=1e-3 if name == "gradient_norm" else 1e-5), name
+        for name, value in weights.items():
+            np.testing.assert_allclose(other_weights[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_rematerialised_stages_change_nothing():
+    (metrics, weights), (other_metrics, other_weights) = run(2, 8), run(2, 8, remat=(1, 3, 4))
+    assert [record["loss"] for record in other_metrics] == pytest.approx(
+        [record["loss"] for record in metrics], rel=1e-5
+    )
+    for name, value in weights.items():
+        np.testing.assert_allclose(other_weights[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_one_step_is_what_a_plain_loop_over_the_devices_computes():
+    """Each device's examples are normalised alone; gradients are those of Eq. 1 over the whole batch."""
+    _, mesh, _, _, state, step = prepare(4, bn_group=4)
+    batch = draw_batch(np.random.default_rng(1))
+    model = models.build("resnet18", width=4, heads=HEADS, bn_group=0)
+    graph, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
+    flipped = jax.random.bernoulli(jax.random.fold_in(jax.random.key(0), 0), shape=(BATCH,))
+    images = np.where(np.asarray(flipped)[:, None, None, None], batch["images"][:, :, ::-1], batch["images"])
+    images = normalize(jnp.asarray(images), imagenet_preprocessing(32))
+
+    def loss_of(params):
+        logits, running = [], []
+        for start in range(0, BATCH, 4):
+            network = nnx.merge(graph, params, statistics, copy=True)
+            logits.append(network(images[start : start + 4], train=True)[0])
+            running.append(nnx.state(network, nnx.BatchStat))
+        whole = {head: jnp.concatenate([part[head] for part in logits]) for head in HEADS}
+        labels = {name: jnp.asarray(value) for name, value in batch.items()}
+        return losses.engagement_loss(whole, labels)[0], running
+
+    gradients, running = jax.grad(loss_of, has_aux=True)(params)
+    after, metrics = step(state, sharding.put_batch(mesh, batch))
+    assert float(metrics["gradient_norm"]) == pytest.approx(float(optax.global_norm(gradients)), rel=1e-5)
+    rate = float(metrics["learning_rate"])
+    decayed = jax.tree.map(lambda p, g: p - rate * (g + (1e-4 if p.ndim > 1 else 0.0) * p), params, gradients)
+    for name, value in train_state.named_leaves(decayed).items():
+        np.testing.assert_allclose(train_state.named_leaves(after.params)[name], value, atol=1e-6, err_msg=name)
+    for device, expected in enumerate(running):
+        for name, value in train_state.named_leaves(expected).items():
+            found = train_state.named_leaves(after.batch_stats)[name][device]
+            np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def collectives(devices: int, bn_group: int, microbatches: int = 1) -> list[list[int]]:
+    """For each collective of the compiled step, the sizes of its operands."""
+    _, mesh, _, _, state, step = prepare(devices, bn_group, microbatches)
+    batch = sharding.put_batch(mesh, draw_batch(np.random.default_rng(0)))
+    found = []
+    for line in step.lower(state, batch).compile().as_text().splitlines():
+        if match := re.search(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)\(", line):
+            shapes = re.findall(r"\w\d+\[([\d,]*)\]", match[1])
+            found.append([int(np.prod([int(side) for side in shape.split(",") if side])) for shape in shapes])
     return found
 
 
-@pytest.mark.parametrize("bn_group", [0, 2])
-def test_losses_do_not_depend_on_the_number_of_devices(bn_group):
-    np.testing.assert_allclose(losses(1, bn_group), losses(4, bn_group), rtol=1e-5)
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_local_groups_exchange_gradients_once_and_nothing_else(microbatches):
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(prepare(4, 2)[4].params))
+    found = collectives(4, 2, microbatches)
+    sizes = sorted(sum(operands) for operands in found)
+    # The gradients, once where two are the same (biases of the norms whose outputs a block adds up), with a loss for
+    # each head; before them two counts of labels, one of bad records, two signals.
+    assert sizes[-1] == parameters - (8 + 16 + 32) + 2
+    assert sum(sizes[:-1]) <= 5
 
 
-def test_flips_mirror_about_half_of_the_images():
-    images = jnp.arange(64 * 2 * 3 * 3, dtype=jnp.uint8).reshape(64, 2, 3, 3)
-    flipped = np.asarray(flip_at_random(images, jax.random.key(0)))
-    mirrored = [np.array_equal(flipped[i], images[i, :, ::-1]) for i in range(64)]
-    same = [np.array_equal(flipped[i], images[i]) for i in range(64)]
-    assert all(a != b for a, b in zip(mirrored, same, strict=True))
-    assert 16 < sum(mirrored) < 48
+def test_global_groups_exchange_statistics():
+    assert len(collectives(4, 0)) > 20
+
+
+def test_flips_mirror_about_half_of_the_images_and_only_if_asked():
+    config, mesh, layout, graphdef, state, step = prepare(1, 0)
+    config = copy.deepcopy(config)
+    config.data.flip = False
+    plain = make_train_step(graphdef, config, 10, mesh, layout)
+    batch = draw_batch(np.random.default_rng(0))
+    even = batch | {"images": np.concatenate([batch["images"][:, :, :16], batch["images"][:, :, :16][:, :, ::-1]], 2)}
+    copies = [jax.tree.map(jnp.copy, state) for _ in range(3)]
+    losses = [float(plain(copies[0], sharding.put_batch(mesh, batch))[1]["loss"])]
+    losses += [float(step(copies[1], sharding.put_batch(mesh, batch))[1]["loss"])]
+    assert abs(losses[0] - losses[1]) > 1e-4
+    # Images that are their own mirror images don't change.
+    same = [
+        float(make(copy, sharding.put_batch(mesh, even))[1]["loss"])
+        for make, copy in ((plain, copies[2]), (step, state))
+    ]
+    assert same[0] == pytest.approx(same[1], rel=1e-6)
+
+
+def test_an_evaluation_sums_over_labelled_examples():
+    config, mesh, layout, graphdef, state, _ = prepare(4, 4)
+    batch = draw_batch(np.random.default_rng(2))
+    step = make_evaluation_step(graphdef, config, mesh, layout)
+    del batch["bad"], batch["signals"]
+    sums = {
+        name: float(value)
+        for name, value in step(state.params, state.batch_stats, sharding.put_batch(mesh, batch)).items()
+    }
+    model = nnx.merge(graphdef, train_state.on_one_device(state, mesh))
+    logits, _ = model(normalize(jnp.asarray(batch["images"]), imagenet_preprocessing(32)), train=False)
+    known = batch["reaction_label"] >= 0
+    log_probabilities = np.asarray(jax.nn.log_softmax(logits["reactions"]))[known, batch["reaction_label"][known]]
+    assert sums["labelled_reactions"] == known.sum()
+    assert sums["loss_reactions"] == pytest.approx(-log_probabilities.sum(), rel=1e-5)
+    hits = np.asarray(logits["reactions"]).argmax(1)[known] == batch["reaction_label"][known]
+    assert sums["top1_reactions"] == hits.sum()
+    assert sums["top5_reactions"] == known.sum()
+    assert sums["labelled_comments"] == (batch["comment_labels"] >= 0).any(1).sum()
+    assert 0 < sums["top1_comments"] < sums["top5_comments"] <= sums["labelled_comments"]

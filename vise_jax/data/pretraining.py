@@ -1,8 +1,8 @@
 """Batches for pre-training, read from engagement shards.
 
 A place in the data is a function of (seed, example number, batch size, manifest): example number t is the (t mod N)-th
-of epoch t // N, so that a run resumes anywhere by reading one group of shards, and every example of an epoch comes once.
-Which process reads an example follows from its row in the batch, so that the order does not depend on their number.
+of epoch t // N, so that a run resumes anywhere by reading one group of shards, and every example of an epoch comes
+once. Which process reads an example follows from its row in the batch: the order does not depend on their number.
 """
 
 import os
@@ -253,7 +253,7 @@ def _decoded(
     size: int,
     threads: int,
 ) -> Iterator[Batch]:
-    """Decode the parts from a step on into batches of so many examples; who can't be decoded is named and made black."""
+    """Decode the parts from a step on into batches of so many examples; who can't be decoded is named, and black."""
     while True:
         try:
             for batch in _pipeline(parts(step), decode, size, threads):

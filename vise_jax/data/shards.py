@@ -128,8 +128,8 @@ def read_manifest(folder: Path | str, damaged: bool = False) -> dict[str, Any]:
         not trained on), `labeler` and `fingerprint` (SHA-256), and what else `engagement.jobs` wrote down.
 
     Raises:
-        UserError: no folder, no or a wrong manifest, a shard that is missing, of another size, of another labelling job,
-            or that the manifest does not name.
+        UserError: no folder, no or a wrong manifest, a shard that is missing, of another size, of another labelling
+            job, or that the manifest does not name.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -159,8 +159,8 @@ def read_manifest(folder: Path | str, damaged: bool = False) -> dict[str, Any]:
             )
     if strangers := sorted(path.name for path in folder.glob("*.tfrecord") if path.name not in sizes):
         raise UserError(
-            f"{folder} holds {strangers[0]}, which its manifest does not name: shards of two labelling jobs don't belong "
-            "in one folder, move one job's away."
+            f"{folder} holds {strangers[0]}, which its manifest does not name: shards of two labelling jobs don't "
+            "belong in one folder, move one job's away."
         )
     if sum(sizes.values()) <= _MOST_HASHED:
         for shard in every:
@@ -169,7 +169,7 @@ def read_manifest(folder: Path | str, damaged: bool = False) -> dict[str, Any]:
 
 
 def _check_origin(path: Path, shard: Mapping[str, Any], damaged: bool) -> None:
-    """Check that a file is the shard that the manifest describes, and not one that another labeler made of the posts."""
+    """Check that a file is the shard that the manifest describes, not one that another labeler made of the posts."""
     if artefact.file_sha256(path) == shard["sha256"]:
         return
     _, bad = records.read_shard(path, shard["examples"], range(shard["examples"]))

@@ -21,8 +21,8 @@ class BatchNorm(nnx.Module):
         epsilon: added to the variance.
         initial_scale: first value of the scale.
 
-    The running statistics are [C], to which every group contributes equally, or [G, C] (see `per_group`), a row for each
-    of a batch's G groups, so that training needs no reduction over them; rows are averaged where they are read.
+    The running statistics are [C], to which every group contributes equally, or [G, C] (see `per_group`), a row for
+    each of a batch's G groups, so that training needs no reduction over them; rows are averaged where they are read.
     """
 
     def __init__(self, channels: int, *, group: int, momentum: float, epsilon: float, initial_scale: float = 1.0):

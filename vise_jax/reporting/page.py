@@ -22,6 +22,20 @@ _ABOUT = {
 }
 
 
+def environment() -> jinja2.Environment:
+    """Where the templates are, with everything that they are given as text, never as markup."""
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("vise_jax", "reporting"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # `tojson` escapes what could end the script's element, and nothing else has to be.
+    made.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
+    return made
+
+
 def render(summary: dict[str, Any], drawn: Mapping[str, bytes], examples: Mapping[int, list[str]]) -> str:
     """Make the page. People's words come in as text everywhere: none of them can become markup or a script.
 
@@ -30,27 +44,22 @@ def render(summary: dict[str, Any], drawn: Mapping[str, bytes], examples: Mappin
         drawn: PNG files by name, as `figures.draw` returns them.
         examples: masked comments by comment cluster; empty for none.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("vise_jax", "reporting"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # `tojson` escapes what could end the script's element, and nothing else has to be.
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
     data = {
         "comments": [{**row, "sample": examples.get(row["number"], [])} for row in summary["comments"]],
         "reactions": {cluster["number"]: cluster["name"] for cluster in summary["reactions"]},
     }
-    return environment.get_template("clusters.html.j2").render(
-        summary=summary,
-        data=data,
-        about=_ABOUT,
-        images={name: base64.b64encode(content).decode() for name, content in drawn.items()},
-        buttons=list(zip(_BUTTONS.items(), figures.COLOURS, strict=True)),
-        min_together=MIN_TOGETHER,
-        with_examples=bool(examples),
+    return (
+        environment()
+        .get_template("clusters.html.j2")
+        .render(
+            summary=summary,
+            data=data,
+            about=_ABOUT,
+            images={name: base64.b64encode(content).decode() for name, content in drawn.items()},
+            buttons=list(zip(_BUTTONS.items(), figures.COLOURS, strict=True)),
+            min_together=MIN_TOGETHER,
+            with_examples=bool(examples),
+        )
     )
 
 

@@ -60,6 +60,11 @@ def train(config: ConfigDict, workdir: Path, evaluators: tuple[Evaluator, ...] =
         )
     distributed.initialize(config.training)
     manifest = shards.read_manifest(Path(config.data.shards), damaged=True)
+    if manifest["examples"] < config.training.batch_size:
+        raise UserError(
+            f"The shards {config.data.shards} hold {manifest['examples']:,} examples, fewer than a batch "
+            f"(training.batch_size is {config.training.batch_size:,}): lower it, or label more posts."
+        )
     steps = number_of_steps(config, manifest["examples"])
     architecture = describe_model(config, manifest["classes"])
     mesh = sharding.data_mesh()
@@ -237,7 +242,7 @@ class _Loop:
             step, metrics, post_ids = self._waiting.pop(0)
             values = {name: np.asarray(value) for name, value in metrics.items()}
             self._told += values.pop("signals")
-            record = {name: value.item() for name, value in values.items()}
+            record = {"loss": values.pop("loss").item()} | {name: value.item() for name, value in values.items()}
             if not np.isfinite(record["loss"]):
                 raise UserError(self._diverged(step, record, post_ids))
             self._progress.advance(self._config.training.batch_size, f"loss {record['loss']:.4f}")
@@ -302,9 +307,9 @@ class _Loop:
         size = self._config.training.batch_size
         epoch, first = divmod((step - 1) * size, self._manifest["examples"])
         return (
-            f"The loss is not finite at step {step:,} ({terms}; learning rate {record['learning_rate']:g}), the batch from "
-            f"example {first:,} of epoch {epoch:,} on, whose posts {path} names: {kept}; lower training.learning_rate and "
-            "start in a new --workdir."
+            f"The loss is not finite at step {step:,} ({terms}; learning rate {record['learning_rate']:g}), with the "
+            f"batch from example {first:,} of epoch {epoch:,} on, whose posts {path} names: {kept}; lower "
+            "training.learning_rate and start in a new --workdir."
         )
 
 

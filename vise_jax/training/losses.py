@@ -90,7 +90,7 @@ def engagement_loss(
 
 
 def hits(logits: Mapping[str, jax.Array], batch: Batch, k: int) -> dict[str, jax.Array]:
-    """How many labelled examples have one of their labels among the k largest logits, for each head: float32 scalars."""
+    """How many labelled examples have a label of theirs among the k largest logits, for each head: float32 scalars."""
     found = {}
     labels = {"comments": batch["comment_labels"], "reactions": batch["reaction_label"][:, None]}
     for head, scores in logits.items():

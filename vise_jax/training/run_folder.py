@@ -29,7 +29,6 @@ _FREE_KEYS = frozenset(
         "training.keep_best",
         "training.distributed",
         "training.heartbeat_seconds",
-        "training.remat",
         "profile.steps",
     }
 )
@@ -100,8 +99,8 @@ def warm_start(model: models.VisE, folder: Path, preprocessing: dict[str, Any]) 
     for key in ("color", "scale", "mean", "std"):
         if source.preprocessing[key] != preprocessing[key]:
             raise UserError(
-                f"The encoder {folder} (training.init_from) takes images with {key} {source.preprocessing[key]}, training "
-                f"makes them with {preprocessing[key]}: take another encoder."
+                f"The encoder {folder} (training.init_from) takes images with {key} {source.preprocessing[key]}, "
+                f"training makes them with {preprocessing[key]}: take another encoder."
             )
     for path, variable in nnx.to_flat_state(nnx.state(model.encoder, (nnx.Param, nnx.BatchStat))):
         nnx.update(model.encoder, nnx.from_flat_state([(path, variable.replace(weights["/".join(map(str, path))]))]))

@@ -123,8 +123,8 @@ def make_train_step(graphdef: nnx.GraphDef, config: ConfigDict, steps: int, mesh
 def _parts(array: jax.Array, layout: Layout, mesh: Mesh) -> jax.Array:
     """Cut [B, ...] into [M, B / M, ...].
 
-    Where groups are local, `array` is one device's and so is each part. Otherwise a part is a run of the whole batch, so
-    that no group is cut, and is divided anew over the devices.
+    Where groups are local, `array` is one device's and so is each part. Otherwise a part is a run of the whole batch,
+    so that no group is cut, and is divided anew over the devices.
     """
     parts = array.reshape(layout.microbatches, -1, *array.shape[1:])
     if layout.local:

@@ -1,0 +1,95 @@
+"""Records of damaged shards: each costs itself and no other; the ledger names it once and has a limit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from vise_jax.data import records
+from vise_jax.data.records import CHECKSUM, CUT_OFF, BadRecords, read_shard
+from vise_jax.errors import UserError
+
+DATA = [bytes([number]) * (20 + 7 * number) for number in range(9)]
+ALL = range(len(DATA))
+
+
+@pytest.fixture
+def shard(tmp_path) -> Path:
+    """Nine records, written by TensorFlow."""
+    path = tmp_path / "s.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for data in DATA:
+            writer.write(data)
+    return path
+
+
+def offset_of(record: int) -> int:
+    return sum(len(data) + 16 for data in DATA[:record])
+
+
+def flip(path: Path, *offsets: int) -> None:
+    content = bytearray(path.read_bytes())
+    for offset in offsets:
+        content[offset] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("wanted", [ALL, range(3, 6), range(8, 9), range(0)])
+def test_whole_shards_are_read_as_tensorflow_wrote_them(shard, wanted):
+    assert read_shard(shard, 9, wanted) == ([DATA[number] for number in wanted], {})
+
+
+@pytest.mark.parametrize("place", [12, 12 + 47, 12 + 48])
+def test_a_flipped_bit_costs_its_record(shard, place):
+    # Of record 4, the first and the last of its 48 bytes, and the checksum behind them.
+    flip(shard, offset_of(4) + place)
+    data, bad = read_shard(shard, 9, ALL)
+    assert bad == {4: CHECKSUM}
+    assert data == [b"" if number == 4 else DATA[number] for number in ALL]
+    assert read_shard(shard, 9, range(5, 9)) == (DATA[5:], {})
+
+
+@pytest.mark.parametrize("record", [0, 4, 8])
+@pytest.mark.parametrize("place", [0, 6, 9])
+def test_a_wrong_length_costs_its_record(shard, record, place):
+    flip(shard, offset_of(record) + place)
+    data, bad = read_shard(shard, 9, ALL)
+    assert bad == {record: CUT_OFF}
+    assert data == [b"" if number == record else DATA[number] for number in ALL]
+
+
+@pytest.mark.parametrize(("left", "lost"), [(0, 9), (5, 9), (offset_of(7), 2), (offset_of(7) + 13, 2), (-1, 1)])
+def test_what_is_cut_off_is_missing(shard, left, lost):
+    shard.write_bytes(shard.read_bytes()[:left])
+    data, bad = read_shard(shard, 9, ALL)
+    assert bad == dict.fromkeys(range(9 - lost, 9), CUT_OFF)
+    assert data[: 9 - lost] == DATA[: 9 - lost]
+
+
+def test_more_records_than_were_written_are_another_file(shard):
+    flip(shard, offset_of(2))
+    with pytest.raises(UserError, match="holds 8 records instead of 5"):
+        read_shard(shard, 5, range(5))
+
+
+def test_a_shard_that_is_gone_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.tfrecord can't be read"):
+        read_shard(tmp_path / "gone.tfrecord", 1, range(1))
+
+
+def test_the_ledger_names_a_record_once_also_after_a_restart(tmp_path):
+    path = tmp_path / "bad_records.jsonl"
+    ledger = BadRecords(path, most=2)
+    for _ in range(2):
+        ledger.add("a", 7, records.CHECKSUM)
+    with open(path, "a") as file:
+        file.write('{"shard": "a", "rec')  # a kill cut it short
+    ledger = BadRecords(path, most=2)
+    ledger.add("a", 7, records.CHECKSUM)
+    assert ("a", 7) in ledger
+    assert ("a", 8) not in ledger
+    ledger.add("b", 0, records.CUT_OFF)
+    assert [json.loads(line)["record"] for line in path.read_text().splitlines()] == [7, 0]
+    with pytest.raises(UserError, match=r"3 records .* the last one in c .*data\.max_bad_share"):
+        ledger.add("c", 1, "cut off")

@@ -1,0 +1,21 @@
+"""The policy of types."""
+
+import jax
+import pytest
+
+from vise_jax.models.precision import policy
+
+
+@pytest.mark.parametrize(
+    ("dtype", "backend", "compute"),
+    [
+        ("auto", "cpu", "float32"),
+        ("auto", "gpu", "bfloat16"),
+        ("auto", "tpu", "bfloat16"),
+        ("float32", "gpu", "float32"),
+        ("bfloat16", "cpu", "bfloat16"),
+    ],
+)
+def test_only_products_and_activations_are_ever_bfloat16(monkeypatch, dtype, backend, compute):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert policy(dtype) == (compute, "float32", "float32")

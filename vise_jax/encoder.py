@@ -1,7 +1,7 @@
 """The encoder artefact: a network's weights with all that is needed to use them.
 
-A folder holds `encoder.json` (architecture, preprocessing, provenance, licence, SHA-256 of the weights) and the
-weights themselves as an Orbax checkpoint in `weights/`.
+A folder holds `encoder.json` (architecture, preprocessing, which layer the features are and how many, provenance,
+licence, SHA-256 of the weights) and the weights themselves as an Orbax checkpoint in `weights/`.
 """
 
 import hashlib
@@ -87,7 +87,7 @@ class Encoder:
 
     def __post_init__(self) -> None:
         _check_preprocessing(self.preprocessing)
-        differences = _differences(_expected(self.architecture), self.weights)
+        differences = _differences(expected_weights(self.architecture), self.weights)
         if differences:
             raise UserError(f"The weights don't fit the architecture {self.architecture}: {differences}.")
 
@@ -144,7 +144,7 @@ class Encoder:
         """
         folder = Path(folder)
         description = _read_description(folder)
-        expected = _expected(description["architecture"])
+        expected = expected_weights(description["architecture"])
         checkpointer = _checkpointer()
         again = f"make the folder again with {_MADE_BY}"
         path = (folder / _WEIGHTS).absolute()
@@ -186,6 +186,7 @@ class Encoder:
                 "provenance": self.provenance,
                 "licence": self.licence,
                 "feature_dim": self.feature_dim,
+                "feature_layer": _abstract(self.architecture).feature_layer,
                 "sha256": _sha256(arrays),
             }
             artefact.write_json(temporary / _DESCRIPTION, description)
@@ -209,7 +210,7 @@ class Encoder:
                 last ones are filled up, so that the network is compiled for one shape only.
 
         Returns:
-            float32 [B, D]: the mean of the feature map.
+            float32 [B, D]: the mean of the feature map, or of CLIP what its attention pool makes of it.
 
         Raises:
             UserError: images of another type or shape.
@@ -262,7 +263,7 @@ def _with_weights(architecture: Mapping[str, Any], weights: Mapping[str, jax.Arr
     return nnx.merge(graph, nnx.from_flat_state(filled))
 
 
-def _expected(architecture: Mapping[str, Any]) -> dict[str, Any]:
+def expected_weights(architecture: Mapping[str, Any]) -> dict[str, Any]:
     """Path → shape and type of the weights that an architecture has."""
     return weights_of(_abstract(architecture))
 

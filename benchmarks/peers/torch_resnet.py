@@ -8,6 +8,7 @@ ENCODERS = {
     "resnet18": ("basic", (2, 2, 2, 2), 1, 64),
     "resnet50": ("bottleneck", (3, 4, 6, 3), 1, 64),
     "resnet101": ("bottleneck", (3, 4, 23, 3), 1, 64),
+    "resnext101_32x8d": ("bottleneck", (3, 4, 23, 3), 32, 8),
     "resnext101_32x16d": ("bottleneck", (3, 4, 23, 3), 32, 16),
 }
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vise_jax.models.norm import BatchNorm, merged, per_group
+from vise_jax.models.norm import BatchNorm, FrozenBatchNorm, merged, per_group
 
 SHAPE = (8, 5, 6, 3)
 EPSILON = 1e-5
@@ -129,3 +129,14 @@ def test_bfloat16_in_and_out_with_float32_statistics():
     assert norm.mean[...].dtype == norm.var[...].dtype == jnp.float32
     exact = np.asarray(half, np.float64)
     np.testing.assert_allclose(norm.mean[...], 0.1 * exact.mean((0, 1, 2)), rtol=1e-5)
+
+
+def test_a_frozen_norm_is_an_affine_that_training_does_not_move():
+    norm = FrozenBatchNorm(2, epsilon=0.0)
+    for name, values in {"scale": [2, 1], "bias": [0, 5], "mean": [1, 0], "var": [4, 1]}.items():
+        getattr(norm, name)[...] = jnp.asarray(values, jnp.float32)
+    x = jnp.asarray([[[[3.0, 2.0]]], [[[1.0, -1.0]]]])
+    for train in (False, True):
+        np.testing.assert_array_equal(norm(x, train=train), [[[[2, 7]]], [[[0, 4]]]])
+    assert not jax.tree.leaves(nnx.state(norm, nnx.Param))
+    assert norm.mean[...].tolist() == [1, 0]

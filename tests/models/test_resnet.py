@@ -81,6 +81,7 @@ def _count(name, **heads):
         ("resnet18", 11_689_512),
         ("resnet50", 25_557_032),
         ("resnet101", 44_549_160),
+        ("resnext101_32x8d", 88_791_336),
         ("resnext101_32x16d", 194_026_792),
     ],
 )
@@ -151,3 +152,11 @@ def test_first_weights_spread_as_torchvisions():
 def test_bad_arguments_are_said(arguments, words):
     with pytest.raises(UserError, match=words):
         models.build(**arguments)
+
+
+def test_detectron2s_norms_do_not_train():
+    model = nnx.eval_shape(lambda: models.build("detectron2_resnet50", width=8))
+    paths = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
+    assert len(paths) == 53
+    assert all(path.endswith("/kernel") for path in paths)
+    assert (model.layer2[0].conv1.stride, model.layer2[0].conv2.stride) == (2, 1)

@@ -9,12 +9,17 @@ from ml_collections import ConfigDict
 
 from vise_jax import config
 from vise_jax.errors import UserError
-from vise_jax.models.norm import BatchNorm
+from vise_jax.models import resnet
+from vise_jax.models.clip_resnet import CLIPResNet
+from vise_jax.models.norm import BatchNorm, FrozenBatchNorm
 from vise_jax.models.precision import policy
-from vise_jax.models.resnet import ENCODERS, ResNet
+from vise_jax.models.resnet import ResNet
 from vise_jax.models.vise import VisE
 
-__all__ = ["ENCODERS", "ResNet", "VisE", "build"]
+__all__ = ["ENCODERS", "CLIPResNet", "ResNet", "VisE", "build"]
+
+# Names of encoders.
+ENCODERS = (*resnet.ENCODERS, "clip_resnet50")
 
 _SETTINGS = ("width", "stem", "bn_momentum", "bn_epsilon", "zero_init_last_bn")
 
@@ -29,11 +34,12 @@ def build(
     remat: Iterable[int] = (),
     seed: int = 0,
     **settings: Any,
-) -> ResNet | VisE:
+) -> ResNet | CLIPResNet | VisE:
     """Build a model with fresh float32 weights.
 
     Args:
-        name: one of `ENCODERS`.
+        name: one of `ENCODERS`. The batch norms of "detectron2_resnet50" are frozen, whatever `bn_group` and
+            `bn_momentum` say.
         num_classes: give it one head of so many classes, named "classes".
         heads: give it these heads: name → number of classes. With neither, the bare encoder.
         bn_group: examples that share batch statistics; 0 = the whole batch.
@@ -44,7 +50,7 @@ def build(
             their defaults stand in `vise_jax.config.base().model`.
 
     Returns:
-        `ResNet` without heads, else `VisE`. Both map (images: float32 [B, H, W, 3], train=) to a result and
+        The encoder without heads, else `VisE`. Both map (images: float32 [B, H, W, 3], train=) to a result and
         intermediates, and say their `feature_dim`.
 
     Raises:
@@ -61,25 +67,35 @@ def build(
         if classes < 1:
             raise UserError(f"The head {head!r} has {classes} classes, but needs at least 1.")
     model = _checked({**settings, "bn_group": int(bn_group), "dtype": dtype})
-    narrowest = 64 // ENCODERS[name].get("group_width", 64)
-    if model.width < narrowest:
-        raise UserError(
-            f"{name} needs a width of at least {narrowest}, not {model.width}: a group has a channel or more."
-        )
     rngs = nnx.Rngs(seed)
-    encoder = ResNet(
-        **ENCODERS[name],
-        width=model.width,
-        stem=model.stem,
-        zero_init_last_bn=model.zero_init_last_bn,
-        norm=partial(BatchNorm, group=model.bn_group, momentum=model.bn_momentum, epsilon=model.bn_epsilon),
-        dtype=policy(model.dtype).compute,
-        remat=tuple(remat),
-        rngs=rngs,
-    )
+    encoder = _encoder(name, model, tuple(remat), rngs)
     if num_classes is not None:
         heads = {"classes": num_classes}
     return encoder if heads is None else VisE(encoder, heads, rngs=rngs)
+
+
+def _encoder(name: str, model: ConfigDict, remat: tuple[int, ...], rngs: nnx.Rngs) -> ResNet | CLIPResNet:
+    row = resnet.ENCODERS.get(name, {})
+    # A group of ResNeXt has a channel or more, CLIP's attention a head of 64 channels or more.
+    narrowest = 64 // row.get("group_width", 64) if row else 2
+    if model.width < narrowest or (not row and model.width % 2):
+        raise UserError(f"{name} needs {'a' if row else 'an even'} width of at least {narrowest}, not {model.width}.")
+    norm: resnet.Norm = partial(BatchNorm, group=model.bn_group, momentum=model.bn_momentum, epsilon=model.bn_epsilon)
+    if name == "detectron2_resnet50":
+        norm = partial(FrozenBatchNorm, epsilon=model.bn_epsilon)
+    settings = {
+        "width": model.width,
+        "zero_init_last_bn": model.zero_init_last_bn,
+        "norm": norm,
+        "dtype": policy(model.dtype).compute,
+        "remat": remat,
+        "rngs": rngs,
+    }
+    if row:
+        return ResNet(**row, stem=model.stem, **settings)
+    if model.stem != "imagenet":
+        raise UserError(f'{name} has a stem of its own: leave the setting stem at "imagenet", not {model.stem!r}.')
+    return CLIPResNet(blocks=(3, 4, 6, 3), **settings)
 
 
 def _checked(settings: dict[str, Any]) -> ConfigDict:

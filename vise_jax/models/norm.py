@@ -68,6 +68,31 @@ def merged(statistics: jax.Array) -> jax.Array:
     return statistics if statistics.ndim == 1 else statistics.mean(0)
 
 
+class FrozenBatchNorm(nnx.Module):
+    """Batch normalisation that no training moves: by the running statistics always, its affine a constant, too.
+
+    Detection backbones have it since their batches are too small for statistics. All four arrays are `nnx.BatchStat`,
+    so that an optimiser of `nnx.Param` doesn't see them.
+
+    Args:
+        channels: channels of the input.
+        epsilon: added to the variance.
+        initial_scale: the scale.
+    """
+
+    def __init__(self, channels: int, *, epsilon: float, initial_scale: float = 1.0):
+        self.scale = nnx.BatchStat(jnp.full(channels, initial_scale, jnp.float32))
+        self.bias = nnx.BatchStat(jnp.zeros(channels, jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros(channels, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(channels, jnp.float32))
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalise [B, H, W, C], keeping its type; the same in training."""
+        scale, bias, mean, var = (merged(one[...]) for one in (self.scale, self.bias, self.mean, self.var))
+        return _affine(x, mean, scale * jax.lax.rsqrt(var + self.epsilon), bias)
+
+
 def _affine(x: jax.Array, mean: jax.Array, gain: jax.Array, bias: jax.Array) -> jax.Array:
     """(x - mean) * gain + bias, computed in float32; mean and gain are [C], or [G, C] for x [G, B, H, W, C]."""
     shape = (*mean.shape[:-1], *(1,) * (x.ndim - mean.ndim), mean.shape[-1])

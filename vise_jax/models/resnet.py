@@ -1,6 +1,6 @@
-"""The ResNet family: ResNet-18, -50, -101 (v1.5) and ResNeXt-101 32x16d, with torchvision's layout and names."""
+"""The ResNet family: ResNet-18, -50, -101 (v1.5), ResNeXt-101 and detectron2's ResNet-50, with torchvision's names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -9,10 +9,10 @@ from flax import nnx
 
 from vise_jax.models.conv import Conv
 from vise_jax.models.grouped_conv import GroupedConv
-from vise_jax.models.norm import BatchNorm
+from vise_jax.models.norm import BatchNorm, FrozenBatchNorm
 
 # A batch norm for so many channels, given its initial scale where that is not 1.
-Norm = Callable[..., BatchNorm]
+Norm = Callable[..., BatchNorm | FrozenBatchNorm]
 
 
 class BasicBlock(nnx.Module):
@@ -32,13 +32,14 @@ class BasicBlock(nnx.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
         y = self.bn2(self.conv2(y), train=train)
-        return jax.nn.relu(y + _shortcut(self.downsample, x, train))
+        return jax.nn.relu(y + shortcut(self.downsample, x, train))
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3 (which carries the stride: v1.5) and 1x1 convolutions and a shortcut (He et al. 2016, Fig. 5 right).
+    """1x1, 3x3 and 1x1 convolutions and a shortcut (He et al. 2016, Fig. 5 right).
 
-    With `groups` above 1 the 3x3 convolution is grouped: ResNeXt (Xie et al. 2017, Fig. 3 c).
+    The 3x3 convolution carries the stride (v1.5), or with `stride_in_1x1` the first one, as in that paper. With
+    `groups` above 1 the 3x3 convolution is grouped: ResNeXt (Xie et al. 2017, Fig. 3 c).
     """
 
     expansion = 4
@@ -55,15 +56,17 @@ class Bottleneck(nnx.Module):
         rngs: nnx.Rngs,
         groups: int = 1,
         group_width: int = 64,
+        stride_in_1x1: bool = False,
     ):
+        first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         inner, out = channels * group_width // 64 * groups, channels * self.expansion
-        self.conv1 = Conv(in_channels, inner, 1, dtype=dtype, rngs=rngs)
+        self.conv1 = Conv(in_channels, inner, 1, stride=first, dtype=dtype, rngs=rngs)
         self.bn1 = norm(inner)
         self.conv2: Conv | GroupedConv
         if groups == 1:
-            self.conv2 = Conv(inner, inner, 3, stride=stride, dtype=dtype, rngs=rngs)
+            self.conv2 = Conv(inner, inner, 3, stride=second, dtype=dtype, rngs=rngs)
         else:
-            self.conv2 = GroupedConv(inner, groups, stride=stride, dtype=dtype, rngs=rngs)
+            self.conv2 = GroupedConv(inner, groups, stride=second, dtype=dtype, rngs=rngs)
         self.bn2 = norm(inner)
         self.conv3 = Conv(inner, out, 1, dtype=dtype, rngs=rngs)
         self.bn3 = norm(out, initial_scale=last_scale)
@@ -73,7 +76,7 @@ class Bottleneck(nnx.Module):
         y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
         y = jax.nn.relu(self.bn2(self.conv2(y), train=train))
         y = self.bn3(self.conv3(y), train=train)
-        return jax.nn.relu(y + _shortcut(self.downsample, x, train))
+        return jax.nn.relu(y + shortcut(self.downsample, x, train))
 
 
 def _downsample(
@@ -85,7 +88,8 @@ def _downsample(
     return nnx.List([Conv(in_channels, channels, 1, stride=stride, dtype=dtype, rngs=rngs), norm(channels)])
 
 
-def _shortcut(downsample: nnx.List | None, x: jax.Array, train: bool) -> jax.Array:
+def shortcut(downsample: nnx.List | None, x: jax.Array, train: bool) -> jax.Array:
+    """A block's shortcut: the identity, or the projection of `_downsample`."""
     if downsample is None:
         return x
     convolution, norm = downsample
@@ -97,7 +101,10 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "resnet18": {"block": BasicBlock, "blocks": (2, 2, 2, 2)},
     "resnet50": {"block": Bottleneck, "blocks": (3, 4, 6, 3)},
     "resnet101": {"block": Bottleneck, "blocks": (3, 4, 23, 3)},
+    "resnext101_32x8d": {"block": Bottleneck, "blocks": (3, 4, 23, 3), "groups": 32, "group_width": 8},
     "resnext101_32x16d": {"block": Bottleneck, "blocks": (3, 4, 23, 3), "groups": 32, "group_width": 16},
+    # The "R-50" of detectron2: the stride in the 1x1 convolutions, and batch norms that are frozen (see `build`).
+    "detectron2_resnet50": {"block": Bottleneck, "blocks": (3, 4, 6, 3), "stride_in_1x1": True},
 }
 
 
@@ -116,6 +123,8 @@ class ResNet(nnx.Module):
         remat: stages, 1 to 4, whose activations are computed again in the backward pass instead of kept.
         **block_settings: what else the blocks take.
     """
+
+    feature_layer = "layer4, mean over height and width"
 
     def __init__(
         self,
@@ -174,11 +183,17 @@ class ResNet(nnx.Module):
         x = jax.nn.relu(self.bn1(self.conv1(images), train=train))
         if self.stem == "imagenet":
             x = nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-        for stage, layer in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), start=1):
-            run = nnx.remat(_stage, static_argnums=2) if stage in self.remat else _stage
-            x = run(layer, x, train)
+        x = run_stages((self.layer1, self.layer2, self.layer3, self.layer4), x, train=train, remat=self.remat)
         features = x.astype(jnp.float32).mean((1, 2))
         return features, {"features": features, "feature_map": x}
+
+
+def run_stages(layers: Iterable[nnx.List], x: jax.Array, *, train: bool, remat: tuple[int, ...]) -> jax.Array:
+    """Run an encoder's stages, those in `remat` so that their activations are computed again in the backward pass."""
+    for stage, layer in enumerate(layers, start=1):
+        run = nnx.remat(_stage, static_argnums=2) if stage in remat else _stage
+        x = run(layer, x, train)
+    return x
 
 
 def _stage(layer: nnx.List, x: jax.Array, train: bool) -> jax.Array:

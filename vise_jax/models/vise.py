@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import jax
 from flax import nnx
 
+from vise_jax.models.clip_resnet import CLIPResNet
 from vise_jax.models.resnet import ResNet
 
 
@@ -17,10 +18,11 @@ class VisE(nnx.Module):
         rngs: source of the heads' initial weights.
     """
 
-    def __init__(self, encoder: ResNet, heads: Mapping[str, int], *, rngs: nnx.Rngs):
+    def __init__(self, encoder: ResNet | CLIPResNet, heads: Mapping[str, int], *, rngs: nnx.Rngs):
         self.encoder = encoder
         self.heads = nnx.Dict({name: nnx.Linear(encoder.feature_dim, heads[name], rngs=rngs) for name in sorted(heads)})
         self.feature_dim = encoder.feature_dim
+        self.feature_layer = encoder.feature_layer
 
     def __call__(self, images: jax.Array, *, train: bool) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """Predict every kind of engagement.

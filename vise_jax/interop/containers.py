@@ -1,0 +1,215 @@
+"""Weights in other people's files, read without running anything that is in them.
+
+A `.pth` file is a pickle, and a pickle is a program. PyTorch's `weights_only` reader interprets it itself and knows no
+other calls than those that make tensors; that reader is the only one used here. It refuses TorchScript archives (CLIP's
+file is one), and `torch.jit.load` would compile and run the code that is in them, which may for example create files.
+So of an archive only the pickled tree of its tensors and their data are copied out, into a file in memory without
+code, and given to the same reader, for which every class of the archive is an empty box.
+
+Nothing is unpacked before the directory of a zip file has said how much it would be.
+"""
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from vise_jax import artefact
+from vise_jax.errors import UserError
+
+# Where training loops put the weights beside their other state.
+_WRAPPERS = ("state_dict", "model")
+# Zipped weights are stored, or compressed by a little; what unpacks to more times its size is made to fill a disk.
+_MAX_RATIO = 20
+# weights_only was bypassed in releases before 2.6; this is the oldest one that the tests' bad files were tried with.
+_OLDEST_TORCH = (2, 10)
+# With these TorchScript marks the type of lists; they return what they are given.
+_TAGS = {
+    f"torch.jit._pickle.{name}"
+    for name in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
+}
+
+
+def check(path: Path, *, sha256: str | None, max_bytes: int) -> str:
+    """Check a file before anything in it is looked at.
+
+    Args:
+        path: the file.
+        sha256: what its SHA-256 (hex), or the beginning of that, should be; None = unknown.
+        max_bytes: of the file, and of what is in it when it is a zip file.
+
+    Returns:
+        SHA-256 (hex) of the file.
+
+    Raises:
+        UserError: no such file, too large, or another SHA-256.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no file {path}: name the file with the weights.")
+    if path.stat().st_size > max_bytes:
+        raise UserError(
+            f"{path} has {path.stat().st_size:,} bytes, more than the {max_bytes:,} allowed: raise --max_gigabytes if "
+            "it is what you think it is."
+        )
+    found = artefact.file_sha256(path)
+    if sha256 is not None and not found.startswith(sha256.lower()):
+        raise UserError(
+            f"{path} has the SHA-256 {found}, not {sha256.lower()}: it was not opened; get it again from its source."
+        )
+    return found
+
+
+def read(path: Path, *, max_bytes: int) -> dict[str, np.ndarray]:
+    """Read the weights in a `.safetensors`, `.npz`, TorchScript or PyTorch file (zip or the older format).
+
+    Weights that lie in an entry "state_dict" or "model" are taken from there, and the rest of such a file is left.
+
+    Args:
+        path: the file; its suffix decides, and anything but `.safetensors` and `.npz` is PyTorch's.
+        max_bytes: of what is in it.
+
+    Returns:
+        key → array, as the file has them. Of a PyTorch file they are views, not read from the disk yet.
+
+    Raises:
+        UserError: the file is damaged, would unpack to too much, asks for code to be run, holds something else than
+            tensors, or PyTorch is needed and missing.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safetensors.safe_open(path, "numpy") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
+        with open(path, "rb") as opened:
+            zipped = opened.read(4) == b"PK\x03\x04"
+        members = _members(path, max_bytes) if zipped else []
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+        if any(member.filename.endswith("/constants.pkl") for member in members):
+            return _read_torchscript(path, members)
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise UserError(
+                f"{path} is compressed, which PyTorch's files never are: get the file again from its source."
+            )
+        loaded = _torch(path).load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        for key in _WRAPPERS:
+            if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+                loaded = loaded[key]
+        return _arrays(path, loaded)
+    except UserError:
+        raise
+    except Exception as error:  # the readers raise whatever the damage leads to
+        raise UserError(_why(path, error)) from error
+
+
+def read_metadata(path: Path, key: str) -> Any:
+    """The JSON value under a key of a `.safetensors` file's metadata; None where there is none."""
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            return json.loads((file.metadata() or {})[key])
+    except (safetensors.SafetensorError, KeyError, ValueError):
+        return None
+
+
+def _members(path: Path, max_bytes: int) -> list[zipfile.ZipInfo]:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    size, unpacked = path.stat().st_size, sum(member.file_size for member in members)
+    if unpacked > min(max_bytes, _MAX_RATIO * size):
+        raise UserError(
+            f"{path} has {size:,} bytes and would unpack to {unpacked:,}: it was not unpacked, since at most "
+            f"{max_bytes:,} bytes (--max_gigabytes) and {_MAX_RATIO} times the file are allowed."
+        )
+    return members
+
+
+def _torch(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"Reading {path} needs PyTorch: pip install -e '.[convert]'") from error
+    if tuple(map(int, torch.__version__.split(".")[:2])) < _OLDEST_TORCH:
+        raise UserError(
+            f"Reading {path} needs PyTorch {'.'.join(map(str, _OLDEST_TORCH))} or newer, whose reader runs no code, "
+            f"not {torch.__version__}: pip install -e '.[convert]'"
+        )
+    return torch
+
+
+class _Box:
+    """What stands for an object of any class of a TorchScript archive."""
+
+
+def _first(value: Any, *_: Any) -> Any:
+    return value
+
+
+def _read_torchscript(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, np.ndarray]:
+    torch = _torch(path)
+    plain = io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(plain, "w") as copy:
+        for member in members:
+            if re.fullmatch(r"[^/]+/(data\.pkl|data/[^/]+|version|byteorder)", member.filename):
+                copy.writestr(member.filename, archive.read(member))
+    plain.seek(0)
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(plain)
+    # Any other name stays unknown to the reader, which refuses it.
+    known: list[tuple[Any, str]] = [(_Box, name) for name in names if name.startswith("__torch__.")]
+    known += [(_first, name) for name in names if name in _TAGS]
+    plain.seek(0)
+    with torch.serialization.safe_globals(known):
+        root = torch.load(plain, map_location="cpu", weights_only=True)
+    attributes = dict(_attributes(root, "", set()))
+    return _arrays(path, {name: value for name, value in attributes.items() if isinstance(value, torch.Tensor)})
+
+
+def _attributes(box: _Box, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Everything below a module by its dotted name; each module once, however often it is referred to."""
+    seen.add(id(box))
+    for name, value in vars(box).items():
+        if not isinstance(value, _Box):
+            yield f"{prefix}{name}", value
+        elif id(value) not in seen:
+            yield from _attributes(value, f"{prefix}{name}.", seen)
+
+
+def _arrays(path: Path, tensors: Any) -> dict[str, np.ndarray]:
+    torch = _torch(path)
+    if not isinstance(tensors, dict):
+        raise UserError(f"{path} holds a {type(tensors).__name__}, not weights by name: save a state_dict() instead.")
+    other = [f"{key} ({type(value).__name__})" for key, value in tensors.items() if not isinstance(value, torch.Tensor)]
+    if other:
+        raise UserError(f"{path} holds other things beside tensors: {shortened(other)}; save a state_dict() alone.")
+    # NumPy has no bfloat16: the same bits under the type that JAX has.
+    return {
+        str(key): value.detach().view(torch.int16).numpy().view(jnp.bfloat16)
+        if value.dtype == torch.bfloat16
+        else value.detach().numpy()
+        for key, value in tensors.items()
+    }
+
+
+def shortened(words: list[str], at_most: int = 10) -> str:
+    """The first of many words, and how many more there are."""
+    shown = ", ".join(words[:at_most])
+    return shown if len(words) <= at_most else f"{shown} and {len(words) - at_most} more"
+
+
+def _why(path: Path, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    called = re.search(r"GLOBAL (\S+) was not an allowed global", text) or re.search(r"(?:function|class) (\S+)", text)
+    if "weights_only" in text.lower().replace(" ", "_") and called:
+        return (
+            f"{path} asks for {called[1]} to be called, which weights never need: nothing of it was run; get the file "
+            "again from its source, or save its state_dict() alone."
+        )
+    return f"{path} can't be read ({text[:200] or type(error).__name__}): get the file again from its source."

@@ -1,0 +1,283 @@
+"""From a checkpoint's file to an encoder and back, strictly: every weight has its place, or nothing is made."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+import vise_jax
+from vise_jax import artefact
+from vise_jax.encoder import Encoder, expected_weights
+from vise_jax.errors import UserError
+from vise_jax.interop import containers
+from vise_jax.interop.containers import shortened
+from vise_jax.interop.layouts import Layout, prefixed, sequential, torch_name
+from vise_jax.interop.sources import SOURCES, Source
+
+MAX_BYTES = 4 * 2**30
+# Layouts that encoders are exported in.
+EXPORTS: dict[str, Layout] = {"torchvision": prefixed(""), "vise": sequential}
+# A source of its own: what `export` wrote, which says the rest itself.
+OURS = "vise_jax"
+_FORMAT_VERSION = 1
+
+
+def convert(
+    path: str | Path,
+    source: str,
+    arch: str | None = None,
+    *,
+    sha256: str | None = None,
+    max_bytes: int = MAX_BYTES,
+    **settings: Any,
+) -> Encoder:
+    """Make an encoder of somebody's checkpoint.
+
+    Args:
+        path: the file, see `vise_jax.interop.containers.read`.
+        source: a name of `SOURCES`, or "vise_jax" for a file that `export` wrote.
+        arch: one of the source's architectures; None = its first.
+        sha256: what the file's SHA-256 (hex) must be, checked before it is opened.
+        max_bytes: of the file and of what is in it.
+        **settings: what else `vise_jax.models.build` takes, e.g. `width`.
+
+    Raises:
+        UserError: no such source or architecture, a file that is refused (see `containers`), or one that doesn't fit:
+            it lists the first ten keys that are missing, unexpected, of another shape or type, or not finite.
+    """
+    path = Path(path)
+    if source == OURS:
+        return _convert_ours(path, arch, sha256=sha256, max_bytes=max_bytes)
+    row, name = _row(source, arch)
+    found = _check(path, row, sha256, max_bytes)
+    tensors = containers.read(path, max_bytes=max_bytes)
+    architecture = {"name": name, **settings}
+    expected = expected_weights(architecture)
+    layouts = row.layouts or _any_prefix(tensors)
+    # Of several layouts the one that most keys follow; what it lacks is said.
+    label = max(layouts, key=lambda one: sum(layouts[one](torch_name(key)) in tensors for key in expected))
+    weights = _fill(path, f"{source}'s {name}", expected, tensors, layouts[label], row.drop, half=row.half)
+    usual = row.preprocessing["resize"]
+    resize = next((value for beginning, value in row.resize.items() if found.startswith(beginning)), usual)
+    return Encoder(
+        architecture,
+        weights,
+        {**row.preprocessing, "resize": resize},
+        {
+            "converted": {
+                "source": source,
+                "file": path.name,
+                "sha256": found,
+                "published": any(found.startswith(beginning) for beginning in row.published),
+                "layout": label,
+                "layout_verified": row.layout_verified,
+                "where": row.where,
+                "notes": list(row.notes),
+                "vise_jax": vise_jax.__version__,
+            }
+        },
+        row.licence,
+    )
+
+
+def convert_to(
+    folder: str | Path,
+    path: str | Path,
+    source: str,
+    arch: str | None = None,
+    *,
+    sha256: str | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> tuple[Encoder, bool]:
+    """As `convert`, and save the encoder; or read it, where the same file was converted to that folder before.
+
+    Returns:
+        The encoder, and whether it was there already.
+
+    Raises:
+        UserError: see `convert`; or the folder holds something else.
+    """
+    if (Path(folder) / "encoder.json").is_file():
+        there = Encoder.load(folder)
+        made = there.provenance.get("converted", {})
+        named = there.architecture["name"]
+        name = arch or named if source == OURS else _row(source, arch)[1]
+        found = containers.check(Path(path), sha256=sha256, max_bytes=max_bytes)
+        if (made.get("source"), made.get("sha256"), named) == (source, found, name):
+            return there, True
+        raise UserError(f"{folder} holds another encoder: name a new folder, or delete it first.")
+    encoder = convert(path, source, arch, sha256=sha256, max_bytes=max_bytes)
+    encoder.save(folder)
+    return encoder, False
+
+
+def export(encoder: Encoder, layout: str, path: str | Path, *, head: str = "") -> None:
+    """Write an encoder's weights as PyTorch names and lays them out, to a `.safetensors` file.
+
+    Args:
+        encoder: of the ResNet family as torchvision has it.
+        layout: "torchvision", for `torchvision.models` with `fc = torch.nn.Identity()`; or "vise", for
+            `torch.nn.Sequential(*list(resnet.children())[:-2])`, as the authors of VisE publish theirs.
+        path: the file. It is left as it is where it holds just this, and never replaced.
+        head: torchvision: the head that becomes `fc`; "" = none.
+
+    Raises:
+        UserError: no such layout or head, an architecture that torchvision does not have, or a file that holds
+            something else.
+    """
+    path = Path(path)
+    if layout not in EXPORTS:
+        raise UserError(f"There is no layout {layout!r} to export to: choose one of {', '.join(EXPORTS)}.")
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path} must end in .safetensors: that is what is written.")
+    architecture = {key: value for key, value in encoder.architecture.items() if key not in ("heads", "num_classes")}
+    _check_exportable(architecture)
+    body = {key.removeprefix("encoder/"): value for key, value in encoder.weights.items() if key[:6] != "heads/"}
+    arrays = {EXPORTS[layout](torch_name(key)): _to_torch(key, value) for key, value in body.items()}
+    counters = {key[: -len("running_mean")] + "num_batches_tracked" for key in arrays if key.endswith(".running_mean")}
+    arrays |= {key: np.zeros((), np.int64) for key in counters}
+    if head:
+        heads = sorted({key.split("/")[1] for key in encoder.weights if key[:6] == "heads/"})
+        if layout != "torchvision" or head not in heads:
+            raise UserError(f"There is no head {head!r} to export to {layout}: the encoder has {heads or 'none'}.")
+        arrays |= {
+            torch_name(f"fc/{kind}"): _to_torch(kind, encoder.weights[f"heads/{head}/{kind}"])
+            for kind in ("kernel", "bias")
+        }
+    about = {
+        "format_version": _FORMAT_VERSION,
+        "layout": layout,
+        "architecture": architecture,
+        "preprocessing": encoder.preprocessing,
+        "provenance": encoder.provenance,
+        "licence": encoder.licence,
+    }
+    # A second entry of the metadata would come before or after this one by chance.
+    content = safetensors.numpy.save(dict(sorted(arrays.items())), {OURS: artefact.canonical_json(about)})
+    if path.exists():
+        if path.read_bytes() == content:
+            return
+        raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with artefact.whole_file(path) as file:
+        file.write(content)
+
+
+def _row(source: str, arch: str | None) -> tuple[Source, str]:
+    """A source, and the name for `models.build` of one of its architectures."""
+    if source not in SOURCES:
+        raise UserError(f"There is no source {source!r}: choose one of {', '.join([*SOURCES, OURS])}.")
+    names = SOURCES[source].architectures
+    arch = arch or next(iter(names))
+    if arch not in names and arch not in names.values():
+        raise UserError(f"{source} has no architecture {arch!r}: choose one of {', '.join(names)}.")
+    return SOURCES[source], names.get(arch, arch)
+
+
+def _check(path: Path, row: Source, sha256: str | None, max_bytes: int) -> str:
+    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise UserError(f"{sha256!r} is no SHA-256: it has 64 hexadecimal digits.")
+    told = [beginning for beginning, name in row.published.items() if name == path.name and beginning in name]
+    return containers.check(path, sha256=sha256 or next(iter(told), None), max_bytes=max_bytes)
+
+
+def _any_prefix(tensors: Mapping[str, Any]) -> dict[str, Layout]:
+    """torchvision's layout behind every prefix that stands before a `layer1.0.conv1.weight`."""
+    first = "layer1.0.conv1.weight"
+    prefixes = [key.removesuffix(first) for key in tensors if re.fullmatch(rf"(.+\.)?{re.escape(first)}", key)]
+    return {f"torchvision behind {prefix!r}": prefixed(prefix) for prefix in prefixes or [""]}
+
+
+def _fill(
+    path: Path,
+    what: str,
+    expected: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    layout: Layout,
+    drop: tuple[str, ...],
+    *,
+    half: bool = False,
+) -> dict[str, Any]:
+    """Every expected weight from its tensor, as float32 in our order of axes; see `Source` for `drop` and `half`."""
+    names = {key: layout(torch_name(key)) for key in expected}
+    counters = {re.sub("running_mean$", "num_batches_tracked", name) for name in names.values()}
+    known = {*names.values(), *counters}
+    allowed = (np.float32, np.float16) if half else (np.float32,)
+    dropped = [name for name in tensors if any(re.fullmatch(one, name) for one in drop)]
+    wrong: dict[str, list[str]] = {
+        "missing": [name for name in names.values() if name not in tensors],
+        "unexpected": [name for name in tensors if name not in known and name not in dropped],
+        "of another shape": [],
+        "of another type": [],
+        "not finite": [],
+        "negative": [],
+    }
+    weights = {}
+    for key, name in names.items():
+        if name not in tensors:
+            continue
+        array, axes = tensors[name], _axes(key, len(expected[key].shape))
+        shape = tuple(expected[key].shape[axis] for axis in axes)
+        if array.shape != shape:
+            wrong["of another shape"].append(f"{name} is {list(array.shape)} instead of {list(shape)}")
+        elif array.dtype not in allowed:
+            wrong["of another type"].append(f"{name} is {array.dtype}")
+        elif not np.isfinite(array).all():
+            wrong["not finite"].append(name)
+        elif name.endswith("running_var") and (array < 0).any():
+            wrong["negative"].append(name)
+        else:
+            # A copy, since `array` may be a view of the file.
+            weights[key] = jnp.array(array.transpose(np.argsort(axes)), jnp.float32)
+    said = [f"{kind}: {shortened(words)}" for kind, words in wrong.items() if words]
+    if said:
+        if dropped and len(wrong["missing"]) == len(names):
+            said.append(f"there, but not of the encoder: {shortened(dropped, 3)}")
+        raise UserError(f"{path} doesn't fit {what}: {'; '.join(said)}.")
+    return weights
+
+
+def _axes(key: str, ndim: int) -> tuple[int, ...]:
+    """Our axes in torch's order: of kernels HWIO → OIHW and [in, out] → [out, in]."""
+    if key.rsplit("/", 1)[-1] != "kernel":
+        return tuple(range(ndim))
+    return (3, 2, 0, 1) if ndim == 4 else (1, 0)
+
+
+def _to_torch(key: str, array: Any) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(array).transpose(_axes(key, array.ndim)))
+
+
+def _check_exportable(architecture: Mapping[str, Any]) -> None:
+    name = architecture["name"]
+    if name in ("clip_resnet50", "detectron2_resnet50"):
+        raise UserError(f"torchvision has no {name}: only its own ResNets can be exported.")
+    for key, value in {"stem": "imagenet", "bn_epsilon": 1e-5}.items():
+        if architecture.get(key, value) != value:
+            raise UserError(f"torchvision's ResNets have {key} {value!r}, this encoder has {architecture[key]!r}.")
+
+
+def _convert_ours(path: Path, arch: str | None, *, sha256: str | None, max_bytes: int) -> Encoder:
+    """An encoder of a file that `export` wrote: the file says what is elsewhere in the table of sources."""
+    found = containers.check(path, sha256=sha256, max_bytes=max_bytes)
+    about = containers.read_metadata(path, OURS)
+    kinds = {"architecture": dict, "preprocessing": dict, "provenance": dict, "licence": str}
+    if (
+        not isinstance(about, dict)
+        or about.get("format_version") != _FORMAT_VERSION
+        or about.get("layout") not in EXPORTS
+        or not all(isinstance(about.get(key), kind) for key, kind in kinds.items())
+    ):
+        raise UserError(f"{path} is no .safetensors file that convert.py exported: name its --source instead.")
+    if arch is not None and arch != about["architecture"].get("name"):
+        raise UserError(f"{path} holds a {about['architecture'].get('name')}, not a {arch}: leave --arch out.")
+    expected = expected_weights(about["architecture"])
+    tensors = containers.read(path, max_bytes=max_bytes)
+    weights = _fill(path, "its own description", expected, tensors, EXPORTS[about["layout"]], (r"fc\.(weight|bias)",))
+    made = {"source": OURS, "file": path.name, "sha256": found, "layout": about["layout"], "layout_verified": True}
+    provenance = {"converted": {**made, "of": about["provenance"]}}
+    return Encoder(about["architecture"], weights, about["preprocessing"], provenance, about["licence"])

@@ -1,0 +1,177 @@
+"""Whose encoders can be converted: the layout of their files, how they see images, and under which licence."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vise_jax.encoder import imagenet_preprocessing
+from vise_jax.interop.layouts import Layout, detectron2, prefixed, sequential, timm_clip
+
+_IMAGENET = imagenet_preprocessing()
+_CLIP = {
+    "color": "RGB",
+    "scale": 255.0,
+    "mean": [0.48145466, 0.4578275, 0.40821073],
+    "std": [0.26862954, 0.26130258, 0.27577711],
+    "resize": 224,
+    "crop": 224,
+    "interpolation": "bicubic",
+}
+_DETECTRON2 = {**_IMAGENET, "color": "BGR", "scale": 1.0, "mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0]}
+_RESNET50 = {"resnet50": "resnet50"}
+_RESNEXT = {name: name for name in ("resnext101_32x16d", "resnext101_32x8d")}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kind of published checkpoint.
+
+    Args:
+        title: what it is, for the table of `convert.py --list`.
+        architectures: what `--arch` may say → name for `vise_jax.models.build`; the first is the default.
+        layouts: names of the layouts that such files have → the layout. Empty = torchvision's names behind any prefix.
+        drop: regular expressions of keys that are not the encoder's, and may be there.
+        preprocessing: as in `vise_jax.Encoder`.
+        licence: of the weights.
+        where: where the file is to be had.
+        half: whether weights may be float16.
+        layout_verified: whether the layout is documented.
+        notes: what is not known for sure.
+        published: SHA-256 of a published file, or its beginning → the file's name. It is compared before the file is
+            opened when the name tells it, as those of torch.hub do.
+        resize: SHA-256, or its beginning → the length of the shorter side, where it is another one for that file.
+    """
+
+    title: str
+    architectures: Mapping[str, str]
+    layouts: Mapping[str, Layout]
+    drop: tuple[str, ...]
+    preprocessing: Mapping[str, Any]
+    licence: str
+    where: str
+    half: bool = False
+    layout_verified: bool = True
+    notes: tuple[str, ...] = ()
+    published: Mapping[str, str] = field(default_factory=dict)
+    resize: Mapping[str, int] = field(default_factory=dict)
+
+
+_CLASSIFIER = r"fc\.(weight|bias)"
+
+# Name for --source → what it is.
+SOURCES: dict[str, Source] = {
+    "torchvision": Source(
+        title="supervised on ImageNet",
+        architectures={name: name for name in ("resnet50", "resnet18", "resnet101", *_RESNEXT)},
+        layouts={"torchvision": prefixed("")},
+        drop=(_CLASSIFIER,),
+        preprocessing=_IMAGENET,
+        licence="BSD-3-Clause",
+        where="https://download.pytorch.org/models/ (the paper has the V1 weights)",
+        published={
+            "f37072fd": "resnet18-f37072fd.pth",
+            "5c106cde": "resnet18-5c106cde.pth",
+            "0676ba61": "resnet50-0676ba61.pth",
+            "19c8e357": "resnet50-19c8e357.pth",
+            "11ad3fa6": "resnet50-11ad3fa6.pth",
+            "63fe2227": "resnet101-63fe2227.pth",
+            "5d3b4d8f": "resnet101-5d3b4d8f.pth",
+            "cd907fc2": "resnet101-cd907fc2.pth",
+            "8ba56ff5": "resnext101_32x8d-8ba56ff5.pth",
+            "110c445d": "resnext101_32x8d-110c445d.pth",
+        },
+        # The V2 weights.
+        resize={"11ad3fa6": 232, "cd907fc2": 232, "110c445d": 232},
+    ),
+    "wsl": Source(
+        title="IG-940M-IN: hashtags of 940M Instagram images, then ImageNet",
+        architectures=_RESNEXT,
+        layouts={"torchvision": prefixed("")},
+        drop=(_CLASSIFIER,),
+        preprocessing=_IMAGENET,
+        licence="CC-BY-NC-4.0",
+        where="https://github.com/facebookresearch/WSL-Images, or timm/resnext101_32x16d.fb_wsl_ig1b_ft_in1k",
+        published={
+            "c6f796b0": "ig_resnext101_32x16-c6f796b0.pth",
+            "c38310e5": "ig_resnext101_32x8-c38310e5.pth",
+        },
+    ),
+    "moco": Source(
+        title="MoCo-v2, 800 epochs of ImageNet: the query encoder",
+        architectures=_RESNET50,
+        layouts={"module.encoder_q": prefixed("module.encoder_q."), "encoder_q": prefixed("encoder_q.")},
+        drop=(
+            r"(module\.)?encoder_k\..*",
+            r"(module\.)?encoder_q\.fc\.([02]\.)?(weight|bias)",
+            r"(module\.)?queue(_ptr)?",
+        ),
+        preprocessing=_IMAGENET,
+        licence="CC-BY-NC-4.0",
+        where="https://github.com/facebookresearch/moco",
+    ),
+    "virtex": Source(
+        title="VirTex: captions of COCO; the hub file or a full model",
+        architectures=_RESNET50,
+        layouts={
+            "torchvision": prefixed(""),
+            "visual.cnn": prefixed("visual.cnn."),
+            "model.visual.cnn": prefixed("model.visual.cnn."),
+        },
+        drop=(r"(model\.)?(backward_)?textual\..*",),
+        preprocessing=_IMAGENET,
+        licence="MIT",
+        where="https://github.com/kdexd/virtex",
+    ),
+    "icmlm": Source(
+        title="ICMLM (tfm, att-fc): masked words in captions of COCO",
+        architectures=_RESNET50,
+        layouts={},
+        drop=(rf"(.*\.)?{_CLASSIFIER}",),
+        preprocessing=_IMAGENET,
+        licence="unknown: ask the authors",
+        where="https://europe.naverlabs.com/icmlm",
+        layout_verified=False,
+        notes=("layout and preprocessing are not documented: torchvision's are assumed",),
+    ),
+    "clip": Source(
+        title="CLIP RN50: the image encoder",
+        architectures={"resnet50": "clip_resnet50"},
+        layouts={"openai": prefixed("visual."), "timm": timm_clip},
+        drop=(
+            r"transformer\.resblocks\..*",
+            r"token_embedding\.weight",
+            r"positional_embedding",
+            r"ln_final\.(weight|bias)",
+            r"text_projection",
+            r"logit_scale",
+            r"input_resolution|context_length|vocab_size",
+        ),
+        preprocessing=_CLIP,
+        licence="MIT",
+        where="https://github.com/openai/CLIP, or timm/resnet50_clip.openai",
+        half=True,
+        published={"afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762": "RN50.pt"},
+    ),
+    "vqagrid": Source(
+        title="grid features for VQA: objects and attributes of Visual Genome",
+        architectures={"resnet50": "detectron2_resnet50"},
+        layouts={"detectron2": detectron2},
+        drop=(r"proposal_generator\..*", r"roi_heads\..*", r"pixel_(mean|std)"),
+        preprocessing=_DETECTRON2,
+        licence="Apache-2.0",
+        where="https://github.com/facebookresearch/grid-feats-vqa (R-50)",
+        notes=(
+            "images are resized and cropped as for the other encoders; the authors' own code resizes to 600 pixels",
+        ),
+    ),
+    "vise": Source(
+        title="VisE-250M and VisE-1.2M, the authors' releases",
+        architectures=_RESNET50,
+        layouts={"vise": sequential},
+        drop=(),
+        preprocessing=_IMAGENET,
+        licence="CC-BY-NC-4.0",
+        where="https://github.com/KMnP/vise",
+        notes=("the normalisation is not documented: torchvision's is assumed",),
+    ),
+}

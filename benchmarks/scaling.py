@@ -11,10 +11,10 @@ workspaces, which XLA's CPU compiler leaves out. Grouped convolutions are compil
 convolutions of maps up to 7x7 are matrix products here, with patches of nine times their input.
 
 *Planned*: how long that takes on a system of chips, by arithmetic; nothing is measured. A chip reaches a share of its
-vendor's peak (--utilisation), a link a share of its vendor's speed (--link_share). Reductions are rings: within a node,
-then between nodes, each chip with a part of its own. "In sequence" a step computes, then exchanges. "Overlapped" it
-exchanges while the backward pass, two thirds of the arithmetic, goes on; what is left over, at least a bucket of
-32 MiB, comes on top.
+vendor's peak (--utilisation), a link a share of its vendor's speed (--link_share). Arrays are summed by rings or trees:
+within a node, then between nodes, each chip with a part of its own. "In sequence" a step computes, then exchanges.
+"Overlapped" it exchanges while the backward pass, two thirds of the arithmetic, goes on; what is left over, at least
+a bucket of 32 MiB, comes on top. Reading data, launching and waiting for the slowest chip are not in it.
 
 Exit status 1 where a step exchanges more than its gradients, once, and a few numbers: batch norm must not communicate
 (--bn_group 0 shows how that looks). The last line is one JSON object; it has no ratios, as there is no peer.
@@ -44,33 +44,36 @@ from vise_jax.training.step import make_train_step
 
 
 class System(NamedTuple):
-    """Chips and their links, by vendors' numbers.
+    """Chips and their links, by vendors' numbers; latencies are assumptions.
 
     Attributes:
         flops: dense bfloat16 (V100: float16) operations a second of a chip, at its peak.
         node: chips that `within` joins.
         within: bytes a second, each way, of a chip to the others of its node.
         between: the same, of a chip to other nodes.
+        latency_within: seconds for a message to the next chip of the node.
+        latency_between: the same, of another node.
     """
 
     flops: float
     node: int
     within: float
     between: float
+    latency_within: float
+    latency_between: float
 
 
 SYSTEMS = {
     # NVIDIA's H200 SXM data sheet: 1,979 TFLOP/s with sparsity, half of it without; NVLink 900 GB/s both ways together.
     # Between nodes of 8 a 400 Gb/s adapter for each GPU, as in NVIDIA's DGX H200.
-    "h200": System(989e12, 8, 450e9, 50e9),
-    # NVIDIA's V100 SXM2 data sheet: 125 TFLOP/s, NVLink 300 GB/s both ways together; four 100 Gb/s adapters for
-    # the 8 GPUs of a DGX-1.
-    "v100": System(125e12, 8, 150e9, 6.25e9),
-    # Google's page of TPU v5e: 197 TFLOP/s, 400 GB/s both ways together, up to 256 chips in a torus.
-    "tpu_v5e": System(197e12, 256, 200e9, 3.125e9),
+    "h200": System(989e12, 8, 450e9, 50e9, 3e-6, 10e-6),
+    # NVIDIA's V100 SXM2 data sheet: 125 TFLOP/s, NVLink 300 GB/s both ways together; four 100 Gb/s adapters for the 8
+    # GPUs of a DGX-1.
+    "v100": System(125e12, 8, 150e9, 6.25e9, 3e-6, 10e-6),
+    # Google's page of TPU v5e: 197 TFLOP/s, 400 GB/s both ways together, a torus of up to 16 x 16 chips. A node is a
+    # row of it: a reduction goes along the rows, then along the columns.
+    "tpu_v5e": System(197e12, 16, 200e9, 200e9, 1e-6, 1e-6),
 }
-# Seconds for a message to the next chip; assumptions, of the order that NCCL's and MPI's own benchmarks show.
-LATENCY_WITHIN, LATENCY_BETWEEN = 3e-6, 10e-6
 BUCKET = 2**25
 HEADS = {"comments": 5000, "reactions": 128}
 LABELS_PER_IMAGE = 100
@@ -362,9 +365,14 @@ def arithmetic(name: str, side: int, width: int = 64, heads: dict[str, int] | No
     return 2.0 * (2 * stem + 3 * products)
 
 
-def ring(bytes_: float, devices: int, speed: float, latency: float, passes: int = 2) -> float:
-    """Seconds of a ring: an all-reduce passes everything on twice, a reduce-scatter or an all-gather once."""
-    return passes * (devices - 1) * (bytes_ / devices / speed + latency)
+def all_reduce(bytes_: float, devices: int, speed: float, latency: float) -> float:
+    """Seconds to sum an array over devices, by a ring or, where messages are short, by a tree, as NCCL chooses.
+
+    Either way everything passes a device twice: summed, and back. A ring has more but shorter messages.
+    """
+    ring = 2 * (devices - 1) * (bytes_ / devices / speed + latency)
+    tree = 2 * (bytes_ / speed + math.ceil(math.log2(devices)) * latency)
+    return min(ring, tree)
 
 
 def reduction(bytes_: float, devices: int, system: System, link_share: float) -> float:
@@ -372,14 +380,16 @@ def reduction(bytes_: float, devices: int, system: System, link_share: float) ->
 
     Args:
         bytes_: of the array, on each device.
-        devices: how many; those of the last node may be fewer.
+        devices: how many, in whole nodes.
         system: whose links.
         link_share: of their speed that is reached.
     """
     local = min(devices, system.node)
     nodes = -(-devices // local)
-    within = ring(bytes_, local, link_share * system.within, LATENCY_WITHIN)
-    return within + ring(bytes_ / local, nodes, link_share * system.between, LATENCY_BETWEEN)
+    within = all_reduce(bytes_, local, link_share * system.within, system.latency_within)
+    if nodes == 1:
+        return within
+    return within + all_reduce(bytes_ / local, nodes, link_share * system.between, system.latency_between)
 
 
 def overlapped(compute: float, exchange: float, last: float) -> float:
@@ -450,7 +460,7 @@ def _table_of_plans(plans: list[dict[str, Any]]) -> str:
                 f"{1e3 * usual['compute_seconds']:.1f} ({1e3 * peak['compute_seconds']:.1f})",
                 f"{1e3 * found['exchange_seconds']:.2f}",
                 *(f"{share:.1%} ({at_peak:.1%})" for share, at_peak in both),
-                *(f"{speed:,.0f}" for speed in usual["images_per_second"].values()),
+                *(f"{float(f'{speed:.3g}'):,.0f}" for speed in usual["images_per_second"].values()),
             ]
         )
     return _table(rows)

@@ -105,26 +105,24 @@ def test_arithmetic_is_that_of_published_tables(scaling: ModuleType, name: str, 
     assert scaling.arithmetic(name, 224, heads={"classes": 1000}) == pytest.approx(expected, rel=5e-3)
 
 
-def test_rings_by_hand(scaling: ModuleType) -> None:
-    # Each of 4 devices sends 3 quarters of 8 GB twice, at 2 GB/s, in 6 messages.
-    assert scaling.ring(8e9, 4, 2e9, 1e-3) == pytest.approx(2 * 0.75 * 8 / 2 + 6e-3)
-    assert scaling.ring(8e9, 1, 2e9, 1e-3) == 0
-    assert scaling.ring(8e9, 4, 2e9, 1e-3, passes=1) == pytest.approx(0.75 * 8 / 2 + 3e-3)
+def test_rings_and_trees_by_hand(scaling: ModuleType) -> None:
+    # In a ring each of 4 devices sends 3 quarters of 8 GB twice, at 2 GB/s, in 6 messages.
+    assert scaling.all_reduce(8e9, 4, 2e9, 1e-3) == pytest.approx(2 * 0.75 * 8 / 2 + 6e-3)
+    # Up and down a tree of 256 are 16 messages instead of 510.
+    assert scaling.all_reduce(8, 256, 2e9, 1e-3) == pytest.approx(16e-3)
+    assert scaling.all_reduce(8e9, 1, 2e9, 1e-3) == 0
 
 
 def test_reductions_over_nodes_by_hand(scaling: ModuleType) -> None:
-    system = scaling.System(flops=1e12, node=8, within=100e9, between=10e9)
-    messages = 2 * 7 * scaling.LATENCY_WITHIN
+    system = scaling.System(1e12, node=8, within=100e9, between=10e9, latency_within=1e-6, latency_between=5e-6)
+    messages = 2 * 7 * 1e-6
     alone = 2 * 7 / 8 * 4e9 / 100e9 + messages
     assert scaling.reduction(4e9, 8, system, 1.0) == pytest.approx(alone)
     # Four nodes sum an eighth for each of their chips.
-    among = 2 * 3 / 4 * (4e9 / 8) / 10e9 + 2 * 3 * scaling.LATENCY_BETWEEN
+    among = 2 * 3 / 4 * (4e9 / 8) / 10e9 + 2 * 3 * 5e-6
     assert scaling.reduction(4e9, 32, system, 1.0) == pytest.approx(alone + among)
-    assert scaling.reduction(4e9, 32, system, 0.5) == pytest.approx(
-        2 * (alone + among) - messages - 2 * 3 * scaling.LATENCY_BETWEEN
-    )
-    pair = 2 / 2 * 4e9 / 100e9 + 2 * scaling.LATENCY_WITHIN
-    assert scaling.reduction(4e9, 2, system, 1.0) == pytest.approx(pair)
+    assert scaling.reduction(4e9, 32, system, 0.5) == pytest.approx(2 * (alone + among) - messages - 2 * 3 * 5e-6)
+    assert scaling.reduction(4e9, 2, system, 1.0) == pytest.approx(4e9 / 100e9 + 2 * 1e-6)
 
 
 def test_overlap_hides_what_the_backward_pass_has_room_for(scaling: ModuleType) -> None:

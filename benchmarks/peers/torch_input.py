@@ -115,4 +115,5 @@ def batches(paths: list[Path], transform: Transform, batch_size: int, workers: i
     """Yield batches without end: the transform's results, stacked."""
     photos, sampler = Photos(paths, transform), Endless(len(paths), batch_size)
     # Forked, as is the default on Linux; a process that was spawned itself would spawn.
-    yield from DataLoader(photos, batch_sampler=sampler, num_workers=workers, multiprocessing_context="fork")
+    context = "fork" if workers else None
+    yield from DataLoader(photos, batch_sampler=sampler, num_workers=workers, multiprocessing_context=context)

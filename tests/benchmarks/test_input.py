@@ -1,5 +1,6 @@
 """The benchmark of the input: photographs that are alike, peers that cut out and resize what this project does."""
 
+import importlib.util
 import io
 import itertools
 import json
@@ -73,7 +74,8 @@ def test_ours_gives_batches_without_end(benchmark: ModuleType, settings) -> None
 def test_peers_give_batches_without_end(benchmark: ModuleType, torch_input: ModuleType, settings, decoder: str) -> None:
     for module in benchmark.DECODERS[decoder]:
         pytest.importorskip(module)
-    batches = benchmark.prepare(f"torch DataLoader, {decoder}", settings._replace(threads=1))
+    # Without workers: those would be forked from a process that has JAX's threads.
+    batches = benchmark.prepare(f"torch DataLoader, {decoder}", settings._replace(threads=0))
     for batch in itertools.islice(batches, 5):
         assert (tuple(batch.shape), str(batch.dtype)) == ((6, 224, 224, 3), "torch.uint8")
 
@@ -134,24 +136,25 @@ def test_peers_draw_crops_by_the_same_law(torch_input: ModuleType, width: int, h
     np.testing.assert_allclose(*(np.quantile(share, (0.1, 0.5, 0.9)) for share in shares), atol=0.03)
 
 
-# A module that is None in sys.modules can't be imported; find_spec then says that it isn't there.
+# find_spec says that these aren't there.
 WITHOUT = """
 import importlib.util, runpy, sys
 find = importlib.util.find_spec
-missing = ("torch", "simplejpeg", "cv2")
-importlib.util.find_spec = lambda name, *rest: None if name in missing else find(name, *rest)
-sys.path.insert(0, "benchmarks")
+importlib.util.find_spec = lambda name, *rest: None if name in ("simplejpeg", "cv2") else find(name, *rest)
 sys.argv = ["benchmarks/input.py", "--quick", "--photos", "24", "--batch", "8", "--batches", "2"]
 runpy.run_path("benchmarks/input.py", run_name="__main__")
 """
 
 
-def test_quick_run_alone() -> None:
+def test_quick_run_with_what_is_installed() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "torch and simplejpeg and cv2 not installed: no torch DataLoader, simplejpeg." in done.stdout
+    assert "simplejpeg and cv2 not installed: no torch DataLoader, simplejpeg." in done.stdout
     result = json.loads(done.stdout.splitlines()[-1])
-    assert (result["benchmark"], result["ratios"]) == ("input", {})
+    peers = {"torch DataLoader, Pillow"} if importlib.util.find_spec("torch") else set()
+    assert result["benchmark"] == "input"
+    assert result["ratios"].keys() == peers
     assert result["share_of_decode_only"] is None
-    assert result["images_per_second"]["vise_jax"] > 0
-    assert 100e6 < result["peak_bytes"]["vise_jax"] < 4e9
+    assert result["images_per_second"].keys() == peers | {"vise_jax"}
+    assert all(speed > 0 for speed in result["images_per_second"].values())
+    assert all(100e6 < peak < 4e9 for peak in result["peak_bytes"].values())

@@ -1,0 +1,287 @@
+"""Time the batches that pre-training reads beside torch DataLoaders, on the same JPEG files and as many cores.
+
+    python benchmarks/input.py
+    python benchmarks/input.py --threads 4 --rounds 5
+
+800 simulated photographs of about 500 x 375 pixels are made: noise whose spectrum falls like that of natural images.
+Every variant gives random-resized-crops, uint8 [B, 224, 224, 3], bilinear, with areas and ratios of `config.base()`,
+drawn by the same law, in random order:
+
+- vise_jax: `vise_jax.data.pretraining.batches` from engagement shards, with their labels;
+- torch DataLoader, from a file an image, images only: with Pillow (`Image.open`, `convert`, `resize` with a box), with
+  simplejpeg (OpenCV resizes), with OpenCV alone. Pillow filters what it shrinks; the others don't, nor does vise_jax.
+
+None flips: ours does that on the device. Simplejpeg that only decodes, in threads and in processes, is the limit that
+the share is of. Each variant is a process of its own, which has started before a clock starts. They take turns, round
+by round, so that a machine that slows down slows all of them; a turn is timed once the queues that filled in the
+meantime are empty. The files lie in the page cache. Peers that are not installed are left out:
+
+    pip install torch simplejpeg opencv-python-headless
+
+The last line is one JSON object; a ratio above 1 means that this project is ahead of that peer.
+"""
+
+import importlib.metadata
+import importlib.util
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent / "shared"))
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+
+import numpy as np
+from absl import flags
+from measuring import ratio
+from PIL import Image
+
+from vise_jax import artefact, cli, config
+
+QUICK = flags.DEFINE_bool("quick", False, "96 photographs, 2 short rounds: a smoke test.")
+PHOTOS = flags.DEFINE_integer("photos", None, "Photographs; 800 if not said.", 8)
+BATCH = flags.DEFINE_integer("batch", None, "Images in a batch; 64 if not said.", 1)
+BATCHES = flags.DEFINE_integer("batches", None, "Batches in a turn; 25 if not said.", 1)
+ROUNDS = flags.DEFINE_integer("rounds", None, "Turns that each variant takes; 10 if not said.", 1)
+THREADS = flags.DEFINE_integer("threads", 2, "Threads of ours, workers of a DataLoader.", 1)
+
+OURS = "vise_jax"
+DECODERS = {"Pillow": ("PIL",), "simplejpeg": ("simplejpeg", "cv2"), "OpenCV": ("cv2",)}
+PEERS = {f"torch DataLoader, {decoder}": decoder for decoder in DECODERS}
+DECODE_ONLY = ("simplejpeg, decode only, threads", "simplejpeg, decode only, processes")
+SHARDS = 8
+# Batches to throw away before a turn: more than any variant's queues hold.
+QUEUED = 8
+
+
+class Settings(NamedTuple):
+    """What all variants share."""
+
+    folder: Path
+    batch_size: int
+    threads: int
+
+
+def main(words: list[str]) -> None:
+    cli.no_words(words)
+    quick = QUICK.value
+    count, batch_size = PHOTOS.value or (96 if quick else 800), BATCH.value or (16 if quick else 64)
+    rounds, batches = ROUNDS.value or (2 if quick else 10), BATCHES.value or (6 if quick else 25)
+    with tempfile.TemporaryDirectory() as name:
+        settings = Settings(Path(name), batch_size, THREADS.value)
+        file_bytes = write_photos(settings.folder, count)
+        print(f"{count} photographs of {file_bytes / count / 1000:.0f} KB", flush=True)
+        crews = {variant: Crew(variant, settings) for variant in installed()}
+        seconds: dict[str, list[float]] = {variant: [] for variant in crews}
+        for _ in range(rounds):
+            for variant, crew in crews.items():
+                seconds[variant].append(crew.turn(batches))
+        peaks = {variant: crew.end() for variant, crew in crews.items()}
+    speeds = {variant: batch_size * batches / np.array(times) for variant, times in seconds.items()}
+    medians = {variant: float(np.median(speed)) for variant, speed in speeds.items()}
+    for variant, speed in medians.items():
+        print(f"{variant}: {speed:,.0f} images/s, {peaks[variant] / 2**20:,.0f} MiB at most, its processes added up")
+    ratios = {variant: ratio(speeds[OURS], speeds[variant]) for variant in speeds if variant in PEERS}
+    for variant, found in ratios.items():
+        print(f"{found['median']:.2f} times {variant} ({found['low']:.2f} to {found['high']:.2f})")
+    share = None
+    if limits := [variant for variant in medians if variant in DECODE_ONLY]:
+        limit = max(limits, key=medians.__getitem__)
+        share = {"of": limit, **ratio(speeds[OURS], speeds[limit])}
+        print(f"{share['median']:.2f} of {limit} ({share['low']:.2f} to {share['high']:.2f})")
+    print(
+        json.dumps(
+            {
+                "benchmark": "input",
+                "device": "cpu",
+                "ratios": ratios,
+                "share_of_decode_only": share,
+                "images_per_second": medians,
+                "peak_bytes": peaks,
+                "photos": count,
+                "bytes_a_photo": file_bytes / count,
+                "batch": batch_size,
+                "batches": batches,
+                "rounds": rounds,
+                "threads": settings.threads,
+                "cores": os.cpu_count(),
+                "versions": {
+                    module: _version(module) for module in ("tensorflow", "torch", "PIL", "simplejpeg", "cv2")
+                },
+            }
+        )
+    )
+
+
+def photo(number: int) -> bytes:
+    """A JPEG file of about 50 KB: noise, the amplitude of a frequency f being in proportion to f^-1.3.
+
+    That of photographs falls with powers around -1 (Field 1987); the steeper one stands for their smooth areas. The
+    chroma varies less than the luma and is subsampled, as cameras do.
+    """
+    generator = np.random.default_rng(number)
+    width, height = ((500, 375), (375, 500), (500, 333), (500, 400))[number % 4]
+    frequencies = np.hypot(np.fft.fftfreq(512)[:, None], np.fft.rfftfreq(512))
+    amplitudes = np.maximum(frequencies, 1 / 512) ** -1.3
+    real, imaginary = generator.standard_normal((2, 3, *amplitudes.shape))
+    noise = np.fft.irfft2(amplitudes * (real + 1j * imaginary))
+    noise *= (np.array([48, 14, 14]) / noise.std((1, 2)))[:, None, None]
+    pixels = np.clip(np.moveaxis(noise, 0, 2)[:height, :width] + 128, 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels, "YCbCr").save(file, "JPEG", quality=80)
+    return file.getvalue()
+
+
+def write_photos(folder: Path, count: int) -> int:
+    """Write `photos/NUMBER.jpg` and the same as engagement shards, `shards`; the files' bytes together."""
+    from vise_jax.data import shards
+
+    for name in ("photos", "shards"):
+        (folder / name).mkdir()
+
+    def example(number: int) -> dict[str, Any]:
+        encoded = photo(number)
+        (folder / "photos" / f"{number}.jpg").write_bytes(encoded)
+        return {
+            "image/encoded": encoded,
+            "post_id": b"%08d" % number,
+            "comments/labels": [number % 5000],
+            "comments/weights": [1.0],
+            "reactions/label": number % 128,
+        }
+
+    written = [
+        shards.write_shard(map(example, numbers.tolist()), folder / "shards" / f"{shard}.tfrecord")
+        for shard, numbers in enumerate(np.array_split(np.arange(count), SHARDS))
+    ]
+    manifest = {
+        "format_version": shards.FORMAT_VERSION,
+        "posts": count,
+        "examples": count,
+        "classes": {"comments": 5000, "reactions": 128},
+        "max_comment_labels": 1,
+        "shards": written,
+        "validation": {"examples": 0, "shards": []},
+        "labeler": "",
+        "fingerprint": "",
+    }
+    artefact.write_json(folder / "shards" / "manifest.json", manifest)
+    return sum(path.stat().st_size for path in (folder / "photos").iterdir())
+
+
+def installed() -> list[str]:
+    """The variants that can run here; what the others lack is said."""
+    variants = [OURS]
+    needs = {peer: ("torch", *DECODERS[decoder]) for peer, decoder in PEERS.items()}
+    needs |= {DECODE_ONLY[0]: ("simplejpeg",), DECODE_ONLY[1]: ("torch", "simplejpeg")}
+    for variant, modules in needs.items():
+        if missing := [module for module in modules if not importlib.util.find_spec(module)]:
+            print(f"{' and '.join(missing)} not installed: no {variant}.", flush=True)
+        else:
+            variants.append(variant)
+    return variants
+
+
+class Crew:
+    """A variant in a process of its own, so that no library's threads or memory are another's; returns once it runs."""
+
+    def __init__(self, variant: str, settings: Settings):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        # Not a daemon: a DataLoader has children.
+        self._process = context.Process(target=_serve, args=(variant, settings, theirs))
+        self._process.start()
+        theirs.close()
+        self.turn(1)
+
+    def turn(self, batches: int) -> float:
+        """Seconds for so many batches."""
+        self._pipe.send(batches)
+        return self._pipe.recv()
+
+    def end(self) -> int:
+        """Peak memory in bytes, that of the process and its children added up."""
+        self._pipe.send(0)
+        peak = self._pipe.recv()
+        self._process.join()
+        return peak
+
+
+def _serve(variant: str, settings: Settings, pipe: Connection) -> None:
+    images = prepare(variant, settings)
+    while batches := pipe.recv():
+        for _ in range(QUEUED):
+            next(images)
+        start = time.perf_counter()
+        for _ in range(batches):
+            next(images)
+        pipe.send(time.perf_counter() - start)
+    pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+    pipe.send(sum(map(_peak_bytes, pids)))
+
+
+def prepare(variant: str, settings: Settings) -> Iterator[Any]:
+    """Batches without end: uint8 [B, S, S, 3], or what a decoder alone gives."""
+    return _ours(settings) if variant == OURS else _theirs(variant, settings)
+
+
+def _ours(settings: Settings) -> Iterator[np.ndarray]:
+    from vise_jax.data import pretraining, shards
+    from vise_jax.data.records import BadRecords
+
+    folder, data = settings.folder / "shards", config.base().data
+    data.threads = settings.threads
+    bad = BadRecords(settings.folder / "bad_records.jsonl", 0)
+    manifest = shards.read_manifest(folder)
+    for batch in pretraining.batches(folder, manifest, data, batch_size=settings.batch_size, seed=0, bad=bad):
+        yield batch["images"]
+
+
+def _theirs(variant: str, settings: Settings) -> Iterator[Any]:
+    paths = sorted((settings.folder / "photos").iterdir())
+    if variant == DECODE_ONLY[0]:
+        return _decoded_in_threads(paths, settings)
+    import torch_input
+
+    data = config.base().data
+    change: Callable[[Path], np.ndarray] = torch_input.decode_only
+    if variant in PEERS:
+        change = torch_input.transform(PEERS[variant], data.image_size, data.crop_area, data.crop_ratio)
+    return torch_input.batches(paths, change, settings.batch_size, settings.threads)
+
+
+def _decoded_in_threads(paths: list[Path], settings: Settings) -> Iterator[list[int]]:
+    import simplejpeg
+
+    def pixels(path: Path) -> int:
+        return simplejpeg.decode_jpeg(path.read_bytes(), fastdct=True).size
+
+    endless = itertools.cycle(paths)
+    with ThreadPoolExecutor(settings.threads) as pool:
+        while True:
+            yield list(pool.map(pixels, itertools.islice(endless, settings.batch_size)))
+
+
+def _peak_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
+
+
+def _version(module: str) -> str | None:
+    if not importlib.util.find_spec(module):
+        return None
+    # A module of another name than its package has one package, or several that are the same (OpenCV's).
+    return importlib.metadata.version(importlib.metadata.packages_distributions()[module][0])
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

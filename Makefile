@@ -1,6 +1,7 @@
 # make setup    .venv with everything, once
 # make demo     the whole of VisE on a simulated corpus, in ./demo (another one: make demo SEED=1 DEMO=demo1)
-# make test     the tests
+# make test     the tests (those of conversions where torch is there)
+# make convert  torch, to convert encoders from and to PyTorch
 # make lint     format, lint, types
 # make bench    the benchmarks, quick
 
@@ -9,7 +10,7 @@ BIN := .venv/bin
 DEMO ?= demo
 SEED ?= 0
 
-.PHONY: setup demo test lint bench clean-demo
+.PHONY: setup convert demo test lint bench clean-demo
 
 setup: .venv/ready
 
@@ -18,6 +19,9 @@ setup: .venv/ready
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+convert: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[convert]'
 
 DEMO_CONFIG := --config configs/demo.py --config.labels.seed=$(SEED) --config.training.seed=$(SEED)
 DEMO_EVAL := --config configs/eval.py:folder,linear --output $(DEMO)/results --data $(DEMO)/corpus

@@ -263,7 +263,7 @@ def _decoded_in_threads(paths: list[Path], settings: Settings) -> Iterator[list[
     import simplejpeg
 
     def pixels(path: Path) -> int:
-        return simplejpeg.decode_jpeg(path.read_bytes(), fastdct=True).size
+        return simplejpeg.decode_jpeg(path.read_bytes()).size
 
     endless = itertools.cycle(paths)
     with ThreadPoolExecutor(settings.threads) as pool:

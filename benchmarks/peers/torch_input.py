@@ -14,9 +14,6 @@ from torch.utils.data import DataLoader, Dataset
 Box = tuple[int, int, int, int]
 Transform = Callable[[Path], np.ndarray]
 
-# As TensorFlow decodes when it isn't told how; Pillow and OpenCV give no choice and are exact.
-FAST_DCT = True
-
 
 def transform(
     decoder: str, image_size: int, crop_area: tuple[float, float], crop_ratio: tuple[float, float]
@@ -55,14 +52,14 @@ def transform(
         return lambda path: crop(cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), how))
     import simplejpeg
 
-    return lambda path: crop(simplejpeg.decode_jpeg(path.read_bytes(), fastdct=FAST_DCT))
+    return lambda path: crop(simplejpeg.decode_jpeg(path.read_bytes()))
 
 
 def decode_only(path: Path) -> np.ndarray:
     """Decode a JPEG file with simplejpeg, and only say how many pixels it has: int64 [1]."""
     import simplejpeg
 
-    return np.array([simplejpeg.decode_jpeg(path.read_bytes(), fastdct=FAST_DCT).size])
+    return np.array([simplejpeg.decode_jpeg(path.read_bytes()).size])
 
 
 def random_box(width: int, height: int, crop_area: tuple[float, float], crop_ratio: tuple[float, float]) -> Box:

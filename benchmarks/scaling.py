@@ -37,6 +37,7 @@ from flax import nnx
 
 from vise_jax import cli, config, models
 from vise_jax.errors import UserError
+from vise_jax.models import resnet
 from vise_jax.models.grouped_conv import GroupedConv
 from vise_jax.training import optimizer, sharding
 from vise_jax.training import state as train_state
@@ -119,8 +120,8 @@ class Collective(NamedTuple):
 def main(words: list[str]) -> None:
     cli.no_words(words)
     names = ENCODERS.value or (["resnet18"] if QUICK.value else ["resnet50", "resnet101", "resnext101_32x16d"])
-    if unknown := sorted(set(names) - set(models.ENCODERS)):
-        raise UserError(f"--encoders has no {unknown[0]!r}: choose from {', '.join(models.ENCODERS)}.")
+    if unknown := sorted(set(names) - set(resnet.ENCODERS)):
+        raise UserError(f"--encoders has no {unknown[0]!r}: choose from {', '.join(resnet.ENCODERS)}.")
     if COUNT.value:
         for name in names:
             print(json.dumps(examine(name, COUNT.value)), flush=True)
@@ -341,7 +342,7 @@ def arithmetic(name: str, side: int, width: int = 64, heads: dict[str, int] | No
     A multiplication and an addition for each weight and place, three times: forward, and backward for the layer's input
     and for its weights; but the images need no gradient. Norms, activations and the loss are left out.
     """
-    encoder = models.ENCODERS[name]
+    encoder = resnet.ENCODERS[name]
     groups, group_width = encoder.get("groups", 1), encoder.get("group_width", 64)
     expansion = encoder["block"].expansion
     halved = lambda length: -(-length // 2)  # noqa: E731

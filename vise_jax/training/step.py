@@ -103,8 +103,8 @@ def make_train_step(graphdef: nnx.GraphDef, config: ConfigDict, steps: int, mesh
             "loss": sum(terms.values(), start=jnp.float32(0.0)),
             **{f"loss_{head}": term for head, term in terms.items()},
             "learning_rate": rate(state.step),
-            "gradient_norm": optax.global_norm(grads),
-            "parameter_norm": optax.global_norm(params),
+            "gradient_norm": optax.tree.norm(grads),
+            "parameter_norm": optax.tree.norm(params),
             "bad_records": bad_records,
             "signals": counts["signals"],
         }

@@ -8,6 +8,7 @@ once. Which process reads an example follows from its row in the batch: the orde
 import os
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,19 @@ Batch = dict[str, np.ndarray]
 # Records, [R] bytes, empty for a damaged one; the number of each example in the run, int64 [R]; and where it comes
 # from: index of its shard and of the record in it, int64 [R, 2].
 Part = tuple[np.ndarray, np.ndarray, np.ndarray]
-Decode = Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
+# From records, string [R], to columns; from an encoded image and the example's number to uint8 [S, S, 3].
+Parse = Callable[[tf.Tensor], dict[str, tf.Tensor]]
+Crop = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
+# The defaults are for empty records; a record that lacks its image is an error.
 _FEATURES = {
-    "image/encoded": tf.io.FixedLenFeature([], tf.string),
-    "post_id": tf.io.FixedLenFeature([], tf.string),
+    "image/encoded": tf.io.FixedLenFeature([], tf.string, ""),
+    "post_id": tf.io.FixedLenFeature([], tf.string, ""),
     "comments/labels": tf.io.VarLenFeature(tf.int64),
     "comments/weights": tf.io.VarLenFeature(tf.float32),
-    "reactions/label": tf.io.FixedLenFeature([], tf.int64),
+    "reactions/label": tf.io.FixedLenFeature([], tf.int64, -1),
 }
+_PARSED_TOGETHER = 128
 
 
 def epoch_groups(
@@ -127,8 +132,9 @@ def batches(
                 skip = max(skip - len(order), 0)
             epoch += 1
 
-    decode = _decoder(crop, config.image_size, manifest)
-    return _decoded(parts, decode, folder, manifest["shards"], bad, first_step, int(ours.sum()), config.threads)
+    crop_or_black = _or_black(crop, config.image_size)
+    parse, size = _parser(manifest), int(ours.sum())
+    return _decoded(parts, parse, crop_or_black, folder, manifest["shards"], bad, first_step, size, config.threads)
 
 
 def validation_batches(
@@ -173,8 +179,8 @@ def validation_batches(
         filling = filling[ours[filling % batch_size]]
         yield np.full(len(filling), b"", object), filling, np.zeros((len(filling), 2), np.int64)
 
-    decode = _decoder(crop, preprocessing["crop"], manifest)
-    return _decoded(parts, decode, folder, shards, bad, 0, int(ours.sum()), config.threads)
+    crop_or_black = _or_black(crop, preprocessing["crop"])
+    return _decoded(parts, _parser(manifest), crop_or_black, folder, shards, bad, 0, int(ours.sum()), config.threads)
 
 
 def _mask(batch_size: int, rows: np.ndarray | None) -> np.ndarray:
@@ -212,47 +218,57 @@ def _read(
     return records, numbers, origins
 
 
-def _decoder(crop: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], image_size: int, manifest: dict[str, Any]) -> Decode:
-    """From a record and its number to an example of a batch; `crop` makes the image."""
+def _parser(manifest: dict[str, Any]) -> Parse:
+    """From records, string [R], to the columns of a batch, with `image/encoded` in the place of `images`.
+
+    An empty record becomes an example without image, labels and post id. Many at a time, since each operation of
+    TensorFlow costs as much for one as for hundreds.
+    """
     most = max(manifest["max_comment_labels"], 1)
-    classes = manifest["classes"]
+    classes = {name: tf.constant(count, tf.int64) for name, count in manifest["classes"].items()}
 
-    def full(record: tf.Tensor, number: tf.Tensor) -> dict[str, tf.Tensor]:
-        example = tf.io.parse_single_example(record, _FEATURES)
-        labels = tf.sparse.to_dense(example["comments/labels"], default_value=-1)
+    def parse(records: tf.Tensor) -> dict[str, tf.Tensor]:
+        columns = tf.io.parse_example(records, _FEATURES)
+        labels = tf.sparse.to_dense(columns["comments/labels"], default_value=-1)
+        weights = tf.sparse.to_dense(columns["comments/weights"])
+        reactions, encoded = columns["reactions/label"], columns["image/encoded"]
         # Labels beyond the manifest's classes are those of another labeler.
-        tf.debugging.assert_less(labels, tf.constant(classes["comments"], tf.int64), "comment label out of range")
-        reaction = example["reactions/label"]
-        tf.debugging.assert_less(reaction, tf.constant(classes["reactions"], tf.int64), "reaction label out of range")
-        padding = [[0, most - tf.size(labels)]]
+        tf.debugging.assert_less(labels, classes["comments"], "comment label out of range")
+        tf.debugging.assert_less(reactions, classes["reactions"], "reaction label out of range")
+        empty = tf.equal(tf.strings.length(encoded), 0)
+        tf.debugging.assert_equal(empty, tf.equal(tf.strings.length(records), 0), "no image")
         return {
-            "images": crop(example["image/encoded"], number),
-            "comment_labels": tf.pad(tf.cast(labels, tf.int32), padding, constant_values=-1),
-            "comment_weights": tf.pad(tf.sparse.to_dense(example["comments/weights"]), padding),
-            "reaction_label": tf.cast(reaction, tf.int32),
-            "post_id": example["post_id"],
+            "image/encoded": encoded,
+            "comment_labels": _padded(tf.cast(labels, tf.int32), most, -1),
+            "comment_weights": _padded(weights, most, 0.0),
+            "reaction_label": tf.cast(reactions, tf.int32),
+            "post_id": columns["post_id"],
         }
 
-    def blank() -> dict[str, tf.Tensor]:
-        return {
-            "images": tf.zeros([image_size, image_size, 3], tf.uint8),
-            "comment_labels": tf.fill([most], -1),
-            "comment_weights": tf.zeros([most]),
-            "reaction_label": tf.constant(-1),
-            "post_id": tf.constant(b""),
-        }
+    return parse
 
-    def decode(record: tf.Tensor, number: tf.Tensor) -> dict[str, tf.Tensor]:
-        example = tf.cond(tf.strings.length(record) > 0, lambda: full(record, number), blank)
-        shapes = {"images": [image_size, image_size, 3], "comment_labels": [most], "comment_weights": [most]}
-        return {name: tf.ensure_shape(value, shapes.get(name, [])) for name, value in example.items()}
 
-    return decode
+def _or_black(crop: Crop, image_size: int) -> Crop:
+    """As `crop`, but black where there is no image."""
+
+    def crop_or_black(encoded: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+        black = tf.zeros([image_size, image_size, 3], tf.uint8)
+        pixels = tf.cond(tf.strings.length(encoded) > 0, lambda: crop(encoded, number), lambda: black)
+        return tf.ensure_shape(pixels, [image_size, image_size, 3])
+
+    return crop_or_black
+
+
+def _padded(rows: tf.Tensor, width: int, value: float) -> tf.Tensor:
+    """Fill [R, K] up to [R, width]; an error where K is larger."""
+    padded = tf.pad(rows, [[0, 0], [0, width - tf.shape(rows)[1]]], constant_values=tf.constant(value, rows.dtype))
+    return tf.ensure_shape(padded, [None, width])
 
 
 def _decoded(
     parts: Callable[[int], Iterator[Part]],
-    decode: Decode,
+    parse: Parse,
+    crop: Crop,
     folder: Path,
     shards: list[dict[str, Any]],
     bad: BadRecords,
@@ -263,12 +279,12 @@ def _decoded(
     """Decode the parts from a step on into batches of so many examples; who can't be decoded is named, and black."""
     while True:
         try:
-            for batch in _pipeline(parts(step), decode, size, threads):
+            for batch in _pipeline(parts(step), parse, crop, size, threads):
                 yield batch
                 step += 1
         except tf.errors.OpError as error:
-            # tf.data doesn't say which example it was, but it is one of the next batch.
-            if not _name_undecodable(parts(step), decode, shards, bad, size):
+            # tf.data doesn't say which example it was, but it is one of the next.
+            if not _name_undecodable(parts(step), parse, crop, shards, bad, size):
                 raise UserError(
                     f"The shards {folder} can't be read ({_reason(error)}): make them again with `{MADE_BY}`."
                 ) from error
@@ -276,20 +292,31 @@ def _decoded(
             return
 
 
-def _pipeline(parts: Iterator[Part], decode: Decode, size: int, threads: int) -> Iterator[Batch]:
+def _pipeline(parts: Iterator[Part], parse: Parse, crop: Crop, size: int, threads: int) -> Iterator[Batch]:
     failures: list[UserError] = []
 
     def generate() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         try:
-            yield from ((records, numbers) for records, numbers, _ in parts)
+            for records, numbers, _ in _ahead(parts):
+                for start in range(0, len(records), _PARSED_TOGETHER):
+                    end = start + _PARSED_TOGETHER
+                    yield records[start:end], numbers[start:end]
         except UserError as error:
             failures.append(error)
             raise
 
+    def to_columns(records: tf.Tensor, numbers: tf.Tensor) -> dict[str, tf.Tensor]:
+        return parse(records) | {"number": numbers}
+
+    def with_image(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        encoded, number = example.pop("image/encoded"), example.pop("number")
+        return example | {"images": crop(encoded, number)}
+
     threads = threads or os.cpu_count() or 1
     signature = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64))
-    dataset = tf.data.Dataset.from_generator(generate, output_signature=signature).prefetch(1).unbatch()
-    dataset = dataset.map(decode, num_parallel_calls=threads, deterministic=True)
+    dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    dataset = dataset.map(to_columns).prefetch(1).unbatch()
+    dataset = dataset.map(with_image, num_parallel_calls=threads, deterministic=True)
     dataset = dataset.batch(size, drop_remainder=True).prefetch(2)
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
@@ -302,19 +329,36 @@ def _pipeline(parts: Iterator[Part], decode: Decode, size: int, threads: int) ->
         raise
 
 
+def _ahead(parts: Iterator[Part]) -> Iterator[Part]:
+    """The same parts, each read while the one before it is used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, parts, None)
+        while (part := coming.result()) is not None:
+            coming = pool.submit(next, parts, None)
+            yield part
+
+
 def _name_undecodable(
-    parts: Iterator[Part], decode: Decode, shards: list[dict[str, Any]], bad: BadRecords, size: int
+    parts: Iterator[Part], parse: Parse, crop: Crop, shards: list[dict[str, Any]], bad: BadRecords, size: int
 ) -> bool:
-    """Try the next so many examples one by one, and name those that can't be decoded; whether there were any."""
-    known = len(bad)
+    """Try the next examples one by one, and name those that can't be decoded; whether there were any.
+
+    Records are parsed together, so that one that can't be is an error before its batch: all near the next `size` are
+    tried; images only of these.
+    """
+    known, left = len(bad), size
     for records, numbers, origins in parts:
-        for record, number, (shard, index) in zip(records[:size], numbers, origins, strict=False):
+        for place, (record, number, (shard, index)) in enumerate(zip(records, numbers, origins, strict=True)):
+            if place >= left + _PARSED_TOGETHER:
+                break
             try:
-                decode(tf.constant(record), tf.constant(number, tf.int64))
+                encoded = parse(tf.constant([record]))["image/encoded"][0]
+                if place < left:
+                    crop(encoded, tf.constant(number, tf.int64))
             except tf.errors.OpError as error:
                 bad.add(shards[shard]["name"], int(index), _reason(error))
-        size -= min(len(records), size)
-        if not size:
+        left -= len(records)
+        if left <= -_PARSED_TOGETHER * 2:
             break
     return len(bad) > known
 

@@ -1,6 +1,7 @@
 """Checkpoints of a run: Orbax behind a few verbs."""
 
 import contextlib
+import logging as python_logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,8 +39,9 @@ class Checkpoints:
         self._problem = ""
 
     def __enter__(self) -> "Checkpoints":
-        # Orbax logs what a failed save raised, with all that it passed through; `problem` says it in a line.
+        # Of a failed save, all that the error passed through is logged; `problem` says it in a line.
         logging.get_absl_logger().addFilter(_not_of_orbax)
+        python_logging.getLogger("asyncio").addFilter(_not_of_a_task)
         return self
 
     def __exit__(
@@ -49,6 +51,7 @@ class Checkpoints:
             self._manager.close()
             self._best.close()
         logging.get_absl_logger().removeFilter(_not_of_orbax)
+        python_logging.getLogger("asyncio").removeFilter(_not_of_a_task)
 
     def latest(self) -> int | None:
         """The newest step whose checkpoint is complete, as the disk says, or None."""
@@ -174,5 +177,9 @@ def _signature(leaf: Any) -> tuple[tuple[int, ...], str]:
     return tuple(leaf.shape), str(leaf.dtype)
 
 
-def _not_of_orbax(record: Any) -> bool:
+def _not_of_orbax(record: python_logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
+
+
+def _not_of_a_task(record: python_logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Task exception was never retrieved")

@@ -182,4 +182,4 @@ def _not_of_orbax(record: python_logging.LogRecord) -> bool:
 
 
 def _not_of_a_task(record: python_logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("Task exception was never retrieved")
+    return "exception was never retrieved" not in record.getMessage()

@@ -25,9 +25,9 @@ import numpy as np
 from absl import flags
 from measuring import ratio
 from PIL import Image
+from simulated import write_shards
 
-from vise_jax import artefact, cli
-from vise_jax.data import shards
+from vise_jax import cli
 
 QUICK = flags.DEFINE_bool("quick", False, "2,000 examples, 40 steps, 1 round: a smoke test.")
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Restarts at each place.", 1)
@@ -63,37 +63,10 @@ def main(words: list[str]) -> None:
 
 
 def make_shards(folder: Path, examples: int) -> None:
-    """Write shards of simulated examples with a manifest."""
-    folder.mkdir()
+    """Write shards of drawn images."""
     draw = np.random.default_rng(0)
     images = [_picture(draw) for _ in range(min(examples, 2_000))]
-
-    def example(number: int) -> dict:
-        return {
-            "image/encoded": images[number % len(images)],
-            "post_id": b"%016d" % number,
-            "comments/labels": [number % 40],
-            "comments/weights": [1.0],
-            "reactions/label": number % 8,
-        }
-
-    size = examples // _SHARDS
-    written = [
-        shards.write_shard(map(example, range(start, start + size)), folder / f"s-{start:07d}.tfrecord")
-        for start in range(0, examples, size)
-    ]
-    manifest = {
-        "format_version": shards.FORMAT_VERSION,
-        "posts": examples,
-        "examples": examples,
-        "classes": {"comments": 40, "reactions": 8},
-        "max_comment_labels": 1,
-        "shards": written,
-        "validation": {"examples": 0, "shards": []},
-        "labeler": "simulated",
-        "fingerprint": artefact.fingerprint(written),
-    }
-    artefact.write_json(folder / "manifest.json", manifest)
+    write_shards(folder, lambda number: images[number % len(images)], examples, _SHARDS, comments=40, reactions=8)
 
 
 def _picture(draw: np.random.Generator) -> bytes:

@@ -45,7 +45,7 @@ from absl import flags
 from measuring import ratio
 from PIL import Image
 
-from vise_jax import artefact, cli, config
+from vise_jax import cli, config
 
 QUICK = flags.DEFINE_bool("quick", False, "96 photographs, 2 short rounds: a smoke test.")
 PHOTOS = flags.DEFINE_integer("photos", None, "Photographs; 800 if not said.", 8)
@@ -143,38 +143,16 @@ def photo(number: int) -> bytes:
 
 def write_photos(folder: Path, count: int) -> int:
     """Write `photos/NUMBER.jpg` and the same as engagement shards, `shards`; the files' bytes together."""
-    from vise_jax.data import shards
+    from simulated import write_shards
 
-    for name in ("photos", "shards"):
-        (folder / name).mkdir()
+    (folder / "photos").mkdir()
 
-    def example(number: int) -> dict[str, Any]:
+    def image(number: int) -> bytes:
         encoded = photo(number)
         (folder / "photos" / f"{number}.jpg").write_bytes(encoded)
-        return {
-            "image/encoded": encoded,
-            "post_id": b"%08d" % number,
-            "comments/labels": [number % 5000],
-            "comments/weights": [1.0],
-            "reactions/label": number % 128,
-        }
+        return encoded
 
-    written = [
-        shards.write_shard(map(example, numbers.tolist()), folder / "shards" / f"{shard}.tfrecord")
-        for shard, numbers in enumerate(np.array_split(np.arange(count), SHARDS))
-    ]
-    manifest = {
-        "format_version": shards.FORMAT_VERSION,
-        "posts": count,
-        "examples": count,
-        "classes": {"comments": 5000, "reactions": 128},
-        "max_comment_labels": 1,
-        "shards": written,
-        "validation": {"examples": 0, "shards": []},
-        "labeler": "",
-        "fingerprint": "",
-    }
-    artefact.write_json(folder / "shards" / "manifest.json", manifest)
+    write_shards(folder / "shards", image, count, SHARDS, comments=5000, reactions=128)
     return sum(path.stat().st_size for path in (folder / "photos").iterdir())
 
 

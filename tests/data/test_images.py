@@ -5,34 +5,11 @@ import zlib
 
 import numpy as np
 import pytest
+from pictures import KINDS, encode, picture
 from PIL import Image
 
 from vise_jax.data import downstream, images
 from vise_jax.errors import UserError
-
-
-def picture(width: int, height: int) -> Image.Image:
-    """A smooth colour picture, so that JPEG stays close to it."""
-    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def encode(image: Image.Image, kind: str) -> bytes:
-    mode, file_format = {
-        "jpeg": ("RGB", "JPEG"),
-        "grey jpeg": ("L", "JPEG"),
-        "cmyk jpeg": ("CMYK", "JPEG"),
-        "png": ("RGB", "PNG"),
-        "grey png": ("L", "PNG"),
-        "palette png": ("P", "PNG"),
-        "alpha png": ("RGBA", "PNG"),
-    }[kind]
-    file = io.BytesIO()
-    image.convert(mode).save(file, file_format)
-    return file.getvalue()
-
-
-KINDS = ["jpeg", "grey jpeg", "cmyk jpeg", "png", "grey png", "palette png", "alpha png"]
 
 
 def pillow_centre_crop(encoded: bytes, resize: int, crop: int, resample: Image.Resampling) -> np.ndarray:

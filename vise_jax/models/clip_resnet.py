@@ -10,7 +10,7 @@ from flax import nnx
 
 from vise_jax.errors import UserError
 from vise_jax.models.conv import Conv
-from vise_jax.models.resnet import Norm, run_stages, shortcut
+from vise_jax.models.resnet import Norm, make_stages, run_stages, shortcut
 
 # What an image's side is divided by on the way to the feature map, and the side that the attention pool is made for.
 _STRIDE = 32
@@ -50,24 +50,15 @@ class CLIPResNet(nnx.Module):
         self.bn2 = norm(width // 2)
         self.conv3 = Conv(width // 2, width, 3, dtype=dtype, rngs=rngs)
         self.bn3 = norm(width)
-        in_channels, stages = width, []
-        for stage, length in enumerate(blocks):
-            channels = width * 2**stage
-            layer: nnx.List = nnx.List([])
-            for index in range(length):
-                layer.append(
-                    _Bottleneck(
-                        in_channels,
-                        channels,
-                        stride=2 if stage > 0 and index == 0 else 1,
-                        norm=norm,
-                        last_scale=0.0 if zero_init_last_bn else 1.0,
-                        dtype=dtype,
-                        rngs=rngs,
-                    )
-                )
-                in_channels = 4 * channels
-            stages.append(layer)
+        stages, in_channels = make_stages(
+            _Bottleneck,
+            blocks,
+            width,
+            norm=norm,
+            last_scale=0.0 if zero_init_last_bn else 1.0,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.feature_dim = 16 * width
         self.attnpool = _AttentionPool(in_channels, self.feature_dim, rngs=rngs)
@@ -102,6 +93,8 @@ class CLIPResNet(nnx.Module):
 
 class _Bottleneck(nnx.Module):
     """1x1, 3x3 and 1x1 convolutions and a shortcut; a stride is an average pool before the last and in the shortcut."""
+
+    expansion = 4
 
     def __init__(
         self, in_channels: int, channels: int, *, stride: int, norm: Norm, last_scale: float, dtype: str, rngs: nnx.Rngs

@@ -146,28 +146,17 @@ class ResNet(nnx.Module):
         kernel_size, stride = (7, 2) if stem == "imagenet" else (3, 1)
         self.conv1 = Conv(3, width, kernel_size, stride=stride, dtype=dtype, rngs=rngs)
         self.bn1 = norm(width)
-        expansion = block.expansion  # type: ignore[attr-defined]
-        in_channels, stages = width, []
-        for stage, length in enumerate(blocks):
-            channels = width * 2**stage
-            layer: nnx.List = nnx.List([])
-            for index in range(length):
-                layer.append(
-                    block(
-                        in_channels,
-                        channels,
-                        stride=2 if stage > 0 and index == 0 else 1,
-                        norm=norm,
-                        last_scale=0.0 if zero_init_last_bn else 1.0,
-                        dtype=dtype,
-                        rngs=rngs,
-                        **block_settings,
-                    )
-                )
-                in_channels = channels * expansion
-            stages.append(layer)
+        stages, self.feature_dim = make_stages(
+            block,
+            blocks,
+            width,
+            norm=norm,
+            last_scale=0.0 if zero_init_last_bn else 1.0,
+            dtype=dtype,
+            rngs=rngs,
+            **block_settings,
+        )
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.feature_dim = in_channels
 
     def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Encode normalised images.
@@ -186,6 +175,32 @@ class ResNet(nnx.Module):
         x = run_stages((self.layer1, self.layer2, self.layer3, self.layer4), x, train=train, remat=self.remat)
         features = x.astype(jnp.float32).mean((1, 2))
         return features, {"features": features, "feature_map": x}
+
+
+def make_stages(
+    block: Callable[..., Any], blocks: tuple[int, ...], width: int, **settings: Any
+) -> tuple[list[nnx.List], int]:
+    """The stages of a ResNet, each twice as wide as the one before and, from the second on, half as high and wide.
+
+    Args:
+        block: makes a block of so many channels in and inside; it says its `expansion`.
+        blocks: how many blocks each stage has.
+        width: channels of the stem's output and inside the first stage.
+        **settings: what else the blocks take.
+
+    Returns:
+        The stages, and the channels of the last one's output.
+    """
+    in_channels, stages = width, []
+    for stage, length in enumerate(blocks):
+        channels = width * 2**stage
+        layer: nnx.List = nnx.List([])
+        for index in range(length):
+            stride = 2 if stage > 0 and index == 0 else 1
+            layer.append(block(in_channels, channels, stride=stride, **settings))
+            in_channels = channels * block.expansion  # type: ignore[attr-defined]
+        stages.append(layer)
+    return stages, in_channels
 
 
 def run_stages(layers: Iterable[nnx.List], x: jax.Array, *, train: bool, remat: tuple[int, ...]) -> jax.Array:

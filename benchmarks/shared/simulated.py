@@ -1,0 +1,52 @@
+"""Simulated engagement shards for benchmarks."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vise_jax import artefact
+from vise_jax.data import shards
+
+
+def write_shards(
+    folder: Path, image: Callable[[int], bytes], examples: int, count: int, *, comments: int, reactions: int
+) -> None:
+    """Write a folder of shards whose examples have one label of each kind.
+
+    Args:
+        folder: a new folder.
+        image: from an example's number to its encoded image.
+        examples: how many.
+        count: of shards, of about the same size.
+        comments: clusters of comments, which take turns.
+        reactions: clusters of reactions.
+    """
+    folder.mkdir()
+
+    def example(number: int) -> dict[str, Any]:
+        return {
+            "image/encoded": image(number),
+            "post_id": b"%016d" % number,
+            "comments/labels": [number % comments],
+            "comments/weights": [1.0],
+            "reactions/label": number % reactions,
+        }
+
+    written = [
+        shards.write_shard(map(example, numbers.tolist()), folder / f"s-{shard:05d}.tfrecord")
+        for shard, numbers in enumerate(np.array_split(np.arange(examples), count))
+    ]
+    manifest = {
+        "format_version": shards.FORMAT_VERSION,
+        "posts": examples,
+        "examples": examples,
+        "classes": {"comments": comments, "reactions": reactions},
+        "max_comment_labels": 1,
+        "shards": written,
+        "validation": {"examples": 0, "shards": []},
+        "labeler": "simulated",
+        "fingerprint": artefact.fingerprint(written),
+    }
+    artefact.write_json(folder / "manifest.json", manifest)

@@ -192,3 +192,11 @@ def test_damaged_records_are_counted(config, tmp_path):
     config.data.max_bad_share = 0.02
     with pytest.raises(UserError, match=r"1 records of the shards can't be trained on, the last one in s-2\.tfrecord"):
         loop.train(config, tmp_path / "other")
+
+
+def test_a_checkpoint_is_due_by_the_clock(config, tmp_path):
+    config.training.checkpoint_minutes = 1e-9
+    config.training.keep_checkpoints = 9
+    loop.train(config, tmp_path / "run")
+    # Asked with the batch of step 1, told with its metrics, when step 2 is under way.
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*"))[0] == "2"

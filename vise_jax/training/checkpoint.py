@@ -3,7 +3,6 @@
 import contextlib
 import logging as python_logging
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -43,7 +42,6 @@ class Checkpoints:
         # Of a failed save, all that the error passed through is logged; `problem` says it in a line.
         logging.get_absl_logger().addFilter(_not_of_orbax)
         python_logging.getLogger("asyncio").addFilter(_not_of_a_task)
-        self._excepthook, sys.excepthook = sys.excepthook, _unless_loop_is_closed
         return self
 
     def __exit__(
@@ -54,7 +52,6 @@ class Checkpoints:
             self._best.close()
         logging.get_absl_logger().removeFilter(_not_of_orbax)
         python_logging.getLogger("asyncio").removeFilter(_not_of_a_task)
-        sys.excepthook = self._excepthook
 
     def latest(self) -> int | None:
         """The newest step whose checkpoint is complete, as the disk says, or None."""
@@ -186,9 +183,3 @@ def _not_of_orbax(record: python_logging.LogRecord) -> bool:
 
 def _not_of_a_task(record: python_logging.LogRecord) -> bool:
     return "exception was never retrieved" not in record.getMessage()
-
-
-def _unless_loop_is_closed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    # TensorStore's threads say so of each write that was under way when another one failed.
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)

@@ -123,6 +123,23 @@ def test_a_save_that_fails_is_said_once_and_the_next_one_succeeds(tmp_path, monk
         assert same(checkpoints.restore(like=state(0))[1], 3)
 
 
+def test_a_disk_without_room_is_not_even_tried(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        with monkeypatch.context() as patched:
+            # The state has 15 + 8 numbers of 4 bytes.
+            patched.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 909, 91))
+            checkpoints.save(1, state(1))
+            assert checkpoints.problem() == "the disk is full"
+            checkpoints.save_best(1, state(1), 2.0)
+            assert checkpoints.problem() == "the disk is full"
+            assert not list(tmp_path.rglob("*.orbax*"))
+            patched.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 908, 92))
+            checkpoints.save(2, state(2))
+        checkpoints.wait()
+        assert checkpoints.problem() == ""
+        assert checkpoints.latest() == 2
+
+
 def test_a_step_that_is_there_is_not_saved_again(three):
     with Checkpoints(three, keep=3) as checkpoints:
         checkpoints.save(30, state(99))

@@ -64,7 +64,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
         with self._tolerant():
             # A second SIGTERM, or a minute that ends at a step that is saved anyhow, asks for what is there.
-            if step not in self._manager.all_steps():
+            if step not in self._manager.all_steps() and self._has_room(state):
                 self._manager.save(step, args=ocp.args.StandardSave(_leaves(state)))
 
     def save_best(self, step: int, state: Any, loss: float) -> None:
@@ -74,6 +74,8 @@ class Checkpoints:
         found = self._best.latest_step()
         if found is None or (step > found and loss < self._best.metrics(found)[_METRIC]):
             with self._tolerant():
+                if not self._has_room(state):
+                    return
                 self._best.save(step, args=ocp.args.StandardSave(_leaves(state)), metrics={_METRIC: loss})
 
     def wait(self) -> None:
@@ -90,6 +92,15 @@ class Checkpoints:
                     manager.wait_until_finished()
         problem, self._problem = self._problem, ""
         return problem
+
+    def _has_room(self, state: Any) -> bool:
+        """Whether the disk has room for a state; a save that fails half-way would say so in many tracebacks."""
+        usage = shutil.disk_usage(self._folder)
+        # Several processes have to decide alike, and some file systems don't tell.
+        if jax.process_count() == 1 and usage.total > 0 and usage.free < sum(x.nbytes for x in jax.tree.leaves(state)):
+            self._problem = "the disk is full"
+            return False
+        return True
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:

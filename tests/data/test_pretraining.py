@@ -222,11 +222,20 @@ def test_damaged_validation_images_are_black_and_named(shards_folder, make_examp
 def test_groups_hold_every_record_once_whatever_their_size(batch_size):
     counts = [3, 1, 4, 1, 5]
     for size in (1, 2, 5, 9):
-        groups = pretraining.epoch_groups(counts, size, seed=0, epoch=1, batch_size=batch_size)
+        groups = list(pretraining.epoch_groups(counts, size, seed=0, epoch=1, batch_size=batch_size))
         assert sorted(np.concatenate([group for group, _ in groups])) == list(range(5))
         for group, order in groups:
             assert len(group) <= size
             assert sorted(order) == list(range(sum(counts[shard] for shard in group)))
+
+
+@pytest.mark.parametrize("skip", [0, 1, 4, 5, 9, 13, 14])
+def test_an_epoch_is_entered_anywhere_in_the_same_order(skip):
+    def order(skip: int) -> list[tuple[int, ...]]:
+        groups = pretraining.epoch_groups([3, 1, 4, 1, 5], 2, seed=7, epoch=2, batch_size=4, skip=skip)
+        return [(*group.tolist(), record) for group, records in groups for record in records.tolist()]
+
+    assert order(skip) == order(0)[skip:]
 
 
 def test_a_batch_mixes_the_shards_of_a_group():

@@ -42,35 +42,41 @@ _PARSED_TOGETHER = 128
 
 
 def epoch_groups(
-    examples_per_shard: list[int], shuffle_shards: int, seed: int, epoch: int, batch_size: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+    examples_per_shard: list[int], shuffle_shards: int, seed: int, epoch: int, batch_size: int, skip: int = 0
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The order of one epoch: shards in random order, and the records of `shuffle_shards` of them at a time shuffled.
 
     A group of S shards is cut into S lanes of consecutive records, and the rows of a batch into as many runs: run i is
     drawn from lane i. So a batch mixes records of all S shards, while a process, which has consecutive rows, reads
     those of its lanes only.
 
-    Returns:
+    Each group is ordered when it is asked for, and those that end before the first `skip` examples of the epoch not at
+    all: an epoch of hundreds of millions is entered anywhere within seconds.
+
+    Yields:
         For each group its shards, int64 [S], and the order in which the records of these shards, one shard behind the
-        other, come: int64 [R]. The same on any machine and with any NumPy: only the raw bits of Philox, whose
-        stream is fixed, decide.
+        other, come, the skipped ones left out: int64 [R]. The same on any machine and with any NumPy: only the raw bits
+        of Philox, whose stream is fixed, decide.
     """
     bits = np.random.Philox(np.random.SeedSequence([seed, epoch]))
     counts = np.asarray(examples_per_shard, np.int64)
     shards = np.argsort(bits.random_raw(len(counts)), kind="stable")
-    groups, first = [], epoch * int(counts.sum())
+    first = epoch * int(counts.sum())
     for start in range(0, len(shards), shuffle_shards):
         group = shards[start : start + shuffle_shards]
         size = int(counts[group].sum())
+        random = bits.random_raw(size)
+        if skip >= size:
+            first, skip = first + size, skip - size
+            continue
         lane = (first + np.arange(size)) % batch_size * shuffle_shards // batch_size
         # Both are sorted by lane: the places in their own order, the records shuffled within.
         places = np.argsort(lane, kind="stable")
-        records = np.lexsort((bits.random_raw(size), lane[places]))
+        records = np.lexsort((random, lane[places]))
         order = np.empty(size, np.int64)
         order[places] = records
-        groups.append((group, order))
-        first += size
-    return groups
+        yield group, order[skip:]
+        first, skip = first + size, 0
 
 
 def batches(
@@ -122,15 +128,13 @@ def batches(
     def parts(step: int) -> Iterator[Part]:
         epoch, skip = divmod(step * batch_size, sum(counts))
         while True:
-            first = epoch * sum(counts)
-            for group, order in epoch_groups(counts, config.shuffle_shards, seed, epoch, batch_size):
-                if skip < len(order):
-                    numbers = first + np.arange(skip, len(order))
-                    mine = ours[numbers % batch_size]
-                    yield _read(folder, manifest["shards"], group, order[skip:][mine], numbers[mine], bad)
+            first = epoch * sum(counts) + skip
+            for group, order in epoch_groups(counts, config.shuffle_shards, seed, epoch, batch_size, skip):
+                numbers = np.arange(first, first + len(order))
+                mine = ours[numbers % batch_size]
+                yield _read(folder, manifest["shards"], group, order[mine], numbers[mine], bad)
                 first += len(order)
-                skip = max(skip - len(order), 0)
-            epoch += 1
+            epoch, skip = epoch + 1, 0
 
     crop_or_black = _or_black(crop, config.image_size)
     parse, size = _parser(manifest), int(ours.sum())

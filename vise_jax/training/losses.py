@@ -21,12 +21,17 @@ def comment_loss(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> tu
     Returns:
         The loss of each example, float32 [B], 0 where it has no label; and which have one, float32 [B] of 0 and 1.
     """
-    weights = jnp.where(labels >= 0, weights, 0.0)
-    total = weights.sum(axis=1)
+    weights, total = _label_weights(labels, weights)
     labelled = total > 0
     targets = weights / jnp.where(labelled, total, 1.0)[:, None]
     log_probabilities = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0), axis=1)
     return -(targets * log_probabilities).sum(axis=1), labelled.astype(jnp.float32)
+
+
+def _label_weights(labels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The weights [B, M], 0 where there is no label, and their sums [B]."""
+    weights = jnp.where(labels >= 0, weights, 0.0)
+    return weights, weights.sum(axis=1)
 
 
 def reaction_loss(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -46,9 +51,8 @@ def reaction_loss(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.A
 
 def labelled(batch: Batch) -> dict[str, jax.Array]:
     """Which examples carry a label, float32 [B] of 0 and 1, for `comments` and `reactions`."""
-    comments = (jnp.where(batch["comment_labels"] >= 0, batch["comment_weights"], 0.0).sum(axis=1) > 0).astype(
-        jnp.float32
-    )
+    _, total = _label_weights(batch["comment_labels"], batch["comment_weights"])
+    comments = (total > 0).astype(jnp.float32)
     return {"comments": comments, "reactions": (batch["reaction_label"] >= 0).astype(jnp.float32)}
 
 

@@ -37,7 +37,7 @@ COMMENTS = flags.DEFINE_integer("comments", 4, "Comments of a post, on average."
 FILES = flags.DEFINE_integer("files", 4, "Posts files.", 1)
 
 ROOT = Path(__file__).resolve().parents[1]
-# Posts share images, so that making them takes no longer than labelling them.
+# Posts share images, so that making them takes no longer than labeling them.
 _IMAGES = 2_000
 _CONFIG = (
     f"--config={ROOT}/configs/vise_1m.py",

@@ -41,15 +41,15 @@ from measuring import ratio
 from vise_jax import cli, config
 from vise_jax.engagement import kmeans
 from vise_jax.engagement.comments import CommentEncoder, fit_encoder, tokenizer
-from vise_jax.engagement.privacy import mask
-from vise_jax.engagement.tokens import Splitter, tokenize
-from vise_jax.engagement.vectors import unit_rows
 from vise_jax.errors import UserError
 from vise_jax.posts import Ledger, expand, read
+from vise_jax.similarity import unit_rows
+from vise_jax.text.masking import mask
+from vise_jax.text.tokens import Splitter, tokenize
 
 OURS, PEER, PEER_FAST = "vise_jax", "scikit-learn", "scikit-learn, our fast tokenizer"
 VARIANTS = (OURS, PEER, PEER_FAST)
-# Comments labelled at a time.
+# Comments labeled at a time.
 BATCH = 4096
 # Workers inherit this.
 ONE_THREAD = {
@@ -59,7 +59,7 @@ ONE_THREAD = {
 GENERATED = 40_000
 
 QUICK = flags.DEFINE_bool("quick", False, "4,000 comments, 20 clusters, 16 dimensions, 2 rounds: a smoke test.")
-POSTS = flags.DEFINE_string("posts", None, "Posts files whose comments are labelled: a glob, or several by commas.")
+POSTS = flags.DEFINE_string("posts", None, "Posts files whose comments are labeled: a glob, or several by commas.")
 COMMENTS = flags.DEFINE_integer("comments", None, "How many the messages are repeated to; 1,000,000 if not said.", 100)
 CLUSTERS = flags.DEFINE_integer("clusters", None, "K-means; 1,000 if not said.", 2)
 DIMENSIONS = flags.DEFINE_integer("dimensions", None, "Of LSA; 256 if not said.", 2)

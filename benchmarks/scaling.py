@@ -11,7 +11,7 @@ workspaces, which XLA's CPU compiler leaves out. Grouped convolutions are compil
 convolutions of maps up to 7x7 are matrix products here, with patches of nine times their input.
 
 *Planned*: how long that takes on a system of chips, by arithmetic; nothing is measured. A chip reaches a share of its
-vendor's peak (--utilisation), a link a share of its vendor's speed (--link_share). Arrays are summed by rings or trees:
+vendor's peak (--utilization), a link a share of its vendor's speed (--link_share). Arrays are summed by rings or trees:
 within a node, then between nodes, each chip with a part of its own. "In sequence" a step computes, then exchanges.
 "Overlapped" it exchanges while the backward pass, two thirds of the arithmetic, goes on; what is left over, at least
 a bucket of 32 MiB, comes on top. Reading data, launching and waiting for the slowest chip are not in it.
@@ -90,7 +90,7 @@ SYSTEM_NAMES = flags.DEFINE_list("systems", list(SYSTEMS), f"Of: {', '.join(SYST
 LINKS = flags.DEFINE_list("links", None, "WITHIN,BETWEEN: other links, GB/s each way, for all systems.")
 # ResNet-50 on A100 (NVIDIA DeepLearningExamples, 2,470 images/s) and H100 (MLPerf v3.0, 7,000) and the paper's
 # ResNeXt-101 on V100 (90) reach 16 to 19% of the peak.
-UTILISATION = flags.DEFINE_float("utilisation", 0.18, "Share of a chip's peak that the step reaches.", 0.001, 1.0)
+UTILIZATION = flags.DEFINE_float("utilization", 0.18, "Share of a chip's peak that the step reaches.", 0.001, 1.0)
 LINK_SHARE = flags.DEFINE_float(
     "link_share", 0.8, "Share of a link's speed that a ring reaches: an assumption.", 0.001, 1.0
 )
@@ -132,7 +132,7 @@ def main(words: list[str]) -> None:
     steps.sort(key=lambda step: names.index(step["encoder"]))
     print(_table_of_steps(steps), end="\n\n")
     plans = [plan(step, name, system) for step in steps for name, system in systems.items()]
-    usual = f"{UTILISATION.value:.0%} of a chip's peak (in brackets at all of it)"
+    usual = f"{UTILIZATION.value:.0%} of a chip's peak (in brackets at all of it)"
     print(f"Planned, at {usual} and {LINK_SHARE.value:.0%} of a link's:")
     print(_table_of_plans(plans), end="\n\n")
     print(
@@ -143,7 +143,7 @@ def main(words: list[str]) -> None:
                 "ratios": {},
                 "steps": steps,
                 "planned": plans,
-                "utilisation": UTILISATION.value,
+                "utilization": UTILIZATION.value,
                 "link_share": LINK_SHARE.value,
                 "versions": {"jax": jax.__version__},
             }
@@ -407,7 +407,7 @@ def plan(step: dict[str, Any], name: str, system: System) -> dict[str, Any]:
     # A bucket's time, not more than all of them take.
     last = min(reduction(BUCKET, step["devices"], system, LINK_SHARE.value), exchange)
     found = {"encoder": step["encoder"], "devices": step["devices"], "system": name, "exchange_seconds": exchange}
-    for speed, share in (("usual", UTILISATION.value), ("peak", 1.0)):
+    for speed, share in (("usual", UTILIZATION.value), ("peak", 1.0)):
         compute = step["flops_per_image_by_hand"] * step["per_device"] / (share * system.flops)
         ways = {"in_sequence": compute + exchange, "overlapped": overlapped(compute, exchange, last)}
         found[speed] = {

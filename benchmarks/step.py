@@ -3,7 +3,7 @@
     python benchmarks/step.py
     python benchmarks/step.py --encoders resnet50 --batch 16 --peers "eager nchw,eager channels_last"
 
-A step is what `train.py` does with a batch: flip and normalise uint8 images, forward, Eq. 1 on two heads, backward,
+A step is what `train.py` does with a batch: flip and normalize uint8 images, forward, Eq. 1 on two heads, backward,
 SGD with momentum and weight decay; on one device. All variants take turns, round by round, so that a machine that
 slows down slows all of them. The last line is one JSON object; a ratio above 1 means that this project is ahead of
 PyTorch's best variant.

@@ -65,7 +65,7 @@ def _convert(source: str, weights: Path, output: Path) -> None:
     made = encoder.provenance["converted"]
     print(
         f"{output}: {'was converted before, ' if before else ''}{encoder.architecture['name']}, "
-        f"{encoder.feature_dim:,} features; licence {encoder.licence}"
+        f"{encoder.feature_dim:,} features; license {encoder.license}"
     )
     if not made["layout_verified"]:
         print(f"the layout of {source}'s files is not verified: that is written in encoder.json")
@@ -78,7 +78,7 @@ def _export(encoder: Path, layout: str, output: Path) -> None:
 
     loaded = Encoder.load(encoder)
     interop.export(loaded, layout, output, head=_HEAD.value)
-    print(f"{output}: licence {loaded.licence}")
+    print(f"{output}: license {loaded.license}")
     if layout == "torchvision" and not _HEAD.value:
         print("there is no fc in it: set model.fc = torch.nn.Identity() before load_state_dict")
 
@@ -89,7 +89,7 @@ def _show_sources() -> None:
 
     from vise_jax.interop import SOURCES
 
-    table = Table("--source", "--arch", "images", "licence", show_lines=True)
+    table = Table("--source", "--arch", "images", "license", show_lines=True)
     table.add_column("what, and where it is to be had", overflow="fold")
     for name, source in SOURCES.items():
         images = source.preprocessing
@@ -101,7 +101,7 @@ def _show_sources() -> None:
             "\n".join(source.architectures),
             f"{images['color']} / {images['scale']:g}\nmean {mean}\nstd {std}\n"
             f"{images['interpolation']} to {images['resize']}, crop {images['crop']}",
-            source.licence,
+            source.license,
             "\n".join([source.title, *source.notes, source.where, *files]),
         )
     Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -1,7 +1,7 @@
-r"""Draw the demo corpus: simulated posts with images, comments and reactions, and labelled images to evaluate on.
+r"""Draw the demo corpus: simulated posts with images, comments and reactions, and labeled images to evaluate on.
 
 With --labeler, the corpus is there already, and what is printed is how well that labeler's comment clusters agree with
-the topics that the posts hide (normalised mutual information, 0 to 1).
+the topics that the posts hide (normalized mutual information, 0 to 1).
 
 Example:
     python scripts/demo.py --output demo/corpus --posts 4000 --seed 0
@@ -16,7 +16,7 @@ from vise_jax import cli
 
 _OUTPUT = flags.DEFINE_string("output", None, "The corpus: a folder to write, or with --labeler one to read.")
 _POSTS = flags.DEFINE_integer("posts", 4000, "How many posts.")
-_LABELLED = flags.DEFINE_integer("labelled", 1200, "How many labelled images for each of the two tasks.")
+_LABELED = flags.DEFINE_integer("labeled", 1200, "How many labeled images for each of the two tasks.")
 _SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same corpus.")
 _LABELER = flags.DEFINE_string("labeler", None, "A labeler to hold against the corpus' hidden truth.")
 
@@ -26,9 +26,9 @@ def main(words: list[str]) -> None:
     cli.no_words(words)
     output = Path(cli.required(_OUTPUT))
     if _LABELER.value is None:
-        from vise_jax.data import demo
+        from vise_jax.demo import corpus
 
-        corpus = demo.make_corpus(output, posts=_POSTS.value, labelled=_LABELLED.value, seed=_SEED.value)
+        corpus = corpus.make_corpus(output, posts=_POSTS.value, labeled=_LABELED.value, seed=_SEED.value)
         print(f"{output}: {corpus['posts']:,} simulated posts, fingerprint {corpus['fingerprint'][:12]}.")
     else:
         from vise_jax.engagement import Labeler
@@ -36,7 +36,7 @@ def main(words: list[str]) -> None:
 
         found = clusters.agreement(output, Labeler.load(Path(_LABELER.value)))
         print(
-            "normalised mutual information of comment clusters, per comment: "
+            "normalized mutual information of comment clusters, per comment: "
             f"{found['topic']:.3f} with the hidden topics, {found['affect']:.3f} with the hidden affects"
         )
 

@@ -22,7 +22,7 @@ _CONFIG = cli.define_config()
 _ENCODER = flags.DEFINE_string(
     "encoder", None, "An encoder's folder; random:NAME or random:FOLDER for an untrained one."
 )
-_DATA = flags.DEFINE_string("data", None, "Labelled images: a folder, a .zip or a .csv file.")
+_DATA = flags.DEFINE_string("data", None, "Labeled images: a folder, a .zip or a .csv file.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for results; features are kept in it, too.")
 _NAME = flags.DEFINE_string("name", "", "The encoder's name in tables; by default that of its folder.")
 

@@ -6,9 +6,9 @@ says, and their batches split over all devices. An image that can't be read is l
 again after a stop, and it goes on to the same bytes.
 
 Example:
-    python scripts/extract.py --encoder RUN/encoder --images PHOTOS --output features.npz
-    python scripts/extract.py --encoder RUN/encoder --images photos.csv --output features.parquet
-    python -c "import numpy; f = numpy.load('features.npz'); print(f['paths'][0], f['features'].shape)"
+    python scripts/extract.py --encoder RUN/encoder --images PHOTOS --output extract.npz
+    python scripts/extract.py --encoder RUN/encoder --images photos.csv --output extract.parquet
+    python -c "import numpy; f = numpy.load('extract.npz'); print(f['paths'][0], f['features'].shape)"
 """
 
 from pathlib import Path
@@ -38,15 +38,15 @@ def main(words: list[str]) -> None:
     """Extract, and say what was written."""
     cli.no_words(words)
     source, folder, output = cli.required(_ENCODER), cli.required(_IMAGES), Path(cli.required(_OUTPUT))
-    from vise_jax.data import downstream
-    from vise_jax.evaluation import features
+    from vise_jax.data import datasets
+    from vise_jax.inference import extract
 
-    images = downstream.open_unlabelled(folder)
-    encoder = features.open_encoder(source, _SEED.value)
-    about = features.export(
+    images = datasets.open_unlabeled(folder)
+    encoder = extract.open_encoder(source, _SEED.value)
+    about = extract.export(
         encoder,
         images,
-        features.preprocessing_at(encoder.preprocessing, _IMAGE_SIZE.value),
+        extract.preprocessing_at(encoder.preprocessing, _IMAGE_SIZE.value),
         output,
         batch_size=_BATCH_SIZE.value,
         threads=_DEFAULTS.threads,

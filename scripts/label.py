@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vise_jax import cli, config
-from vise_jax.engagement import jobs
 from vise_jax.errors import UserError
+from vise_jax.labeling import jobs
 from vise_jax.posts import expand, summary
 
 _CONFIG = cli.define_config()
@@ -125,8 +125,8 @@ def _print_manifest(output: Path, manifest: dict) -> None:
         "excluded, deleted": f"{manifest['excluded']:,}, {manifest['deleted']:,}",
         "examples": f"{manifest['examples']:,} in {len(manifest['shards']):,} shards",
         "validation examples": f"{validation['examples']:,} in {len(validation['shards']):,} shards",
-        "with comment labels": f"{manifest['labelled']['comments']:,}",
-        "with a reaction label": f"{manifest['labelled']['reactions']:,}",
+        "with comment labels": f"{manifest['labeled']['comments']:,}",
+        "with a reaction label": f"{manifest['labeled']['reactions']:,}",
         "classes": ", ".join(f"{head} {count:,}" for head, count in manifest["classes"].items()),
     }
     _print(f"shards {output}", rows)

@@ -2,7 +2,7 @@ r"""Predict what people would answer to images: the most probable comment cluste
 
 The output has a line of JSON for each image, ordered by path; the page beside it (.html) shows the pictures with it and
 needs no network. Clusters are described by the words and emoji that tell them from the others. The encoder is one that
-train.py wrote (its heads are needed), and the labeler the one that its shards were labelled with. An image that can't
+train.py wrote (its heads are needed), and the labeler the one that its shards were labeled with. An image that can't
 be read has a line with `error`. Run the same command again after a stop, and it goes on.
 
 Example:
@@ -35,7 +35,7 @@ def main(words: list[str]) -> None:
     cli.no_words(words)
     encoder_folder, labeler_folder = Path(cli.required(_ENCODER)), Path(cli.required(_LABELER))
     folder, output = cli.required(_IMAGES), Path(cli.required(_OUTPUT))
-    from vise_jax.data import downstream
+    from vise_jax.data import datasets
     from vise_jax.encoder import Encoder
     from vise_jax.engagement import Labeler
     from vise_jax.reporting import predictions
@@ -43,7 +43,7 @@ def main(words: list[str]) -> None:
     page, count, rejected = predictions.write(
         Encoder.load(encoder_folder),
         Labeler.load(labeler_folder),
-        downstream.open_unlabelled(folder),
+        datasets.open_unlabeled(folder),
         output,
         top=_TOP.value,
         on_page=_ON_PAGE.value,

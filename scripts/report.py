@@ -76,15 +76,15 @@ def _read_clusters() -> tuple[dict[str, Any], dict[int, list[str]]]:
     if _EXCLUDE.value and not _POSTS.value:
         raise UserError("--exclude is for --posts: without it nobody's words are shown.")
     paths = expand(_POSTS.value) if _POSTS.value else []
-    from vise_jax.engagement import privacy
+    from vise_jax.engagement import hashing
     from vise_jax.reporting import clusters
 
     labeler, statistics = clusters.read(labeler_folder, shards_folder)
-    excluded = frozenset(privacy.read_ids(Path(_EXCLUDE.value))) if _EXCLUDE.value else frozenset()
+    excluded = frozenset(hashing.read_ids(Path(_EXCLUDE.value))) if _EXCLUDE.value else frozenset()
     every = itertools.chain.from_iterable(read(path, Ledger(path)) for path in paths)
     posts = (post for post in every if post.post_id not in excluded)
     examples = clusters.draw_examples(labeler, track(posts, "drawing examples", "posts"), _SHOW_EXAMPLES.value)
-    return clusters.summarise(labeler, statistics), examples
+    return clusters.summarize(labeler, statistics), examples
 
 
 def _page(summary: dict[str, Any], examples: dict[int, list[str]], output: Path) -> None:

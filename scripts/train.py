@@ -27,7 +27,7 @@ def main(words: list[str]) -> None:
     import jax
 
     from vise_jax.encoder import imagenet_preprocessing
-    from vise_jax.evaluation import knn
+    from vise_jax.evaluation.protocols import knn
     from vise_jax.training import loop
 
     evaluators = ()

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vise_jax import artefact, models
+from vise_jax import artifact, models
 from vise_jax.data import shards
 from vise_jax.encoder import Encoder, imagenet_preprocessing
 from vise_jax.engagement import Labeler
@@ -25,7 +25,7 @@ from vise_jax.engagement.comments import CommentEncoder
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-# Half the time to compile; what a test measures are numbers, not speed. Commands that tests start are optimised.
+# Half the time to compile; what a test measures are numbers, not speed. Commands that tests start are optimized.
 jax.config.update("jax_disable_most_optimizations", True)
 
 
@@ -73,7 +73,7 @@ def shards_folder(tmp_path_factory) -> Path:
         "labeler": "0",
         "fingerprint": "1",
     }
-    artefact.write_json(folder / "manifest.json", manifest)
+    artifact.write_json(folder / "manifest.json", manifest)
     return folder
 
 
@@ -103,5 +103,5 @@ def trained(labeler) -> Encoder:
         architecture=architecture,
         preprocessing=imagenet_preprocessing(16),
         provenance={"trained": {"labeler": labeler.fingerprint}},
-        licence="<b>CC0</b>",
+        license="<b>CC0</b>",
     )

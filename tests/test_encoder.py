@@ -1,4 +1,4 @@
-"""The encoder artefact: what is saved is what is loaded, strictly; images in, features out."""
+"""The encoder artifact: what is saved is what is loaded, strictly; images in, features out."""
 
 import dataclasses
 import json
@@ -45,7 +45,7 @@ def _edit(folder, **changes):
 def test_round_trip(encoder, folder):
     loaded = vise_jax.Encoder.load(folder)
     assert (loaded.features(IMAGES) == encoder.features(IMAGES)).all()
-    for name in ("architecture", "preprocessing", "provenance", "licence", "feature_dim", "fingerprint"):
+    for name in ("architecture", "preprocessing", "provenance", "license", "feature_dim", "fingerprint"):
         assert getattr(loaded, name) == getattr(encoder, name), name
     assert loaded.weights.keys() == encoder.weights.keys()
     assert all((loaded.weights[path] == encoder.weights[path]).all() for path in encoder.weights)
@@ -90,7 +90,7 @@ def test_the_last_smaller_batch_is_not_compiled_again(encoder):
     assert fresh._forward._cache_size() == 1
 
 
-def test_normalize_orders_colours_and_scales():
+def test_normalize_orders_colors_and_scales():
     images = jnp.asarray(IMAGES[:, :2, :2])
     caffe = {"color": "BGR", "scale": 1.0, "mean": [103.53, 116.28, 123.675], "std": [1.0, 2.0, 4.0]}
     expected = (np.asarray(images, np.float64)[..., ::-1] - caffe["mean"]) / caffe["std"]
@@ -143,7 +143,7 @@ def test_a_damaged_file_is_said(folder):
         ({"architecture": {"name": "vgg"}}, "no encoder 'vgg'"),
         ({"architecture": {"width": 8}}, "no architecture"),
         ({"architecture": [1]}, "no valid 'architecture'"),
-        ({"licence": None}, "no valid 'licence'"),
+        ({"license": None}, "no valid 'license'"),
         ({"preprocessing": {**imagenet_preprocessing(), "std": [0, 1, 1]}}, "no valid 'std'"),
         ({"preprocessing": {**imagenet_preprocessing(), "color": "LAB"}}, "no valid 'color'"),
     ],
@@ -166,14 +166,14 @@ def test_no_encoder_there(tmp_path):
 def test_nothing_is_replaced_and_nothing_is_left_behind(encoder, folder, monkeypatch):
     with pytest.raises(UserError, match="already exists"):
         encoder.save(folder)
-    monkeypatch.setattr("vise_jax.artefact.write_json", lambda *_: 1 / 0)
+    monkeypatch.setattr("vise_jax.artifact.write_json", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         encoder.save(folder.parent / "second")
     assert [path.name for path in folder.parent.iterdir()] == ["encoder"]
 
 
 @pytest.mark.parametrize(
-    "images", [IMAGES.astype(np.float32), IMAGES[0], IMAGES[..., :1], [[0]]], ids=["float", "one", "grey", "list"]
+    "images", [IMAGES.astype(np.float32), IMAGES[0], IMAGES[..., :1], [[0]]], ids=["float", "one", "gray", "list"]
 )
 def test_wrong_images_are_said(encoder, images):
     with pytest.raises(UserError, match=r"must be uint8 \[B, H, W, 3\]"):

@@ -10,11 +10,12 @@ ROOT = Path(__file__).parents[1]
 # A room imports from itself and from lower floors. Rooms on one floor don't know each other.
 FLOORS = [
     {"errors"},
-    {"artefact", "progress", "config", "cli"},
-    {"posts"},
+    {"artifact", "progress", "config", "cli", "similarity", "preprocessing", "logging"},
+    {"posts", "text"},
     {"data", "models"},
-    {"encoder"},
+    {"encoder", "demo"},
     {"engagement", "interop", "training"},
+    {"labeling", "inference"},
     {"evaluation"},
     {"reporting"},
 ]

@@ -5,22 +5,22 @@ from vise_jax.progress import Progress, track
 
 def test_the_end_is_said_once(capsys, monkeypatch):
     monkeypatch.setattr("vise_jax.progress._SECONDS_BETWEEN_LINES", 0.0)
-    with Progress("labelling", 2_000, "posts") as progress:
+    with Progress("labeling", 2_000, "posts") as progress:
         progress.advance(1_500, "loss 1.0")
         progress.advance(500)
     captured = capsys.readouterr()
     assert captured.out == ""
     first, last = captured.err.splitlines()
-    assert first.startswith("labelling: 1,500 of 2,000 posts, ")
+    assert first.startswith("labeling: 1,500 of 2,000 posts, ")
     assert " s left, loss 1.0" in first
-    assert last.startswith("labelling: 2,000 of 2,000 posts, ")
+    assert last.startswith("labeling: 2,000 of 2,000 posts, ")
     assert "left" not in last
 
 
 def test_a_short_job_prints_only_its_end_and_an_idle_one_nothing(capsys):
     assert list(track(range(3), "reading", "posts")) == [0, 1, 2]
     assert capsys.readouterr().err.startswith("reading: 3 posts, ")
-    with Progress("labelling", 5, "posts", done=5):
+    with Progress("labeling", 5, "posts", done=5):
         pass
     assert capsys.readouterr().err == ""
 

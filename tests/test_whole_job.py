@@ -45,7 +45,7 @@ def run(script: str, *words: str | Path) -> str:
 def job(tmp_path_factory) -> Path:
     """Corpus, labeler, shards and an undisturbed run."""
     folder = tmp_path_factory.mktemp("job")
-    run("demo", "--output", folder / "corpus", "--posts", 120, "--labelled", 60)
+    run("demo", "--output", folder / "corpus", "--posts", 120, "--labeled", 60)
     posts = folder / "corpus" / "posts" / "*.jsonl"
     config = ["--config", "configs/demo.py", *KEYS]
     run("label", "fit", *config, "--posts", posts, "--output", folder / "labeler")

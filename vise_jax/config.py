@@ -39,7 +39,7 @@ def base() -> ConfigDict:
     # "set": every cluster among a post's comments weighs the same. "count": as often as it occurs. Not in the paper.
     labels.label_weights = "set"
     # phi_C, the weighted mean of a comment's token vectors; the paper's embeddings are not public. "lsa": truncated
-    # SVD of the comments themselves. "word_vectors": a file of them. "static": a model2vec folder, with its tokeniser.
+    # SVD of the comments themselves. "word_vectors": a file of them. "static": a model2vec folder, with its tokenizer.
     labels.comment_encoder = "lsa"
     # That file (word2vec, GloVe or fastText .vec, plain or gzipped) or folder; not for LSA.
     labels.vectors = ""
@@ -156,9 +156,9 @@ def base() -> ConfigDict:
     training.keep_best = True
     # Steps between lines of metrics.jsonl.
     training.log_every = 10
-    # Steps between evaluations on the validation shards and the labelled images of `probe`; 0 = never.
+    # Steps between evaluations on the validation shards and the labeled images of `probe`; 0 = never.
     training.evaluate_every = 5000
-    # Labelled images (a folder of class folders, a .zip or a .csv, as for evaluate.py) whose nearest neighbours in the
+    # Labeled images (a folder of class folders, a .zip or a .csv, as for evaluate.py) whose nearest neighbors in the
     # features are watched; "" for none.
     training.probe = ""
     # "auto": several processes where Slurm, Kubernetes, Cloud TPU or Open MPI says so; "off"; or the coordinator, the

@@ -1,7 +1,7 @@
-"""The encoder artefact: a network's weights with all that is needed to use them.
+"""The encoder artifact: a network's weights with all that is needed to use them.
 
 A folder holds `encoder.json` (architecture, preprocessing, which layer the features are and how many, provenance,
-licence, SHA-256 of the weights) and the weights themselves as an Orbax checkpoint in `weights/`.
+license, SHA-256 of the weights) and the weights themselves as an Orbax checkpoint in `weights/`.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from flax import nnx, traverse_util
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vise_jax import artefact, models
+from vise_jax import artifact, models
 from vise_jax.errors import UserError
 
 FORMAT_VERSION = 1
@@ -32,7 +32,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def imagenet_preprocessing(crop: int = 224) -> dict[str, Any]:
-    """torchvision's preprocessing: the shorter side is resized to 256 / 224 of `crop`, then the centre is cropped."""
+    """torchvision's preprocessing: the shorter side is resized to 256 / 224 of `crop`, then the center is cropped."""
     return {
         "color": "RGB",
         "scale": 255.0,
@@ -45,11 +45,11 @@ def imagenet_preprocessing(crop: int = 224) -> dict[str, Any]:
 
 
 def normalize(images: jax.Array, preprocessing: Mapping[str, Any]) -> jax.Array:
-    """Normalise on the device: (images / scale - mean) / std, in the preprocessing's order of colours.
+    """Normalize on the device: (images / scale - mean) / std, in the preprocessing's order of colors.
 
     Args:
         images: uint8 [B, H, W, 3], RGB.
-        preprocessing: "color" ("RGB" or "BGR"), "scale", and "mean" and "std" of the three colours.
+        preprocessing: "color" ("RGB" or "BGR"), "scale", and "mean" and "std" of the three colors.
 
     Returns:
         float32 [B, H, W, 3].
@@ -74,16 +74,16 @@ class Encoder:
         architecture: the arguments of `vise_jax.models.build`.
         weights: path → array, exactly those of `weights_of` the architecture.
         preprocessing: "color", "scale", "mean", "std" (see `normalize`); "resize" (the shorter side), "crop" (pixels
-            of the centre crop) and "interpolation".
+            of the center crop) and "interpolation".
         provenance: where the weights come from, any JSON.
-        licence: under which the weights may be used.
+        license: under which the weights may be used.
     """
 
     architecture: dict[str, Any]
     weights: dict[str, jax.Array] = field(repr=False)
     preprocessing: dict[str, Any]
     provenance: dict[str, Any]
-    licence: str
+    license: str
 
     def __post_init__(self) -> None:
         _check_preprocessing(self.preprocessing)
@@ -99,17 +99,17 @@ class Encoder:
         architecture: dict[str, Any],
         preprocessing: dict[str, Any],
         provenance: dict[str, Any],
-        licence: str,
+        license: str,
     ) -> "Encoder":
         """An encoder with the weights of a model that `vise_jax.models.build(**architecture)` made."""
-        return cls(architecture, weights_of(model), preprocessing, provenance, licence)
+        return cls(architecture, weights_of(model), preprocessing, provenance, license)
 
     @classmethod
     def random(cls, source: str | Path, seed: int) -> "Encoder":
         """An untrained encoder, the baseline "Random Init" (Sec. 4.1), with the initial weights of torchvision.
 
         Args:
-            source: a name of `vise_jax.models.ENCODERS` (224-pixel crops, ImageNet's normalisation), or the folder of
+            source: a name of `vise_jax.models.ENCODERS` (224-pixel crops, ImageNet's normalization), or the folder of
                 an encoder whose architecture and preprocessing are taken. Either may follow "random:".
             seed: of the weights.
 
@@ -131,7 +131,7 @@ class Encoder:
         model = models.build(**architecture, seed=seed)
         provenance = {"random": {"seed": seed}}
         return cls.from_model(
-            model, architecture=architecture, preprocessing=preprocessing, provenance=provenance, licence="none needed"
+            model, architecture=architecture, preprocessing=preprocessing, provenance=provenance, license="none needed"
         )
 
     @classmethod
@@ -167,7 +167,7 @@ class Encoder:
             weights,
             description["preprocessing"],
             description["provenance"],
-            description["licence"],
+            description["license"],
         )
 
     def save(self, folder: str | Path) -> None:
@@ -177,24 +177,24 @@ class Encoder:
             UserError: the folder exists and holds something.
         """
         arrays = {key: np.asarray(value) for key, value in self.weights.items()}
-        with artefact.whole_folder(Path(folder)) as temporary:
+        with artifact.atomic_directory(Path(folder)) as temporary:
             _checkpointer().save((temporary / _WEIGHTS).absolute(), traverse_util.unflatten_dict(arrays, "/"))
             description = {
                 "format_version": FORMAT_VERSION,
                 "architecture": self.architecture,
                 "preprocessing": self.preprocessing,
                 "provenance": self.provenance,
-                "licence": self.licence,
+                "license": self.license,
                 "feature_dim": self.feature_dim,
                 "feature_layer": _abstract(self.architecture).feature_layer,
                 "sha256": _sha256(arrays),
             }
-            artefact.write_json(temporary / _DESCRIPTION, description)
+            artifact.write_json(temporary / _DESCRIPTION, description)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that decides on the features: architecture, weights, preprocessing."""
-        return artefact.fingerprint([self.architecture, self.preprocessing, _sha256(self.weights)])
+        return artifact.fingerprint([self.architecture, self.preprocessing, _sha256(self.weights)])
 
     @cached_property
     def feature_dim(self) -> int:
@@ -315,8 +315,8 @@ def _as_numpy(expected: Mapping[str, Any]) -> Any:
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
-    description = artefact.read_description(folder, _DESCRIPTION, version=FORMAT_VERSION, made_by=_MADE_BY)
-    kinds = {"architecture": dict, "preprocessing": dict, "provenance": dict, "licence": str, "sha256": str}
+    description = artifact.read_description(folder, _DESCRIPTION, version=FORMAT_VERSION, made_by=_MADE_BY)
+    kinds = {"architecture": dict, "preprocessing": dict, "provenance": dict, "license": str, "sha256": str}
     for key, kind in kinds.items():
         if not isinstance(description.get(key), kind):
             raise UserError(f"{folder / _DESCRIPTION} has no valid {key!r}: make the folder again with {_MADE_BY}.")

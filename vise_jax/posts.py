@@ -21,13 +21,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, NoReturn
 
-from vise_jax import artefact
+from vise_jax import artifact
 from vise_jax.errors import UserError
 
 # In the order of a post's reaction counts and of phi_R's five dimensions.
 REACTIONS = ("haha", "sorry", "angry", "wow", "love")
 
-# Reasons that say nothing bad about the input: they don't count towards `labels.max_rejected_share`.
+# Reasons that say nothing bad about the input: they don't count toward `labels.max_rejected_share`.
 HARMLESS = frozenset({"no_image", "no_label"})
 
 MAX_COMMENT_CHARACTERS = 10_000
@@ -383,7 +383,7 @@ def parts(path: Path, part_bytes: float) -> tuple[str, list[tuple[Place, int | N
     try:
         if path.name.endswith(".jsonl"):
             return _line_parts(path, part_bytes)
-        sha256 = artefact.file_sha256(path)
+        sha256 = artifact.file_sha256(path)
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}): check the file.") from error
     if not path.name.endswith(".parquet"):

@@ -16,10 +16,10 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts towards `total` and says how far it has come, how fast, and what is left.
+    """Counts toward `total` and says how far it has come, how fast, and what is left.
 
     Args:
-        description: what is being done, e.g. `labelling`.
+        description: what is being done, e.g. `labeling`.
         total: how many units there are, or None when that is not known.
         unit: what is counted, e.g. `posts`.
         done: how many were done before (a resumed job).

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vise_jax import artefact
+from vise_jax import artifact
 from vise_jax.data import shards
 
 
@@ -47,6 +47,6 @@ def write_shards(
         "shards": written,
         "validation": {"examples": 0, "shards": []},
         "labeler": "simulated",
-        "fingerprint": artefact.fingerprint(written),
+        "fingerprint": artifact.fingerprint(written),
     }
-    artefact.write_json(folder / "manifest.json", manifest)
+    artifact.write_json(folder / "manifest.json", manifest)

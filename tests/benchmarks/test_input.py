@@ -46,9 +46,9 @@ def test_photographs_are_always_the_same_and_as_large_as_said(benchmark: ModuleT
     images = [Image.open(io.BytesIO(file)) for file in files]
     assert {image.format for image in images} == {"JPEG"}
     assert {image.size for image in images} == {(500, 375), (375, 500), (500, 333), (500, 400)}
-    # Neighbours are alike, as in photographs, and not in white noise.
-    grey = np.asarray(images[0].convert("L"), float)
-    assert np.corrcoef(grey[:, 1:].ravel(), grey[:, :-1].ravel())[0, 1] > 0.9
+    # Neighbors are alike, as in photographs, and not in white noise.
+    gray = np.asarray(images[0].convert("L"), float)
+    assert np.corrcoef(gray[:, 1:].ravel(), gray[:, :-1].ravel())[0, 1] > 0.9
 
 
 def test_shards_and_files_hold_the_same(benchmark: ModuleType, settings) -> None:

@@ -1,9 +1,9 @@
-"""The parts of the benchmark of the jobs: posts that can be labelled, and a checksum that sees every file."""
+"""The parts of the benchmark of the jobs: posts that can be labeled, and a checksum that sees every file."""
 
 import json
 from pathlib import Path
 
-from vise_jax.engagement.images import read_image
+from vise_jax.labeling.images import read_image
 from vise_jax.posts import Ledger, read
 
 

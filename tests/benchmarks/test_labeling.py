@@ -1,4 +1,4 @@
-"""The benchmark of labelling: its variants give the labels of the labeler, and its last line can be read."""
+"""The benchmark of labeling: its variants give the labels of the labeler, and its last line can be read."""
 
 import json
 import subprocess

@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def picture(width: int, height: int) -> Image.Image:
-    """A smooth colour picture, so that JPEG stays close to it."""
+    """A smooth color picture, so that JPEG stays close to it."""
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -15,10 +15,10 @@ def picture(width: int, height: int) -> Image.Image:
 def encode(image: Image.Image, kind: str) -> bytes:
     mode, file_format = {
         "jpeg": ("RGB", "JPEG"),
-        "grey jpeg": ("L", "JPEG"),
+        "gray jpeg": ("L", "JPEG"),
         "cmyk jpeg": ("CMYK", "JPEG"),
         "png": ("RGB", "PNG"),
-        "grey png": ("L", "PNG"),
+        "gray png": ("L", "PNG"),
         "palette png": ("P", "PNG"),
         "alpha png": ("RGBA", "PNG"),
     }[kind]
@@ -27,4 +27,4 @@ def encode(image: Image.Image, kind: str) -> bytes:
     return file.getvalue()
 
 
-KINDS = ["jpeg", "grey jpeg", "cmyk jpeg", "png", "grey png", "palette png", "alpha png"]
+KINDS = ["jpeg", "gray jpeg", "cmyk jpeg", "png", "gray png", "palette png", "alpha png"]

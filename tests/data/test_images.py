@@ -8,11 +8,11 @@ import pytest
 from pictures import KINDS, encode, picture
 from PIL import Image
 
-from vise_jax.data import downstream, images
+from vise_jax.data import datasets, images
 from vise_jax.errors import UserError
 
 
-def pillow_centre_crop(encoded: bytes, resize: int, crop: int, resample: Image.Resampling) -> np.ndarray:
+def pillow_center_crop(encoded: bytes, resize: int, crop: int, resample: Image.Resampling) -> np.ndarray:
     """torchvision's Resize(resize) and CenterCrop(crop), written out."""
     image = Image.open(io.BytesIO(encoded)).convert("RGB")
     width, height = image.size
@@ -32,7 +32,7 @@ def test_evaluation_equals_torchvision(kind, interpolation, size):
     encoded = encode(picture(*size), kind)
     image = images.decode_for_evaluation(encoded, 73, 64, interpolation)
     assert image.dtype == np.uint8
-    np.testing.assert_array_equal(image, pillow_centre_crop(encoded, 73, 64, Image.Resampling[interpolation.upper()]))
+    np.testing.assert_array_equal(image, pillow_center_crop(encoded, 73, 64, Image.Resampling[interpolation.upper()]))
 
 
 def by_hand(line: np.ndarray, length: int, interpolation: str) -> np.ndarray:
@@ -49,10 +49,10 @@ def by_hand(line: np.ndarray, length: int, interpolation: str) -> np.ndarray:
     stretch = max(scale, 1)
     support = {"bilinear": 1, "bicubic": 2}[interpolation] * stretch
     result = []
-    for centre in (np.arange(length) + 0.5) * scale:
-        begin, end = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), len(line))
+    for center in (np.arange(length) + 0.5) * scale:
+        begin, end = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), len(line))
         weights = {"bilinear": bilinear, "bicubic": bicubic}[interpolation](
-            (np.arange(begin, end) - centre + 0.5) / stretch
+            (np.arange(begin, end) - center + 0.5) / stretch
         )
         weights = weights / weights.sum() * 2**22
         fixed = np.trunc(weights + np.copysign(0.5, weights)).astype(np.int64)
@@ -72,10 +72,10 @@ def test_resizing_is_two_passes_in_fixed_point(interpolation, side):
 PREPROCESSING = {"resize": 36, "crop": 32, "interpolation": "bilinear"}
 
 
-def image_set(root, files: dict[str, bytes]) -> downstream.ImageSet:
+def image_set(root, files: dict[str, bytes]) -> datasets.ImageSet:
     for name, encoded in files.items():
         (root / name).write_bytes(encoded)
-    return downstream.open_unlabelled(root)
+    return datasets.open_unlabeled(root)
 
 
 def read(image_set, indices, batch_size=2, max_image_pixels=10**6, **changes):
@@ -87,7 +87,7 @@ def test_batches_keep_the_order_and_the_last_short_one(tmp_path):
     batches = read(image_set(tmp_path, files), [4, 0, 3, 1, 2])
     assert [batch.shape for batch in batches] == [(2, 32, 32, 3), (2, 32, 32, 3), (1, 32, 32, 3)]
     for image, n in zip(np.concatenate(batches), [4, 0, 3, 1, 2], strict=True):
-        expected = pillow_centre_crop(files[f"{n}.jpg"], 36, 32, Image.Resampling.BILINEAR)
+        expected = pillow_center_crop(files[f"{n}.jpg"], 36, 32, Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(image, expected)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vise_jax import artefact
+from vise_jax import artifact
 from vise_jax.data import shards
 from vise_jax.errors import UserError
 
@@ -28,7 +28,7 @@ def test_equal_examples_give_equal_bytes(tmp_path: Path) -> None:
     first = shards.write_shard(map(example, range(7)), tmp_path / "a" / "p.tfrecord")
     assert first["name"] == "p.tfrecord"
     assert first["examples"] == 7
-    assert first["sha256"] == artefact.file_sha256(tmp_path / "a" / "p.tfrecord")
+    assert first["sha256"] == artifact.file_sha256(tmp_path / "a" / "p.tfrecord")
     assert first == shards.write_shard(map(example, range(7)), tmp_path / "b" / "p.tfrecord")
     assert first["bytes"] == (tmp_path / "a" / "p.tfrecord").stat().st_size
 
@@ -76,13 +76,13 @@ def folder(tmp_path: Path) -> Path:
         "labeler": "x",
         "fingerprint": "y",
     }
-    artefact.write_json(tmp_path / "manifest.json", manifest)
+    artifact.write_json(tmp_path / "manifest.json", manifest)
     return tmp_path
 
 
 def change(folder: Path, **changes: Any) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
-    artefact.write_json(folder / "manifest.json", manifest | changes)
+    artifact.write_json(folder / "manifest.json", manifest | changes)
 
 
 @pytest.mark.parametrize(

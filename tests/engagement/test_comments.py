@@ -63,7 +63,7 @@ def test_phi_of_lsa_equals_scikit_learn() -> None:
     encoder = fit(fitted, labels)
     counted = TfidfVectorizer(analyzer=str.split, min_df=3).fit(fitted)
     assert set(encoder.vocabulary) == set(counted.vocabulary_)
-    # The order of the columns decides where the randomised SVD starts.
+    # The order of the columns decides where the randomized SVD starts.
     vectorizer = TfidfVectorizer(analyzer=str.split, vocabulary=encoder.vocabulary)
     svd = TruncatedSVD(20, random_state=labels.seed).fit(vectorizer.fit_transform(fitted))
     fresh = [comment for comment in made_comments(500, seed=1) if set(comment.split()) & set(encoder.vocabulary)]

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from sklearn.metrics import normalized_mutual_info_score
 
 from vise_jax import config
-from vise_jax.engagement import Labeler, LabelledPost, kmeans, privacy, reactions
+from vise_jax.engagement import LabeledPost, Labeler, hashing, kmeans, reactions
 from vise_jax.errors import UserError
 from vise_jax.posts import Post
 
@@ -51,10 +51,10 @@ def labeler() -> Labeler:
 
 def test_labels_find_the_topics(labeler: Labeler) -> None:
     posts = [post for post in make_posts() if post["comments"]]
-    labelled = labeler.label(posts)
-    assert all(len(found.comment_labels) == 1 for found in labelled)
+    labeled = labeler.label(posts)
+    assert all(len(found.comment_labels) == 1 for found in labeled)
     topics = [int(post["post_id"].split("-")[1]) % 3 for post in posts]
-    assert normalized_mutual_info_score(topics, [found.comment_labels[0] for found in labelled]) > 0.99
+    assert normalized_mutual_info_score(topics, [found.comment_labels[0] for found in labeled]) > 0.99
     assert labeler.classes == {"comments": 3, "reactions": 5}
 
 
@@ -65,8 +65,8 @@ def test_labels_by_hand(labeler: Labeler) -> None:
     pets, beach = cluster("dog paw"), cluster("sea sand")
     post = {"post_id": "x", "comments": ["dog", "sea wave @dog", "PAW!", "unheard words", ""], "reactions": {"wow": 7}}
     wow = int(kmeans.assign(np.array([[0, 0, 0, 1, 0]], np.float32), labeler.reaction_centroids)[0])
-    expected = LabelledPost(sorted([pets, beach]), [1.0, 1.0], wow)
-    nothing = LabelledPost([], [], -1)
+    expected = LabeledPost(sorted([pets, beach]), [1.0, 1.0], wow)
+    nothing = LabeledPost([], [], -1)
     quiet = {"post_id": "q", "reactions": {"wow": 0}, "comments": ["unheard"]}
     assert labeler.label([post, quiet, Post("none")]) == [expected, nothing, nothing]
     assert labeler.label([]) == []
@@ -81,8 +81,8 @@ def test_count_keeps_multiplicities() -> None:
 
 def test_only_the_cluster_split_is_fitted_on_in_any_order() -> None:
     posts, labels = make_posts(), make_labels()
-    salt = privacy.salt("", 0)
-    ours = [post for post in posts if privacy.split(post["post_id"], salt, 0.5) == "cluster"]
+    salt = hashing.salt("", 0)
+    ours = [post for post in posts if hashing.split(post["post_id"], salt, 0.5) == "cluster"]
     whole, part, reverse = (Labeler.fit(given, labels) for given in (posts, ours, posts[::-1]))
     assert 150 < len(ours) < 250
     assert whole.fingerprint == part.fingerprint == reverse.fingerprint
@@ -150,7 +150,7 @@ def test_too_little_to_fit_on_is_said() -> None:
             [
                 tuple(post["reactions"].values())
                 for post in make_posts()
-                if privacy.split(post["post_id"], privacy.salt("", 0), 0.5) == "cluster"
+                if hashing.split(post["post_id"], hashing.salt("", 0), 0.5) == "cluster"
             ]
         ),
         axis=0,
@@ -216,11 +216,11 @@ def test_clusters_of_too_few_posts_are_no_label() -> None:
 
 def test_top_terms_tell_clusters_apart_by_hand(labeler: Labeler) -> None:
     comments = [comment for post in make_posts() for comment in post["comments"]]
-    salt = privacy.salt("", 0)
+    salt = hashing.salt("", 0)
     comments = [
         comment
         for post in make_posts()
-        if privacy.split(post["post_id"], salt, 0.5) == "cluster"
+        if hashing.split(post["post_id"], salt, 0.5) == "cluster"
         for comment in post["comments"]
     ]
     rows = labeler.comments.tfidf(comments).toarray()

@@ -28,7 +28,7 @@ def encoder(tmp_path_factory) -> Path:
         architecture=ARCHITECTURE,
         preprocessing=imagenet_preprocessing(16),
         provenance={},
-        licence="CC-BY-NC 4.0",
+        license="CC-BY-NC 4.0",
     ).save(folder)
     return folder
 
@@ -60,7 +60,7 @@ def test_a_measurement(encoder, pictures, tmp_path):
     assert json.loads(path.read_text()) == result
     assert [split["seed"] for split in result["splits"]] == [0, 1, 2]
     assert result["splits"][0]["sizes"] == {"train": 42, "validation": 6, "test": 12}
-    assert result["encoder"]["licence"] == "CC-BY-NC 4.0"
+    assert result["encoder"]["license"] == "CC-BY-NC 4.0"
     assert result["data"]["classes"] == ["bright", "dark"]
     assert result["versions"]["jax"] == jax.__version__
     assert str(tmp_path) not in path.read_text()

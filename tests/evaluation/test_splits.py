@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vise_jax import config as vise_config
-from vise_jax.data.downstream import ImageSet
+from vise_jax.data.datasets import ImageSet
 from vise_jax.errors import UserError
 from vise_jax.evaluation import splits
 

@@ -68,7 +68,7 @@ def test_our_own_files_say_what_they_are(layout, tmp_path):
     interop.export(encoder, layout, tmp_path / "file.safetensors")
     again = interop.convert(tmp_path / "file.safetensors", "vise_jax")
     assert again.fingerprint == encoder.fingerprint
-    assert again.licence == "CC0-1.0"
+    assert again.license == "CC0-1.0"
     assert again.provenance["converted"]["of"] == {"trained": {"steps": 3}}
     given = (tmp_path / "encoder", tmp_path / "file.safetensors", "vise_jax")
     assert [interop.convert_to(*given)[1] for _ in range(2)] == [False, True]
@@ -113,7 +113,7 @@ def test_the_same_bytes_again_and_nothing_is_replaced(tmp_path):
     with safetensors.safe_open(path, "np") as file:
         about = json.loads(file.metadata()["vise_jax"])
         counters = [key for key in file.keys() if key.endswith("num_batches_tracked")]  # noqa: SIM118
-    assert (about["licence"], about["preprocessing"]["crop"]) == ("CC0-1.0", 64)
+    assert (about["license"], about["preprocessing"]["crop"]) == ("CC0-1.0", 64)
     assert len(counters) == 20
 
 

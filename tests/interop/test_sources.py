@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vise_jax import interop
-from vise_jax.data import downstream
+from vise_jax.data import datasets
 from vise_jax.data import images as data_images
 from vise_jax.encoder import Encoder
 
@@ -44,7 +44,7 @@ def _largest_errors(source: str, checkpoint: torch_peers.Checkpoint, encoder: En
 
 
 def _images(batch: int, side: int) -> np.ndarray:
-    """Coloured squares: the means of white noise would all be the same."""
+    """Colored squares: the means of white noise would all be the same."""
     squares = np.random.default_rng(0).integers(0, 256, (batch, 7, 7, 3), np.uint8)
     return squares.repeat(side // 7 + 1, 1).repeat(side // 7 + 1, 2)[:, :side, :side]
 
@@ -65,7 +65,7 @@ def _with_pillow(path: Path, source: str) -> np.ndarray:
 
 
 def _write_photo(path: Path, seed: int) -> None:
-    """A picture of a photo's size: smooth colours, edges and noise."""
+    """A picture of a photo's size: smooth colors, edges and noise."""
     generator = np.random.default_rng(seed)
     width, height = generator.integers(300, 700, 2)
     y, x = np.mgrid[:height, :width]
@@ -85,7 +85,7 @@ def photos(tmp_path_factory) -> Path:
 
 def test_from_the_file_on(case, photos):
     source, checkpoint, encoder = case
-    images = downstream.open_unlabelled(photos)
+    images = datasets.open_unlabeled(photos)
     batches = data_images.batches(images, range(16), encoder.preprocessing, 16, 2, 1_000_000)
     found = np.concatenate([encoder.features(batch) for batch in batches])
     pixels = np.stack([_with_pillow(photos / name, source) for name in images.names])
@@ -150,7 +150,7 @@ def test_what_the_encoder_says_of_itself(tmp_path):
     encoder = interop.convert(checkpoint.path, "clip", width=4)
     encoder.save(tmp_path / "encoder")
     said = json.loads((tmp_path / "encoder" / "encoder.json").read_text())
-    assert (said["feature_dim"], said["feature_layer"], said["licence"]) == (64, "attnpool", "MIT")
+    assert (said["feature_dim"], said["feature_layer"], said["license"]) == (64, "attnpool", "MIT")
     assert (said["preprocessing"]["interpolation"], said["preprocessing"]["resize"]) == ("bicubic", 224)
     made = said["provenance"]["converted"]
     assert (made["source"], made["file"], made["layout"]) == ("clip", "clip.pth", "openai")

@@ -147,7 +147,7 @@ class Detectron2Backbone(nn.Module):
 def draw(model: nn.Module, scale: float = 1.0) -> nn.Module:
     """Random weights, and the batch statistics of some images, without which all images look the same to the network.
 
-    `scale` is the standard deviation of normalised pixels.
+    `scale` is the standard deviation of normalized pixels.
     """
     generator = torch.Generator().manual_seed(0)
     basic = "layer1.0.bn2.weight" in model.state_dict() and "layer1.0.bn3.weight" not in model.state_dict()
@@ -183,7 +183,7 @@ def _encoder(kind: str, width: int) -> nn.Module:
 
 @dataclass
 class Checkpoint:
-    """A file, and what its encoder makes of normalised images, float32 [B, 3, H, W]: features and feature map."""
+    """A file, and what its encoder makes of normalized images, float32 [B, 3, H, W]: features and feature map."""
 
     path: Path
     run: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -292,7 +292,7 @@ def timm_names(tensors: Tensors) -> Tensors:
 
 
 def normalized(images: np.ndarray, source: str) -> torch.Tensor:
-    """uint8 RGB images [B, H, W, 3] as the source's own code normalises them, [B, 3, H, W]."""
+    """uint8 RGB images [B, H, W, 3] as the source's own code normalizes them, [B, 3, H, W]."""
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float()
     if source == "vqagrid":
         return x.flip(1) - torch.tensor([103.53, 116.28, 123.675]).reshape(3, 1, 1)

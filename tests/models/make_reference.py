@@ -65,7 +65,7 @@ def draw_weights(shapes: dict[str, tuple[int, ...]], biases: Arrays) -> Arrays:
 
 
 def draw_images(batch: int, side: int) -> np.ndarray:
-    """Normalised images, float32 [batch, side, side, 3]."""
+    """Normalized images, float32 [batch, side, side, 3]."""
     return _generator("images").standard_normal((batch, side, side, 3)).astype(np.float32)
 
 

@@ -108,8 +108,8 @@ def test_gradient_equals_autodiff_of_the_formula(group):
 
     def plain(params, x):
         parts = x.reshape(-1, group or 8, *SHAPE[1:])
-        centred = parts - parts.mean((1, 2, 3), keepdims=True)
-        y = centred / jnp.sqrt(jnp.square(centred).mean((1, 2, 3), keepdims=True) + EPSILON)
+        centered = parts - parts.mean((1, 2, 3), keepdims=True)
+        y = centered / jnp.sqrt(jnp.square(centered).mean((1, 2, 3), keepdims=True) + EPSILON)
         scale, bias = (params[name].get_value().reshape(1, 1, 1, -1) for name in ("scale", "bias"))
         return ((y.reshape(SHAPE) * scale + bias) * weights).sum()
 

@@ -59,7 +59,7 @@ def test_equals_torch(case):
     found = reference.summarize(case, _run(case, weights))
 
     assert found.keys() == expected.keys()
-    # Some biases only shift what the next batch norm centres: their gradient is nothing but rounding.
+    # Some biases only shift what the next batch norm centers: their gradient is nothing but rounding.
     floor = 0.01 * np.median([sketch[0] for name, sketch in expected.items() if name.startswith("gradients/")])
     for name, value in expected.items():
         if name.endswith("/features"):

@@ -133,7 +133,7 @@ def test_nobody_is_near_who_is_alone(rows: int) -> None:
 
 
 def test_summary_by_hand() -> None:
-    summary = clusters.summarise(make_labeler(), make_statistics())
+    summary = clusters.summarize(make_labeler(), make_statistics())
     assert summary["examples"] == 100
     assert summary["labels_per_post"] == [30, 52, 18]
     assert summary["balance"]["comments"] == clusters.balance(np.array([20, 60, 15, 0]))
@@ -172,13 +172,13 @@ def test_summary_by_hand() -> None:
 
 
 def test_of_suppressed_clusters_only_their_number_is_known() -> None:
-    summary = clusters.summarise(make_labeler(), make_statistics())
+    summary = clusters.summarize(make_labeler(), make_statistics())
     assert summary["suppressed"] == 1
     assert "secret" not in json.dumps(summary)
     assert not any(
         row["number"] == 3 or any(number == 3 for number, _ in row["nearest"]) for row in summary["comments"]
     )
-    open_ = clusters.summarise(make_labeler(suppressed=np.zeros(0, np.int32)), make_statistics())
+    open_ = clusters.summarize(make_labeler(suppressed=np.zeros(0, np.int32)), make_statistics())
     assert "secret" in json.dumps(open_)
     assert open_["comments"][1]["nearest"][0][0] == 3
 
@@ -205,7 +205,7 @@ class Reader(html.parser.HTMLParser):
 
 
 def render(labeler: Labeler, statistics: dict[str, np.ndarray], examples: dict[int, list[str]] | None = None) -> str:
-    summary = clusters.summarise(labeler, statistics)
+    summary = clusters.summarize(labeler, statistics)
     return page.render(summary, dict.fromkeys(figures.FIGURES, b"png"), examples or {})
 
 
@@ -222,7 +222,7 @@ def test_words_stay_words() -> None:
     assert [term for term, _ in hostile["words"]] == list(HOSTILE)
     assert hostile["sample"] == said
     assert data["reactions"] == {"0": "love 100%", "1": "haha 75%, love 25%", "2": "sorry 75%, angry 25%"}
-    summary = clusters.summarise(make_labeler(), make_statistics()) | {"labeler": "<b>"}
+    summary = clusters.summarize(make_labeler(), make_statistics()) | {"labeler": "<b>"}
     assert "<b>" not in page.render(summary, dict.fromkeys(figures.FIGURES, b""), {})
     # People's words come into the document as text only.
     assert "innerHTML" not in text
@@ -255,7 +255,7 @@ def test_columns_that_can_be_sorted_by_are_in_the_data() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_files_are_written_and_the_same_each_time(tmp_path: Path) -> None:
-    summary = clusters.summarise(make_labeler(), make_statistics())
+    summary = clusters.summarize(make_labeler(), make_statistics())
     for folder in ("a", "b", "b"):
         page.write(summary, {}, tmp_path / folder)
     names = {"index.html", "reactions.png", "labels_per_post.png", "balance.png", "co_occurrence.png"}
@@ -288,7 +288,7 @@ def test_one_engagement_alone_has_a_page(missing: str, tmp_path: Path, capsys: p
         statistics |= {"reactions": np.zeros(0, np.int64), "pairs": np.zeros((5, 0), np.int64)}
     else:
         statistics = {name: np.zeros_like(counts) for name, counts in statistics.items()}
-    summary = clusters.summarise(labeler, statistics)
+    summary = clusters.summarize(labeler, statistics)
     page.write(summary, {}, tmp_path)
     text = (tmp_path / "index.html").read_text()
     assert ("the labeler's posts had no comments" in text) == (missing == "comments")
@@ -304,7 +304,7 @@ def test_many_reaction_clusters_fit_into_the_figure() -> None:
     draw = np.random.default_rng(3)
     labeler = make_labeler(reaction_centroids=draw.random((200, 5), np.float32))
     statistics = {**make_statistics(), "reactions": np.arange(50, 250), "pairs": draw.integers(0, 9, (5, 200))}
-    summary = clusters.summarise(labeler, statistics)
+    summary = clusters.summarize(labeler, statistics)
     drawn = figures.draw(summary)
     with Image.open(io.BytesIO(drawn["reactions"])) as image:
         assert max(image.size) < 2000
@@ -313,7 +313,7 @@ def test_many_reaction_clusters_fit_into_the_figure() -> None:
 
 
 def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    clusters.show(clusters.summarise(make_labeler(), make_statistics()))
+    clusters.show(clusters.summarize(make_labeler(), make_statistics()))
     printed = capsys.readouterr().out.splitlines()
     row = next(line for line in printed if "sea" in line)
     assert [cell.strip() for cell in row.strip("│").split("│")] == [
@@ -371,5 +371,5 @@ def test_examples_of_suppressed_clusters_are_never_drawn(fitted: Labeler) -> Non
 
 def test_shards_of_another_labeler_are_refused(fitted: Labeler, shards_folder: Path, tmp_path: Path) -> None:
     fitted.save(tmp_path / "labeler")
-    with pytest.raises(UserError, match=r"shards .* were not labelled with the labeler .*labeler"):
+    with pytest.raises(UserError, match=r"shards .* were not labeled with the labeler .*labeler"):
         clusters.read(tmp_path / "labeler", shards_folder)

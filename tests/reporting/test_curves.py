@@ -80,7 +80,7 @@ def test_each_metric_has_a_panel():
     assert len(drawn) == len(set(drawn))
     assert set(drawn) == run.series.keys() - {"step_seconds", "data_seconds"} | {"data_wait"}
     sections = {panel.title: panel.section for panel in panels}
-    assert list(dict.fromkeys(sections.values())) == ["Loss", "Accuracy", "Optimisation", "Speed", "Other"]
+    assert list(dict.fromkeys(sections.values())) == ["Loss", "Accuracy", "Optimization", "Speed", "Other"]
     assert sections["knn accuracy"] == "Accuracy"
     assert sections["something new"] == "Other"
 
@@ -161,7 +161,7 @@ def test_the_same_bytes_each_time(tmp_path):
     for folder in ("a", "b"):
         curves.write(runs, tmp_path / folder)
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
-    sections = ("accuracy", "loss", "optimisation", "other", "speed")
+    sections = ("accuracy", "loss", "optimization", "other", "speed")
     assert files == ["training.html", *(f"training_{section}.png" for section in sections)]
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -170,6 +170,6 @@ def test_the_same_bytes_each_time(tmp_path):
 def test_figures_show_the_runs():
     for content in curves.draw([make_run("one"), make_run("other", count=20)]).values():
         pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(np.int64)
-        found = {f"#{colour:06x}" for colour in np.unique(pixels @ [65536, 256, 1])}
-        assert set(curves.COLOURS[:2]) <= found
-        assert curves.COLOURS[2] not in found
+        found = {f"#{color:06x}" for color in np.unique(pixels @ [65536, 256, 1])}
+        assert set(curves.COLORS[:2]) <= found
+        assert curves.COLORS[2] not in found

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vise_jax.data import downstream
+from vise_jax.data import datasets
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
-from vise_jax.evaluation import features
-from vise_jax.evaluation import predictions as evaluated
+from vise_jax.inference import extract
+from vise_jax.inference import predict as evaluated
 from vise_jax.reporting import predictions
 
 SETTINGS = {"top": 2, "on_page": 3, "batch_size": 4, "threads": 1, "max_image_pixels": 10**6}
@@ -59,7 +59,7 @@ def lines(path: Path) -> list[dict]:
 
 
 def test_a_line_for_each_image_and_a_page_of_the_first(trained, labeler, folder, tmp_path):
-    images, output = downstream.open_unlabelled(folder), tmp_path / "new" / "p.jsonl"
+    images, output = datasets.open_unlabeled(folder), tmp_path / "new" / "p.jsonl"
     page, count, rejected = predictions.write(trained, labeler, images, output, **SETTINGS)
     assert (page, count, rejected) == (tmp_path / "new" / "p.html", 6, 1)
     found = lines(output)
@@ -68,10 +68,10 @@ def test_a_line_for_each_image_and_a_page_of_the_first(trained, labeler, folder,
         "image": "b.png",
         "error": "The image b.png in photos is no JPEG or PNG image: replace it or drop it.",
     }
-    features.export(
+    extract.export(
         trained, images, trained.preprocessing, tmp_path / "f.npz", batch_size=4, threads=1, max_image_pixels=10**6
     )
-    ((names, rows),) = features.read(tmp_path / "f.npz")
+    ((names, rows),) = extract.read(tmp_path / "f.npz")
     expected = evaluated.predict(trained, labeler, rows, top=2)
     assert [line for line in found if "error" not in line] == [
         {"image": name, **prediction} for name, prediction in zip(names, expected, strict=True)
@@ -94,8 +94,8 @@ class Stopped(Exception):
 
 
 def test_a_stop_loses_no_part_and_what_is_there_is_not_made_again(trained, labeler, folder, tmp_path, monkeypatch):
-    images, output = downstream.open_unlabelled(folder), tmp_path / "p.jsonl"
-    monkeypatch.setattr(features, "_PART", 2)
+    images, output = datasets.open_unlabeled(folder), tmp_path / "p.jsonl"
+    monkeypatch.setattr(extract, "_PART", 2)
     settings = SETTINGS | {"batch_size": 2}
     whole, _, _ = predictions.write(trained, labeler, images, tmp_path / "whole" / "p.jsonl", **settings)
     run, asked = Encoder.features, []
@@ -122,7 +122,7 @@ def test_a_stop_loses_no_part_and_what_is_there_is_not_made_again(trained, label
 
 
 def test_nothing_else_is_replaced(trained, labeler, folder, tmp_path):
-    images, output = downstream.open_unlabelled(folder), tmp_path / "p.jsonl"
+    images, output = datasets.open_unlabeled(folder), tmp_path / "p.jsonl"
     predictions.write(trained, labeler, images, output, **SETTINGS)
     before = output.read_bytes()
     with pytest.raises(UserError, match=r"p\.jsonl already exists and holds something else"):

@@ -41,7 +41,7 @@ def test_there_and_back(weights: Path, tmp_path: Path) -> None:
     words = ("--source", "torchvision", "--arch", "resnet18", "--weights", weights, "--output", tmp_path / "encoder")
     result = convert(*words)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == f"{tmp_path / 'encoder'}: resnet18, 512 features; licence BSD-3-Clause\n"
+    assert result.stdout == f"{tmp_path / 'encoder'}: resnet18, 512 features; license BSD-3-Clause\n"
     said = json.loads((tmp_path / "encoder" / "encoder.json").read_text())
     assert said["provenance"]["converted"]["file"] == "resnet18.safetensors"
     assert said["feature_layer"] == "layer4, mean over height and width"
@@ -55,7 +55,7 @@ def test_there_and_back(weights: Path, tmp_path: Path) -> None:
     back = tmp_path / "back.safetensors"
     result = convert("--encoder", tmp_path / "encoder", "--to", "torchvision", "--output", back)
     assert result.returncode == 0, result.stderr
-    assert "licence BSD-3-Clause" in result.stdout
+    assert "license BSD-3-Clause" in result.stdout
     assert "model.fc = torch.nn.Identity()" in result.stdout
     original, found = safetensors.numpy.load_file(weights), safetensors.numpy.load_file(back)
     assert {name for name in found if not name.endswith("num_batches_tracked")} == original.keys() - {"fc.bias"}
@@ -70,7 +70,7 @@ def test_the_list_names_every_source() -> None:
     for name, source in interop.SOURCES.items():
         assert f"│ {name} " in result.stdout
         assert all(arch in result.stdout for arch in source.architectures)
-        assert source.licence.split()[0] in result.stdout
+        assert source.license.split()[0] in result.stdout
     for words in ("BGR / 1", "bicubic to 224, crop 224", "https://github.com/KMnP/vise", "afeb0e10f9e5a86d"):
         assert words in result.stdout
 

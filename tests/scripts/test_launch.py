@@ -106,8 +106,8 @@ def test_files_and_flags_that_are_mentioned_exist(path):
         "an error after progress",
         "an error without progress",
         "an error in the first save",
-        "cancelled, with an error",
-        "cancelled",
+        "canceled, with an error",
+        "canceled",
         "preempted: Slurm does it",
     ],
 )

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vise_jax import config
-from vise_jax.engagement import jobs
+from vise_jax.labeling import jobs
 
 ROOT = Path(__file__).parents[2]
 FIGURES = {"reactions.png", "labels_per_post.png", "balance.png", "co_occurrence.png"}
@@ -138,7 +138,7 @@ def test_mistakes_get_one_sentence_and_write_nothing(made: Path, tmp_path: Path)
         "--labeler is missing": (*shards, *results, *output),
         "no labeler.json": ("--labeler", made / "shards", *shards, *output),
         "no manifest.json": (*labeler, "--shards", made / "labeler", *results, *output),
-        "were not labelled with the labeler": ("--labeler", made / "other", *shards, *results, *output),
+        "were not labeled with the labeler": ("--labeler", made / "other", *shards, *results, *output),
         "--show-examples": (*labeler, *shards, "--posts", made / "posts.jsonl", *output),
         "go together": (*labeler, *shards, "--show-examples=2", *output),
         "--exclude is for --posts": (*labeler, *shards, "--exclude=ids.txt", *output),

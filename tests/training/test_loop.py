@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from vise_jax import artefact
+from vise_jax import artifact
 from vise_jax import config as vise_config
-from vise_jax.data import pretraining, shards
+from vise_jax.data import loader, shards
 from vise_jax.data.records import BadRecords
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
@@ -53,8 +53,8 @@ def test_a_wrong_key_is_named_before_anything_is_written(config, tmp_path, key, 
 def test_an_engagement_without_labels_is_named(config, tmp_path):
     folder = tmp_path / "shards"
     shutil.copytree(config.data.shards, folder)
-    manifest = artefact.read_description(folder, "manifest.json", version=shards.FORMAT_VERSION, made_by="")
-    artefact.write_json(folder / "manifest.json", manifest | {"classes": {"comments": 3, "reactions": 0}})
+    manifest = artifact.read_description(folder, "manifest.json", version=shards.FORMAT_VERSION, made_by="")
+    artifact.write_json(folder / "manifest.json", manifest | {"classes": {"comments": 3, "reactions": 0}})
     config.data.shards = str(folder)
     with pytest.raises(UserError, match="no such labels") as caught:
         loop.train(config, tmp_path / "run")
@@ -78,7 +78,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(config, tmp
     assert not (tmp_path / "run" / "encoder").exists()
     named = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
     bad = BadRecords(tmp_path / "none", 0)
-    batches = pretraining.batches(
+    batches = loader.batches(
         Path(config.data.shards),
         shards.read_manifest(config.data.shards),
         config.data,
@@ -97,7 +97,7 @@ def validating(config: ConfigDict, tmp_path: Path) -> ConfigDict:
     manifest = shards.read_manifest(folder)
     held, kept = manifest["shards"][:2], manifest["shards"][2:]
     manifest |= {"shards": kept, "examples": 31, "validation": {"shards": held, "examples": 10}}
-    artefact.write_json(folder / "manifest.json", manifest)
+    artifact.write_json(folder / "manifest.json", manifest)
     config.data.shards = str(folder)
     return config
 

@@ -1,4 +1,4 @@
-"""Optimisers and schedules against the update rule worked by hand in NumPy."""
+"""Optimizers and schedules against the update rule worked by hand in NumPy."""
 
 import jax
 import jax.numpy as jnp

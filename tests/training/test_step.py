@@ -13,7 +13,7 @@ from flax import nnx
 from vise_jax import config as vise_config
 from vise_jax import models
 from vise_jax.encoder import imagenet_preprocessing, normalize
-from vise_jax.training import losses, optimizer, sharding
+from vise_jax.training import engagement_loss, optimizer, sharding
 from vise_jax.training import state as train_state
 from vise_jax.training.step import make_evaluation_step, make_train_step
 
@@ -80,7 +80,7 @@ def test_a_step_does_not_depend_on_devices_and_microbatches(bn_group, ways):
             np.testing.assert_allclose(other_weights[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
-def test_rematerialised_stages_change_nothing():
+def test_rematerialized_stages_change_nothing():
     (metrics, weights), (other_metrics, other_weights) = run(2, 8), run(2, 8, remat=(1, 3, 4))
     assert [record["loss"] for record in other_metrics] == pytest.approx(
         [record["loss"] for record in metrics], rel=1e-5
@@ -90,7 +90,7 @@ def test_rematerialised_stages_change_nothing():
 
 
 def test_one_step_is_what_a_plain_loop_over_the_devices_computes():
-    """Each device's examples are normalised alone; gradients are those of Eq. 1 over the whole batch."""
+    """Each device's examples are normalized alone; gradients are those of Eq. 1 over the whole batch."""
     _, mesh, _, _, state, step = prepare(4, bn_group=4)
     batch = draw_batch(np.random.default_rng(1))
     model = models.build("resnet18", width=4, heads=HEADS, bn_group=0)
@@ -107,7 +107,7 @@ def test_one_step_is_what_a_plain_loop_over_the_devices_computes():
             running.append(nnx.state(network, nnx.BatchStat))
         whole = {head: jnp.concatenate([part[head] for part in logits]) for head in HEADS}
         labels = {name: jnp.asarray(value) for name, value in batch.items()}
-        return losses.engagement_loss(whole, labels)[0], running
+        return engagement_loss.engagement_loss(whole, labels)[0], running
 
     gradients, running = jax.grad(loss_of, has_aux=True)(params)
     after, metrics = step(state, sharding.put_batch(mesh, batch))
@@ -168,7 +168,7 @@ def test_flips_mirror_about_half_of_the_images_and_only_if_asked():
     assert same[0] == pytest.approx(same[1], rel=1e-6)
 
 
-def test_an_evaluation_sums_over_labelled_examples():
+def test_an_evaluation_sums_over_labeled_examples():
     config, mesh, layout, graphdef, state, _ = prepare(4, 4)
     batch = draw_batch(np.random.default_rng(2))
     step = make_evaluation_step(graphdef, config, mesh, layout)
@@ -181,10 +181,10 @@ def test_an_evaluation_sums_over_labelled_examples():
     logits, _ = model(normalize(jnp.asarray(batch["images"]), imagenet_preprocessing(32)), train=False)
     known = batch["reaction_label"] >= 0
     log_probabilities = np.asarray(jax.nn.log_softmax(logits["reactions"]))[known, batch["reaction_label"][known]]
-    assert sums["labelled_reactions"] == known.sum()
+    assert sums["labeled_reactions"] == known.sum()
     assert sums["loss_reactions"] == pytest.approx(-log_probabilities.sum(), rel=1e-5)
     hits = np.asarray(logits["reactions"]).argmax(1)[known] == batch["reaction_label"][known]
     assert sums["top1_reactions"] == hits.sum()
     assert sums["top5_reactions"] == known.sum()
-    assert sums["labelled_comments"] == (batch["comment_labels"] >= 0).any(1).sum()
-    assert 0 < sums["top1_comments"] < sums["top5_comments"] <= sums["labelled_comments"]
+    assert sums["labeled_comments"] == (batch["comment_labels"] >= 0).any(1).sum()
+    assert 0 < sums["top1_comments"] < sums["top5_comments"] <= sums["labeled_comments"]

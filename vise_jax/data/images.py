@@ -1,4 +1,4 @@
-"""Images from bytes to the fixed centre crop of evaluation, by Pillow: published numbers depend on its rounding.
+"""Images from bytes to the fixed center crop of evaluation, by Pillow: published numbers depend on its rounding.
 
 Orientation tags (EXIF) are ignored and transparency is dropped, as torchvision's image folders do.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vise_jax.data.downstream import ImageSet
+from vise_jax.data.datasets import ImageSet
 from vise_jax.errors import UserError
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -30,7 +30,7 @@ _AHEAD = 128
 
 
 def decode_for_evaluation(encoded: bytes, resize: int, crop: int, interpolation: str) -> np.ndarray:
-    """Decode a whole JPEG or PNG image, resize its shorter side, and cut out the centre.
+    """Decode a whole JPEG or PNG image, resize its shorter side, and cut out the center.
 
     Equal to torchvision's `Resize` and `CenterCrop` on a Pillow image that was converted to RGB, to the bit: two passes
     with fixed-point weights, the horizontal one first, rounded to 8 bits after each.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import google_crc32c
 
-from vise_jax import artefact
+from vise_jax import artifact
 from vise_jax.errors import UserError
 
 _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
@@ -124,7 +124,7 @@ class BadRecords:
             lines = [line for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
             self._known = {(entry["shard"], entry["record"]) for entry in map(json.loads, lines)}
             # A kill can cut the last line short.
-            artefact.write_text(path, "".join(lines))
+            artifact.write_text(path, "".join(lines))
 
     def __contains__(self, record: tuple[str, int]) -> bool:
         return record in self._known

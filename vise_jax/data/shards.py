@@ -1,4 +1,4 @@
-"""Engagement shards: TFRecord files of labelled images, and the manifest that describes them.
+"""Engagement shards: TFRecord files of labeled images, and the manifest that describes them.
 
 An example holds `image/encoded` (JPEG or PNG bytes), `post_id` (salted hash), `comments/labels` (int64 list, may be
 empty), `comments/weights` (float list, one for each label) and `reactions/label` (int64, -1 for none). No text.
@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from vise_jax import artefact
+from vise_jax import artifact
 from vise_jax.data import records
 from vise_jax.errors import UserError
 
@@ -93,7 +93,7 @@ def _write_records(records: Iterable[bytes], path: Path) -> dict[str, Any]:
     import tensorflow as tf
 
     count = 0
-    with artefact.whole_file(path) as file:
+    with artifact.atomic_file(path) as file:
         try:
             with tf.io.TFRecordWriter(file.name) as writer:
                 for record in records:
@@ -110,7 +110,7 @@ def describe_shard(path: Path, examples: int) -> dict[str, Any]:
         "name": path.name,
         "examples": examples,
         "bytes": path.stat().st_size,
-        "sha256": artefact.file_sha256(path),
+        "sha256": artifact.file_sha256(path),
     }
 
 
@@ -128,13 +128,13 @@ def read_manifest(folder: Path | str, damaged: bool = False) -> dict[str, Any]:
         not trained on), `labeler` and `fingerprint` (SHA-256), and what else `engagement.jobs` wrote down.
 
     Raises:
-        UserError: no folder, no or a wrong manifest, a shard that is missing, of another size, of another labelling
+        UserError: no folder, no or a wrong manifest, a shard that is missing, of another size, of another labeling
             job, or that the manifest does not name.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"The shards folder {folder} does not exist: give one that `{MADE_BY}` has finished writing.")
-    manifest = artefact.read_description(folder, "manifest.json", version=FORMAT_VERSION, made_by=MADE_BY)
+    manifest = artifact.read_description(folder, "manifest.json", version=FORMAT_VERSION, made_by=MADE_BY)
     try:
         every = [*manifest["shards"], *manifest["validation"]["shards"]]
         sizes = {shard["name"]: shard["bytes"] for shard in every}
@@ -159,7 +159,7 @@ def read_manifest(folder: Path | str, damaged: bool = False) -> dict[str, Any]:
             )
     if strangers := sorted(path.name for path in folder.glob("*.tfrecord") if path.name not in sizes):
         raise UserError(
-            f"{folder} holds {strangers[0]}, which its manifest does not name: shards of two labelling jobs don't "
+            f"{folder} holds {strangers[0]}, which its manifest does not name: shards of two labeling jobs don't "
             "belong in one folder, move one job's away."
         )
     if sum(sizes.values()) <= _MOST_HASHED:
@@ -170,7 +170,7 @@ def read_manifest(folder: Path | str, damaged: bool = False) -> dict[str, Any]:
 
 def _check_origin(path: Path, shard: Mapping[str, Any], damaged: bool) -> None:
     """Check that a file is the shard that the manifest describes, not one that another labeler made of the posts."""
-    if artefact.file_sha256(path) == shard["sha256"]:
+    if artifact.file_sha256(path) == shard["sha256"]:
         return
     _, bad = records.read_shard(path, shard["examples"], range(shard["examples"]))
     if bad and damaged:

@@ -1,6 +1,6 @@
 """From engagement to pseudo-labels: comments and reactions are encoded, clustered, and become classes (Sec. 3)."""
 
 from vise_jax.engagement import kmeans
-from vise_jax.engagement.labeler import Labeler, LabelledPost
+from vise_jax.engagement.labeler import LabeledPost, Labeler
 
-__all__ = ["Labeler", "LabelledPost", "kmeans"]
+__all__ = ["LabeledPost", "Labeler", "kmeans"]

@@ -15,11 +15,11 @@ import numpy as np
 import scipy.sparse
 from ml_collections import ConfigDict
 
-from vise_jax import artefact
-from vise_jax.engagement import static, word_vectors
-from vise_jax.engagement.tokens import Splitter
-from vise_jax.engagement.vectors import unit_rows
+from vise_jax import artifact
 from vise_jax.errors import UserError
+from vise_jax.similarity import unit_rows
+from vise_jax.text import static_embeddings, word_vectors
+from vise_jax.text.tokens import Splitter
 
 # Comments encoded at a time: few enough for a core's cache, and for what lies between a comment and its row.
 _BATCH = 1024
@@ -49,10 +49,10 @@ def tokenizer(labels: ConfigDict) -> Callable[[Sequence[str]], list[list[str]]]:
     """What splits raw comments into tokens for the encoder of `labels.comment_encoder`, before anything is fitted.
 
     Raises:
-        UserError: a static model whose tokeniser is missing or damaged.
+        UserError: a static model whose tokenizer is missing or damaged.
     """
     if labels.comment_encoder == "static":
-        return static.Splitter(static.read_tokenizer(labels.vectors)).split
+        return static_embeddings.Splitter(static_embeddings.read_tokenizer(labels.vectors)).split
     return Splitter().split
 
 
@@ -63,9 +63,11 @@ def vectors_sha256(labels: ConfigDict) -> dict[str, str]:
         UserError: one of them can't be read.
     """
     path = Path(labels.vectors)
-    files = {"lsa": [], "word_vectors": [path], "static": static.files(labels.vectors)}[labels.comment_encoder]
+    files = {"lsa": [], "word_vectors": [path], "static": static_embeddings.files(labels.vectors)}[
+        labels.comment_encoder
+    ]
     try:
-        return {file.name: artefact.file_sha256(file) for file in files}
+        return {file.name: artifact.file_sha256(file) for file in files}
     except OSError as error:
         raise UserError(f"labels.vectors={path} can't be read ({error.strerror}): check that path.") from error
 
@@ -95,7 +97,7 @@ class CommentEncoder:
     @cached_property
     def _split(self) -> Callable[[Sequence[str]], list[list[int]]]:
         index = _index(self.vocabulary)
-        return (static.Splitter(self.tokenizer, index) if self.tokenizer else Splitter(index)).split
+        return (static_embeddings.Splitter(self.tokenizer, index) if self.tokenizer else Splitter(index)).split
 
     def tfidf(self, comments: Sequence[str]) -> scipy.sparse.csr_matrix:
         """Counts times weights of each raw comment's tokens: float32 [N, V]."""
@@ -141,8 +143,8 @@ def fit_encoder(
         vectors = _lsa(vocabulary, weights, sample, labels)
     else:
         if labels.comment_encoder == "static":
-            tokenizer_json = static.read_tokenizer(labels.vectors)
-            vectors, found = static.read_vectors(labels.vectors, _index(vocabulary))
+            tokenizer_json = static_embeddings.read_tokenizer(labels.vectors)
+            vectors, found = static_embeddings.read_vectors(labels.vectors, _index(vocabulary))
         else:
             vectors, found = word_vectors.read(labels.vectors, _index(vocabulary))
         if not found.any():

@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors import SafetensorError, safe_open
 
-from vise_jax import artefact
+from vise_jax import artifact
 from vise_jax.errors import UserError
 
 # Distances held at a time on each device, and points at most: few enough for a core's cache, enough for an accelerator.
@@ -377,12 +377,12 @@ def _fingerprint(x: np.ndarray, k: int, init: np.ndarray | None, seed: int, batc
     """What a state has to be of to be gone on from; of the points it sees some."""
     some = np.asarray(x[:: max(1, len(x) // 64)], np.float64).tolist()
     start = None if init is None else np.asarray(init, np.float64).tolist()
-    return artefact.fingerprint([list(x.shape), some, k, start, seed, batch_size])
+    return artifact.fingerprint([list(x.shape), some, k, start, seed, batch_size])
 
 
 def _write_state(path: Path, job: str, run: _Run) -> None:
     tensors = {name: np.asarray(value) for name, value in run._asdict().items()}
-    with artefact.whole_file(path) as file:
+    with artifact.atomic_file(path) as file:
         file.write(safetensors.numpy.save(tensors, metadata={"job": job}))
 
 

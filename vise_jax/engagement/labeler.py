@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError
 
 import vise_jax
-from vise_jax import artefact
-from vise_jax.engagement import kmeans, privacy, reactions
+from vise_jax import artifact
+from vise_jax.engagement import hashing, kmeans, reactions
 from vise_jax.engagement.comments import CommentEncoder, fit_encoder, sample_comments
-from vise_jax.engagement.corpus import Corpus, gather
+from vise_jax.engagement.fit_statistics import Corpus, gather
 from vise_jax.errors import Interrupted, UserError
 from vise_jax.posts import REACTIONS, BadPost, Post, parse
 from vise_jax.progress import Progress, track
@@ -36,7 +36,7 @@ _ROWS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledPost:
+class LabeledPost:
     """The labels of one post.
 
     Attributes:
@@ -55,7 +55,7 @@ class Labeler:
     """A fitted labeler: `Labeler.fit(posts, labels)`, `.label(posts)`, `.save(folder)`, `Labeler.load(folder)`.
 
     Attributes:
-        labels: the `labels` section of the config it was fitted with; it decides how posts are labelled.
+        labels: the `labels` section of the config it was fitted with; it decides how posts are labeled.
         salt_check: shared by everyone who has the same salt, so that its split of the posts can be kept.
         comments: the comment encoder, or None where the posts had no comments.
         comment_centroids: float32 [K_C, D]; K_C = 0 without comments.
@@ -142,9 +142,9 @@ class Labeler:
             "comment_dim": phi.shape[1],
             "comment_clusters": comment_fit,
             "reaction_clusters": reaction_fit,
-            "fitted_on": artefact.fingerprint([corpus.comments.ranked(), corpus.reactions.ranked()]),
+            "fitted_on": artifact.fingerprint([corpus.comments.ranked(), corpus.reactions.ranked()]),
         }
-        check = privacy.salt_check(privacy.salt(labels.salt_file, labels.seed))
+        check = hashing.salt_check(hashing.salt(labels.salt_file, labels.seed))
         return cls(
             labels.to_dict(),
             check,
@@ -157,7 +157,7 @@ class Labeler:
             fitted,
         )
 
-    def label(self, posts: Iterable[Post | Mapping]) -> list[LabelledPost]:
+    def label(self, posts: Iterable[Post | Mapping]) -> list[LabeledPost]:
         """Label posts, whatever their split.
 
         Args:
@@ -171,7 +171,7 @@ class Labeler:
         reaction_labels = self._label_reactions(checked)
         counted = self.labels["label_weights"] == "count"
         return [
-            LabelledPost(sorted(found), [float(found[label]) if counted else 1.0 for label in sorted(found)], reaction)
+            LabeledPost(sorted(found), [float(found[label]) if counted else 1.0 for label in sorted(found)], reaction)
             for found, reaction in zip(comment_labels, reaction_labels, strict=True)
         ]
 
@@ -206,7 +206,7 @@ class Labeler:
         vocabulary = self.comments.vocabulary if self.comments else []
         files = {
             "labeler.safetensors": safetensors.numpy.save(tensors),
-            "vocabulary.json": artefact.canonical_json(vocabulary).encode(),
+            "vocabulary.json": artifact.canonical_json(vocabulary).encode(),
         }
         if self.comments and self.comments.tokenizer:
             files["tokenizer.json"] = self.comments.tokenizer
@@ -220,15 +220,15 @@ class Labeler:
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides labels and splits."""
         labels = {key: value for key, value in self.labels.items() if key not in PATHS}
-        return artefact.fingerprint([FORMAT_VERSION, labels, self.salt_check, self._sha256])
+        return artifact.fingerprint([FORMAT_VERSION, labels, self.salt_check, self._sha256])
 
     def save(self, folder: Path) -> None:
-        """Write `labeler.json`, `labeler.safetensors`, `vocabulary.json` and a tokeniser's file, whole or not at all.
+        """Write `labeler.json`, `labeler.safetensors`, `vocabulary.json` and a tokenizer's file, whole or not at all.
 
         Raises:
             UserError: the folder exists and holds something.
         """
-        with artefact.whole_folder(Path(folder)) as temporary:
+        with artifact.atomic_directory(Path(folder)) as temporary:
             for name, content in self._files.items():
                 (temporary / name).write_bytes(content)
             description = {
@@ -243,7 +243,7 @@ class Labeler:
                 "sha256": self._sha256,
                 "fingerprint": self.fingerprint,
             }
-            artefact.write_json(temporary / "labeler.json", description)
+            artifact.write_json(temporary / "labeler.json", description)
 
     @classmethod
     def load(cls, folder: Path) -> "Labeler":
@@ -253,7 +253,7 @@ class Labeler:
             UserError: no labeler, one of another version, or one that is damaged.
         """
         folder = Path(folder)
-        description = artefact.read_description(folder, "labeler.json", version=FORMAT_VERSION, made_by=_MADE_BY)
+        description = artifact.read_description(folder, "labeler.json", version=FORMAT_VERSION, made_by=_MADE_BY)
         damaged = UserError(f"The labeler {folder} is damaged: copy it again, or make it again with `{_MADE_BY}`.")
         try:
             tensors = safetensors.numpy.load((folder / "labeler.safetensors").read_bytes())
@@ -312,7 +312,7 @@ def _encoded(encoder: CommentEncoder | None, sample: list[str], work: Path | Non
     if work is None:
         return np.concatenate(list(rows())), np.concatenate(known)
     path = work / "comments.float32"
-    with artefact.whole_file(path) as file:
+    with artifact.atomic_file(path) as file:
         for part in rows():
             file.write(part.tobytes())
     which, dimensions = np.concatenate(known), encoder.vectors.shape[1]

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vise_jax.engagement.vectors import unit_rows
 from vise_jax.posts import REACTIONS
+from vise_jax.similarity import unit_rows
 
 
 def encode(reactions: Sequence[Sequence[int] | None]) -> np.ndarray:
-    """L2-normalised counts, in the order of `posts.REACTIONS`.
+    """L2-normalized counts, in the order of `posts.REACTIONS`.
 
     Returns:
         float32 [N, 5]; a row of zeros where a post has no reactions or nobody reacted.

@@ -11,7 +11,7 @@ from vise_jax.errors import UserError
 
 
 def agreement(corpus: Path, labeler: Labeler) -> dict[str, float]:
-    """Normalised mutual information (arithmetic mean) between comment clusters and the corpus' hidden classes.
+    """Normalized mutual information (arithmetic mean) between comment clusters and the corpus' hidden classes.
 
     Each comment counts once, whether or not its post took part in fitting; comments without any known token are a
     cluster of their own.
@@ -39,8 +39,8 @@ def agreement(corpus: Path, labeler: Labeler) -> dict[str, float]:
         for post in posts.read(file, ledger)
         for comment in post.comments
     ]
-    labelled = labeler.label(comment for comment, _ in comments)
-    clusters = [post.comment_labels[0] if post.comment_labels else -1 for post in labelled]
+    labeled = labeler.label(comment for comment, _ in comments)
+    clusters = [post.comment_labels[0] if post.comment_labels else -1 for post in labeled]
     return {
         kind: float(normalized_mutual_info_score([row[kind] for _, row in comments], clusters))
         for kind in ("topic", "affect")

@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from vise_jax import artefact
+from vise_jax import artifact
 from vise_jax import config as vise_config
-from vise_jax.data import downstream
-from vise_jax.data.downstream import ImageSet
+from vise_jax.data import datasets
+from vise_jax.data.datasets import ImageSet
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
-from vise_jax.evaluation import features, linear, results, splits
+from vise_jax.evaluation import results, splits
+from vise_jax.evaluation.protocols import linear
+from vise_jax.inference import extract
 from vise_jax.progress import Progress
 
 # Task → how its data are opened.
-TASKS: dict[str, Callable[[Path], ImageSet]] = {"folder": downstream.open_folder}
+TASKS: dict[str, Callable[[Path], ImageSet]] = {"folder": datasets.open_folder}
 # Keys that change how fast a measurement is, not what it finds.
 _SPEED = ("batch_size", "threads")
 
@@ -45,10 +47,10 @@ def measure(config: ConfigDict, source: str, data: Path, output: Path, name: str
     _check_choice("task", config.task, TASKS)
     _check_choice("protocol", config.protocol, PROTOCOLS)
     images = TASKS[config.task](data)
-    encoder = features.open_encoder(source, config.seed)
+    encoder = extract.open_encoder(source, config.seed)
     name = name or name_of(source)
     settings = {key: value for key, value in vise_config.flat(config).items() if key not in _SPEED}
-    fingerprint = artefact.fingerprint([settings, encoder.fingerprint, images.fingerprint])
+    fingerprint = artifact.fingerprint([settings, encoder.fingerprint, images.fingerprint])
     path = results.path_of(output, config.task, config.protocol, name, images.title, fingerprint)
     if path.is_file():
         print(f"already measured: {path}", file=sys.stderr)
@@ -65,9 +67,7 @@ def measure(config: ConfigDict, source: str, data: Path, output: Path, name: str
         "std": statistics.stdev(tests) if len(tests) > 1 else None,
         "majority": statistics.fmean(split["majority"] for split in measured),
         "splits": measured,
-        "encoder": _describe_encoder(
-            name, encoder, features.preprocessing_at(encoder.preprocessing, config.image_size)
-        ),
+        "encoder": _describe_encoder(name, encoder, extract.preprocessing_at(encoder.preprocessing, config.image_size)),
         "data": {
             "name": images.title,
             "fingerprint": images.fingerprint,
@@ -93,11 +93,11 @@ def name_of(source: str) -> str:
 
 def _linear(config: ConfigDict, encoder: Encoder, images: ImageSet, output: Path) -> list[dict[str, Any]]:
     made = splits.make(images, config)
-    found = features.cached(
+    found = extract.cached(
         output / "features",
         encoder,
         images,
-        features.preprocessing_at(encoder.preprocessing, config.image_size),
+        extract.preprocessing_at(encoder.preprocessing, config.image_size),
         batch_size=config.batch_size,
         threads=config.threads,
         max_image_pixels=config.max_image_pixels,
@@ -146,7 +146,7 @@ def _describe_encoder(name: str, encoder: Encoder, preprocessing: dict[str, Any]
         "preprocessing": preprocessing,
         "feature_dim": encoder.feature_dim,
         "provenance": encoder.provenance,
-        "licence": encoder.licence,
+        "license": encoder.license,
     }
 
 

@@ -1,4 +1,4 @@
-"""The results artefact: one JSON file a measurement, written whole."""
+"""The results artifact: one JSON file a measurement, written whole."""
 
 import platform
 import re
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 import vise_jax
-from vise_jax import artefact
+from vise_jax import artifact
 from vise_jax.errors import UserError
 
 FORMAT_VERSION = 1
@@ -34,7 +34,7 @@ def write(path: Path, result: dict[str, Any]) -> None:
     """Write a measurement, with the versions of what measured it."""
     versions = {"vise_jax": vise_jax.__version__, "jax": jax.__version__, "python": platform.python_version()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    artefact.write_json(
+    artifact.write_json(
         path,
         {
             "format_version": FORMAT_VERSION,
@@ -51,7 +51,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         UserError: not JSON, another format version, or no measurement.
     """
-    result = artefact.read_description(path.parent, path.name, version=FORMAT_VERSION, made_by=_MADE_BY)
+    result = artifact.read_description(path.parent, path.name, version=FORMAT_VERSION, made_by=_MADE_BY)
     for key, kind in _KINDS.items():
         if not isinstance(result.get(key), kind):
             raise UserError(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
-from vise_jax.data.downstream import ImageSet
+from vise_jax.data.datasets import ImageSet
 from vise_jax.errors import UserError
 
 

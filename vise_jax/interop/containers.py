@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from vise_jax import artefact
+from vise_jax import artifact
 from vise_jax.errors import UserError
 
 # Where training loops put the weights beside their other state.
@@ -58,7 +58,7 @@ def check(path: Path, *, sha256: str | None, max_bytes: int) -> str:
             f"{path} has {path.stat().st_size:,} bytes, more than the {max_bytes:,} allowed: raise --max_gigabytes if "
             "it is what you think it is."
         )
-    found = artefact.file_sha256(path)
+    found = artifact.file_sha256(path)
     if sha256 is not None and not found.startswith(sha256.lower()):
         raise UserError(
             f"{path} has the SHA-256 {found}, not {sha256.lower()}: it was not opened; get it again from its source."

@@ -10,7 +10,7 @@ import numpy as np
 import safetensors.numpy
 
 import vise_jax
-from vise_jax import artefact
+from vise_jax import artifact
 from vise_jax.encoder import Encoder, expected_weights
 from vise_jax.errors import UserError
 from vise_jax.interop import containers
@@ -80,7 +80,7 @@ def convert(
                 "vise_jax": vise_jax.__version__,
             }
         },
-        row.licence,
+        row.license,
     )
 
 
@@ -154,16 +154,16 @@ def export(encoder: Encoder, layout: str, path: str | Path, *, head: str = "") -
         "architecture": architecture,
         "preprocessing": encoder.preprocessing,
         "provenance": encoder.provenance,
-        "licence": encoder.licence,
+        "license": encoder.license,
     }
     # A second entry of the metadata would come before or after this one by chance.
-    content = safetensors.numpy.save(dict(sorted(arrays.items())), {OURS: artefact.canonical_json(about)})
+    content = safetensors.numpy.save(dict(sorted(arrays.items())), {OURS: artifact.canonical_json(about)})
     if path.exists():
         if path.read_bytes() == content:
             return
         raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with artefact.whole_file(path) as file:
+    with artifact.atomic_file(path) as file:
         file.write(content)
 
 
@@ -265,7 +265,7 @@ def _convert_ours(path: Path, arch: str | None, *, sha256: str | None, max_bytes
     """An encoder of a file that `export` wrote: the file says what is elsewhere in the table of sources."""
     found = containers.check(path, sha256=sha256, max_bytes=max_bytes)
     about = containers.read_metadata(path, OURS)
-    kinds = {"architecture": dict, "preprocessing": dict, "provenance": dict, "licence": str}
+    kinds = {"architecture": dict, "preprocessing": dict, "provenance": dict, "license": str}
     if (
         not isinstance(about, dict)
         or about.get("format_version") != _FORMAT_VERSION
@@ -280,4 +280,4 @@ def _convert_ours(path: Path, arch: str | None, *, sha256: str | None, max_bytes
     weights = _fill(path, "its own description", expected, tensors, EXPORTS[about["layout"]], (r"fc\.(weight|bias)",))
     made = {"source": OURS, "file": path.name, "sha256": found, "layout": about["layout"], "layout_verified": True}
     provenance = {"converted": {**made, "of": about["provenance"]}}
-    return Encoder(about["architecture"], weights, about["preprocessing"], provenance, about["licence"])
+    return Encoder(about["architecture"], weights, about["preprocessing"], provenance, about["license"])

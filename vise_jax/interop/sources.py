@@ -1,4 +1,4 @@
-"""Whose encoders can be converted: the layout of their files, how they see images, and under which licence."""
+"""Whose encoders can be converted: the layout of their files, how they see images, and under which license."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ class Source:
         layouts: names of the layouts that such files have → the layout. Empty = torchvision's names behind any prefix.
         drop: regular expressions of keys that are not the encoder's, and may be there.
         preprocessing: as in `vise_jax.Encoder`.
-        licence: of the weights.
+        license: of the weights.
         where: where the file is to be had.
         half: whether weights may be float16.
         layout_verified: whether the layout is documented.
@@ -47,7 +47,7 @@ class Source:
     layouts: Mapping[str, Layout]
     drop: tuple[str, ...]
     preprocessing: Mapping[str, Any]
-    licence: str
+    license: str
     where: str
     half: bool = False
     layout_verified: bool = True
@@ -66,7 +66,7 @@ SOURCES: dict[str, Source] = {
         layouts={"torchvision": prefixed("")},
         drop=(_CLASSIFIER,),
         preprocessing=_IMAGENET,
-        licence="BSD-3-Clause",
+        license="BSD-3-Clause",
         where="https://download.pytorch.org/models/ (the paper has the V1 weights)",
         published={
             "f37072fd": "resnet18-f37072fd.pth",
@@ -89,7 +89,7 @@ SOURCES: dict[str, Source] = {
         layouts={"torchvision": prefixed("")},
         drop=(_CLASSIFIER,),
         preprocessing=_IMAGENET,
-        licence="CC-BY-NC-4.0",
+        license="CC-BY-NC-4.0",
         where="https://github.com/facebookresearch/WSL-Images, or timm/resnext101_32x16d.fb_wsl_ig1b_ft_in1k",
         published={
             "c6f796b0": "ig_resnext101_32x16-c6f796b0.pth",
@@ -106,7 +106,7 @@ SOURCES: dict[str, Source] = {
             r"(module\.)?queue(_ptr)?",
         ),
         preprocessing=_IMAGENET,
-        licence="CC-BY-NC-4.0",
+        license="CC-BY-NC-4.0",
         where="https://github.com/facebookresearch/moco",
     ),
     "virtex": Source(
@@ -119,7 +119,7 @@ SOURCES: dict[str, Source] = {
         },
         drop=(r"(model\.)?(backward_)?textual\..*",),
         preprocessing=_IMAGENET,
-        licence="MIT",
+        license="MIT",
         where="https://github.com/kdexd/virtex",
     ),
     "icmlm": Source(
@@ -128,7 +128,7 @@ SOURCES: dict[str, Source] = {
         layouts={},
         drop=(rf"(.*\.)?{_CLASSIFIER}",),
         preprocessing=_IMAGENET,
-        licence="unknown: ask the authors",
+        license="unknown: ask the authors",
         where="https://europe.naverlabs.com/icmlm",
         layout_verified=False,
         notes=("layout and preprocessing are not documented: torchvision's are assumed",),
@@ -147,7 +147,7 @@ SOURCES: dict[str, Source] = {
             r"input_resolution|context_length|vocab_size",
         ),
         preprocessing=_CLIP,
-        licence="MIT",
+        license="MIT",
         where="https://github.com/openai/CLIP, or timm/resnet50_clip.openai",
         half=True,
         published={"afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762": "RN50.pt"},
@@ -158,7 +158,7 @@ SOURCES: dict[str, Source] = {
         layouts={"detectron2": detectron2},
         drop=(r"proposal_generator\..*", r"roi_heads\..*", r"pixel_(mean|std)"),
         preprocessing=_DETECTRON2,
-        licence="Apache-2.0",
+        license="Apache-2.0",
         where="https://github.com/facebookresearch/grid-feats-vqa (R-50)",
         notes=(
             "images are resized and cropped as for the other encoders; the authors' own code resizes to 600 pixels",
@@ -170,8 +170,8 @@ SOURCES: dict[str, Source] = {
         layouts={"vise": sequential},
         drop=(),
         preprocessing=_IMAGENET,
-        licence="CC-BY-NC-4.0",
+        license="CC-BY-NC-4.0",
         where="https://github.com/KMnP/vise",
-        notes=("the normalisation is not documented: torchvision's is assumed",),
+        notes=("the normalization is not documented: torchvision's is assumed",),
     ),
 }

@@ -64,11 +64,11 @@ class CLIPResNet(nnx.Module):
         self.attnpool = _AttentionPool(in_channels, self.feature_dim, rngs=rngs)
 
     def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Encode normalised images.
+        """Encode normalized images.
 
         Args:
             images: float32 [B, 224, 224, 3].
-            train: normalise by the batch's statistics and update the running ones.
+            train: normalize by the batch's statistics and update the running ones.
 
         Returns:
             The features, float32 [B, D], which the attention pool makes; and the intermediates: "features" again, and

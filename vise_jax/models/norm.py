@@ -1,4 +1,4 @@
-"""Batch normalisation with torch's semantics and a choice of who shares statistics."""
+"""Batch normalization with torch's semantics and a choice of who shares statistics."""
 
 from functools import partial
 
@@ -8,9 +8,9 @@ from flax import nnx
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015) over batch, height and width.
+    """Batch normalization (Ioffe & Szegedy 2015) over batch, height and width.
 
-    As in torch, the batch is normalised by its biased variance while the running variance averages the unbiased one.
+    As in torch, the batch is normalized by its biased variance while the running variance averages the unbiased one.
     Statistics and parameters are float32 whatever the type of the input.
 
     Args:
@@ -35,7 +35,7 @@ class BatchNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalise [B, H, W, C], keeping its type: by the batch's statistics when training, else by the running ones.
+        """Normalize [B, H, W, C], keeping its type: by the batch's statistics when training, else by the running ones.
 
         Raises:
             ValueError: the batch is no multiple of `group`.
@@ -69,10 +69,10 @@ def merged(statistics: jax.Array) -> jax.Array:
 
 
 class FrozenBatchNorm(nnx.Module):
-    """Batch normalisation that no training moves: by the running statistics always, its affine a constant, too.
+    """Batch normalization that no training moves: by the running statistics always, its affine a constant, too.
 
     Detection backbones have it since their batches are too small for statistics. All four arrays are `nnx.BatchStat`,
-    so that an optimiser of `nnx.Param` doesn't see them.
+    so that an optimizer of `nnx.Param` doesn't see them.
 
     Args:
         channels: channels of the input.
@@ -88,7 +88,7 @@ class FrozenBatchNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalise [B, H, W, C], keeping its type; the same in training."""
+        """Normalize [B, H, W, C], keeping its type; the same in training."""
         scale, bias, mean, var = (merged(one[...]) for one in (self.scale, self.bias, self.mean, self.var))
         return _affine(x, mean, scale * jax.lax.rsqrt(var + self.epsilon), bias)
 
@@ -96,9 +96,9 @@ class FrozenBatchNorm(nnx.Module):
 def _affine(x: jax.Array, mean: jax.Array, gain: jax.Array, bias: jax.Array) -> jax.Array:
     """(x - mean) * gain + bias, computed in float32; mean and gain are [C], or [G, C] for x [G, B, H, W, C]."""
     shape = (*mean.shape[:-1], *(1,) * (x.ndim - mean.ndim), mean.shape[-1])
-    centred = x.astype(jnp.float32) - mean.reshape(shape)
+    centered = x.astype(jnp.float32) - mean.reshape(shape)
     bias = bias.reshape((1,) * (x.ndim - 1) + (-1,))
-    return (centred * gain.reshape(shape) + bias).astype(x.dtype)
+    return (centered * gain.reshape(shape) + bias).astype(x.dtype)
 
 
 def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -118,7 +118,7 @@ def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _normalize(
     epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalise x [G, B, H, W, C] by its own statistics: (y, mean [G, C], variance [G, C]).
+    """Normalize x [G, B, H, W, C] by its own statistics: (y, mean [G, C], variance [G, C]).
 
     The gradient is written out because autodiff would keep float32 copies of `x` and pass over them once more.
     The statistics feed only the running averages, so that no gradient is taken through them.

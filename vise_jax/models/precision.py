@@ -10,7 +10,7 @@ class Policy(NamedTuple):
 
     Attributes:
         compute: of activations, and of parameters where they enter a product.
-        parameters: of parameters, gradients and the optimiser's state.
+        parameters: of parameters, gradients and the optimizer's state.
         reductions: of batch statistics, features, logits, losses and sums over devices.
     """
 

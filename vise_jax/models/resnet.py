@@ -159,11 +159,11 @@ class ResNet(nnx.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
 
     def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Encode normalised images.
+        """Encode normalized images.
 
         Args:
             images: float32 [B, H, W, 3].
-            train: normalise by the batch's statistics and update the running ones.
+            train: normalize by the batch's statistics and update the running ones.
 
         Returns:
             The features, float32 [B, D]: the mean over height and width of the last stage; and the intermediates:

@@ -28,8 +28,8 @@ class VisE(nnx.Module):
         """Predict every kind of engagement.
 
         Args:
-            images: float32 [B, H, W, 3], normalised.
-            train: normalise by the batch's statistics and update the running ones.
+            images: float32 [B, H, W, 3], normalized.
+            train: normalize by the batch's statistics and update the running ones.
 
         Returns:
             The logits, float32 [B, classes] for each head's name; and the intermediates: "features", float32 [B, D],

@@ -1,4 +1,4 @@
-"""What the clusters mean: the numbers behind the page, from a labeler and the shards that it labelled."""
+"""What the clusters mean: the numbers behind the page, from a labeler and the shards that it labeled."""
 
 import hashlib
 import itertools
@@ -13,10 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from vise_jax.data import shards
-from vise_jax.engagement import Labeler, meaning, privacy
-from vise_jax.engagement.vectors import unit_rows
+from vise_jax.engagement import Labeler, meaning
 from vise_jax.errors import UserError
 from vise_jax.posts import REACTIONS, Post
+from vise_jax.similarity import unit_rows
+from vise_jax.text import masking
 
 # Two clusters are compared where so many examples have both; fewer are chance, and might be somebody.
 MIN_TOGETHER = 5
@@ -29,14 +30,14 @@ _IN_TERMINAL = 10
 _IN_NAME = 0.15
 _BUTTONS = 2
 _MAX_EXAMPLE_CHARACTERS = 200
-# Comments that are labelled at a time.
+# Comments that are labeled at a time.
 _BATCH = 1024
 # Rows of cosines in memory at a time.
 _CHUNK = 1024
 
 
 def read(labeler_folder: Path, shards_folder: Path) -> tuple[Labeler, dict[str, np.ndarray]]:
-    """Read a labeler, and the statistics of the shards that it labelled.
+    """Read a labeler, and the statistics of the shards that it labeled.
 
     Raises:
         UserError: one of them is missing or damaged, or the shards are another labeler's.
@@ -45,13 +46,13 @@ def read(labeler_folder: Path, shards_folder: Path) -> tuple[Labeler, dict[str, 
     manifest = shards.read_manifest(shards_folder)
     if manifest["labeler"] != labeler.fingerprint:
         raise UserError(
-            f"The shards {shards_folder} were not labelled with the labeler {labeler_folder}: give the one that "
+            f"The shards {shards_folder} were not labeled with the labeler {labeler_folder}: give the one that "
             f"`{shards.MADE_BY}` was given for them."
         )
     return labeler, shards.read_statistics(shards_folder, manifest)
 
 
-def summarise(labeler: Labeler, statistics: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def summarize(labeler: Labeler, statistics: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Gather what the page, the figures and the terminal show; nothing of suppressed clusters but how many there are.
 
     Args:
@@ -83,10 +84,10 @@ def summarise(labeler: Labeler, statistics: Mapping[str, np.ndarray]) -> dict[st
     reactions_by_size = np.argsort(-reaction_counts, kind="stable")
     lifts = lift(pairs, reaction_counts)
     profiles = meaning.profiles(labeler.reaction_centroids)
-    neighbours, cosines = nearest(labeler.comment_centroids[shown], _NEAREST)
+    neighbors, cosines = nearest(labeler.comment_centroids[shown], _NEAREST)
     near = {
         number: [[int(shown[other]), round(float(cosine), 3)] for other, cosine in zip(*row, strict=True)]
-        for number, *row in zip(shown.tolist(), neighbours, cosines, strict=True)
+        for number, *row in zip(shown.tolist(), neighbors, cosines, strict=True)
     }
     rows = by_size[counts[by_size] > 0][: _MAP[0]]
     columns = reactions_by_size[reaction_counts[reactions_by_size] > 0][: _MAP[1]]
@@ -128,7 +129,7 @@ def summarise(labeler: Labeler, statistics: Mapping[str, np.ndarray]) -> dict[st
 
 
 def gini(counts: np.ndarray) -> float:
-    """How unequal counts are: 0 where all are equal, towards 1 where one has everything.
+    """How unequal counts are: 0 where all are equal, toward 1 where one has everything.
 
     Half the mean difference between two of them, divided by their mean: of [N] numbers x in rising order
     sum_i (2 i - N - 1) x_i / (N sum_i x_i). 0 where there is nothing.
@@ -221,7 +222,7 @@ def draw_examples(labeler: Labeler, posts: Iterable[Post], count: int) -> dict[i
     while batch := list(itertools.islice(comments, _BATCH)):
         for post, label in zip(batch, labeler.label(batch), strict=True):
             for cluster in label.comment_labels:
-                ours, text = drawn.setdefault(cluster, {}), _shorten(privacy.mask(post.comments[0]))
+                ours, text = drawn.setdefault(cluster, {}), _shorten(masking.mask(post.comments[0]))
                 ours[text] = hashlib.blake2b(text.encode(), digest_size=8).digest()
                 if len(ours) > count:
                     del ours[max(ours, key=lambda other: ours[other])]

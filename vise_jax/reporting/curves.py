@@ -13,21 +13,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
-from vise_jax import artefact
+from vise_jax import artifact
 from vise_jax import config as vise_config
 from vise_jax.reporting import runs, templates
 from vise_jax.reporting.runs import Run, Series
 
 # Of a curve on the page and in the figures.
 _MOST_POINTS = 2000
-# Of Okabe and Ito, told apart by colour-blind eyes; for light and for dark ground.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0508c", "#a67c00", "#1b8fc4", "#6b6b6b")
-DARK_COLOURS = ("#56b4e9", "#ff8b4d", "#2fc99b", "#e495c3", "#e8c33c", "#a5d8f5", "#b5b5b5")
+# Of Okabe and Ito, told apart by color-blind eyes; for light and for dark ground.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#b0508c", "#a67c00", "#1b8fc4", "#6b6b6b")
+DARK_COLORS = ("#56b4e9", "#ff8b4d", "#2fc99b", "#e495c3", "#e8c33c", "#a5d8f5", "#b5b5b5")
 
 # "noisy": recorded at each step, drawn faintly and smoothed. "plain": a line. "dashed": another line beside it.
 # "points": seldom measured.
 _NOISY, _PLAIN, _DASHED, _POINTS = "noisy", "plain", "dashed", "points"
-_SECTIONS = ("Loss", "Accuracy", "Optimisation", "Speed", "Other")
+_SECTIONS = ("Loss", "Accuracy", "Optimization", "Speed", "Other")
 _HEAD = re.compile(r"(?:loss|validation_(?:loss|top1|top5))_(\w+)")
 
 
@@ -64,9 +64,9 @@ def panels(every: Sequence[Run]) -> list[Panel]:
         }
         known.append(Panel("Accuracy", f"validation top-1 and top-5: {head}", True, curves))
     known += [
-        _panel("Optimisation", "learning rate", "learning_rate", _PLAIN),
-        _panel("Optimisation", "gradient norm", "gradient_norm", _NOISY),
-        _panel("Optimisation", "parameter norm", "parameter_norm", _PLAIN),
+        _panel("Optimization", "learning rate", "learning_rate", _PLAIN),
+        _panel("Optimization", "gradient norm", "gradient_norm", _NOISY),
+        _panel("Optimization", "parameter norm", "parameter_norm", _PLAIN),
         _panel("Speed", "images per second", "images_per_second", _NOISY),
         _panel("Speed", "share of the time waiting for data", "data_wait", _NOISY, share=True),
         _panel("Speed", "goodput: share of the time in steps", "goodput", _PLAIN, share=True),
@@ -124,7 +124,7 @@ def render(every: Sequence[Run], drawn: Mapping[str, bytes]) -> str:
             "runs": [{"name": run.name, "batch": run.config.get("training.batch_size")} for run in every],
             "panels": [_for_page(panel, every) for panel in found],
         },
-        colours=list(zip(COLOURS, DARK_COLOURS, strict=True)),
+        colors=list(zip(COLORS, DARK_COLORS, strict=True)),
         images={name: base64.b64encode(content).decode() for name, content in drawn.items()},
     )
 
@@ -140,9 +140,9 @@ def write(every: Sequence[Run], output: Path) -> None:
     text = render(every, drawn)
     output.mkdir(parents=True, exist_ok=True)
     for name, content in drawn.items():
-        with artefact.whole_file(output / f"{name}.png") as file:
+        with artifact.atomic_file(output / f"{name}.png") as file:
             file.write(content)
-    artefact.write_text(output / "training.html", text)
+    artifact.write_text(output / "training.html", text)
 
 
 def _panel(section: str, title: str, name: str, how: str, share: bool = False) -> Panel:
@@ -201,7 +201,7 @@ def _figure(ours: Sequence[Panel], every: Sequence[Run]) -> Figure:
         _draw_panel(axes, panel, every)
     for axes in grid[len(ours) :]:
         axes.set_axis_off()
-    marks = {run.name: Line2D([], [], color=_colour(number)) for number, run in enumerate(every) if run.series}
+    marks = {run.name: Line2D([], [], color=_color(number)) for number, run in enumerate(every) if run.series}
     legend = figure.legend(marks.values(), marks.keys(), loc="outside upper left", ncols=4, frameon=False, fontsize=9)
     for text in legend.get_texts():
         # Dollar signs in names are no formulas.
@@ -218,10 +218,10 @@ def _draw_panel(axes: Axes, panel: Panel, every: Sequence[Run]) -> None:
     }
     lines = _lines(panel, every)
     for number, _, how, series in lines:
-        axes.plot(series.steps, series.values, color=_colour(number), **styles[how])
+        axes.plot(series.steps, series.values, color=_color(number), **styles[how])
     labels = {label: how for _, label, how, _ in lines if how != "faint"}
     if len(labels) > 1:
-        marks = [Line2D([], [], color="grey", **styles[how]) for how in labels.values()]
+        marks = [Line2D([], [], color="gray", **styles[how]) for how in labels.values()]
         axes.legend(marks, labels.keys(), frameon=False, fontsize=8)
     axes.set_title(panel.title, fontsize=10, loc="left", parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -235,8 +235,8 @@ def _draw_panel(axes: Axes, panel: Panel, every: Sequence[Run]) -> None:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
+def _color(number: int) -> str:
+    return COLORS[number % len(COLORS)]
 
 
 def _as_json(values: dict[str, Any]) -> dict[str, Any]:

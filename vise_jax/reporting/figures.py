@@ -14,12 +14,12 @@ from matplotlib.ticker import MaxNLocator
 
 from vise_jax.posts import REACTIONS
 from vise_jax.reporting.clusters import MIN_TOGETHER
-from vise_jax.reporting.templates import COLOURS
+from vise_jax.reporting.templates import COLORS
 
 _LINES = {"comments": "#0072b2", "reactions": "#d55e00"}
 # Reaction clusters in their figure, and how many of them stand side by side.
 _MOST_REACTIONS, _COLUMNS = 128, 8
-# Where the colours of log2 lift end at the latest.
+# Where the colors of log2 lift end at the latest.
 _MOST_LIFT = 3
 _LABEL_CHARACTERS = 40
 
@@ -33,12 +33,12 @@ def reactions(summary: dict[str, Any]) -> Figure:
     # One pair of axes for all: drawing 128 pairs takes many times as long.
     for place, cluster in enumerate(clusters):
         left, bottom = 6.5 * (place % columns), -1.55 * (place // columns)
-        axes.bar(left + np.arange(len(REACTIONS)), cluster["profile"], 0.9, bottom, color=COLOURS)
-        axes.hlines(bottom, left - 0.6, left + len(REACTIONS) - 0.4, color="grey", linewidth=0.6)
+        axes.bar(left + np.arange(len(REACTIONS)), cluster["profile"], 0.9, bottom, color=COLORS)
+        axes.hlines(bottom, left - 0.6, left + len(REACTIONS) - 0.4, color="gray", linewidth=0.6)
         axes.text(left - 0.5, bottom + 1.1, f"{cluster['number']}: {cluster['share']:.1%}", fontsize=8)
     axes.set_axis_off()
     axes.set(xlim=(-1, 6.5 * columns - 1), ylim=(-1.55 * (lines - 1) - 0.1, 1.5))
-    marks = [Patch(color=colour) for colour in COLOURS]
+    marks = [Patch(color=color) for color in COLORS]
     axes.legend(
         marks, REACTIONS, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(REACTIONS), frameon=False, fontsize=9
     )
@@ -61,15 +61,15 @@ def balance(summary: dict[str, Any]) -> Figure:
     """Examples of a cluster by its rank, and the Lorenz curves that Gini's coefficient measures."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     sizes, lorenz = figure.subplots(1, 2)
-    for kind, colour in _LINES.items():
+    for kind, color in _LINES.items():
         counts = np.array([cluster["examples"] for cluster in summary[kind]], np.float64)
         if counts.sum():
             some = counts[counts > 0]
-            sizes.plot(np.arange(1, len(some) + 1), some, ".-", markersize=4, color=colour)
+            sizes.plot(np.arange(1, len(some) + 1), some, ".-", markersize=4, color=color)
             curve = np.concatenate([[0], np.cumsum(counts[::-1]) / counts.sum()])
             label = f"{kind[:-1]} clusters, Gini {summary['balance'][kind]['gini']:.2f}"
-            lorenz.plot(np.linspace(0, 1, len(curve)), curve, color=colour, label=label)
-    lorenz.plot([0, 1], [0, 1], ":", color="grey", label="all equal")
+            lorenz.plot(np.linspace(0, 1, len(curve)), curve, color=color, label=label)
+    lorenz.plot([0, 1], [0, 1], ":", color="gray", label="all equal")
     lorenz.legend(frameon=False, fontsize=9)
     sizes.set(xscale="log", yscale="log", xlabel="rank of the cluster", ylabel="examples")
     lorenz.set(xlabel="share of the clusters, the smallest first", ylabel="share of the labels")
@@ -79,7 +79,7 @@ def balance(summary: dict[str, Any]) -> Figure:
 
 
 def co_occurrence(summary: dict[str, Any]) -> Figure:
-    """Lift of the largest comment clusters with the largest reaction clusters, as a map of colours."""
+    """Lift of the largest comment clusters with the largest reaction clusters, as a map of colors."""
     heat = summary["heat"]
     values = np.array(heat["log2_lift"], np.float64)
     figure, axes = _figure(2 + 0.35 * len(heat["reactions"]), 1 + 0.22 * len(heat["comments"]))
@@ -94,7 +94,7 @@ def co_occurrence(summary: dict[str, Any]) -> Figure:
     # Dollar signs in people's words are no formulas.
     axes.set_yticks(range(len(rows)), rows, fontsize=8, parse_math=False)
     axes.set(xlabel="reaction clusters, the largest first", ylabel="comment clusters, the largest first")
-    figure.colorbar(image, label=f"log2 lift\n(grey: fewer than {MIN_TOGETHER} examples)", extend="both")
+    figure.colorbar(image, label=f"log2 lift\n(gray: fewer than {MIN_TOGETHER} examples)", extend="both")
     return figure
 
 
@@ -110,7 +110,7 @@ def draw(summary: dict[str, Any]) -> dict[str, bytes]:
     """All figures as PNG files, the same bytes for the same summary; a figure without clusters says so.
 
     Args:
-        summary: what `clusters.summarise` returned.
+        summary: what `clusters.summarize` returned.
 
     Returns:
         PNG files by name, without `.png`.

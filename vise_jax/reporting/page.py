@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vise_jax import artefact
+from vise_jax import artifact
 from vise_jax.reporting import figures, templates
 from vise_jax.reporting.clusters import MIN_TOGETHER
 
@@ -20,7 +20,7 @@ def render(summary: dict[str, Any], drawn: Mapping[str, bytes], examples: Mappin
     """Make the page.
 
     Args:
-        summary: what `clusters.summarise` returned.
+        summary: what `clusters.summarize` returned.
         drawn: PNG files by name, as `figures.draw` returns them.
         examples: masked comments by comment cluster; empty for none.
     """
@@ -43,7 +43,7 @@ def write(summary: dict[str, Any], examples: Mapping[int, list[str]], output: Pa
     """Write the figures and `index.html` into the folder `output`, each file whole; the page comes last.
 
     Args:
-        summary: what `clusters.summarise` returned.
+        summary: what `clusters.summarize` returned.
         examples: masked comments by comment cluster; empty for none.
         output: the folder; files of an earlier report in it are replaced.
     """
@@ -51,6 +51,6 @@ def write(summary: dict[str, Any], examples: Mapping[int, list[str]], output: Pa
     text = render(summary, drawn, examples)
     output.mkdir(parents=True, exist_ok=True)
     for name, content in drawn.items():
-        with artefact.whole_file(output / f"{name}.png") as file:
+        with artifact.atomic_file(output / f"{name}.png") as file:
             file.write(content)
-    artefact.write_text(output / "index.html", text)
+    artifact.write_text(output / "index.html", text)

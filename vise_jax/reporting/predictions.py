@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vise_jax import artefact
+from vise_jax import artifact
 from vise_jax.data import images as data_images
-from vise_jax.data.downstream import ImageSet
+from vise_jax.data.datasets import ImageSet
 from vise_jax.encoder import Encoder
 from vise_jax.engagement import Labeler
 from vise_jax.errors import UserError
-from vise_jax.evaluation import features, predictions
+from vise_jax.inference import extract, predict
 from vise_jax.reporting import templates
 
 _FORMAT_VERSION = 1
@@ -35,10 +35,10 @@ def write(
     """Predict what people would answer to images, and write it; nothing is done where that is there already.
 
     Args:
-        encoder: with heads, see `predictions.check`.
+        encoder: with heads, see `predict.check`.
         labeler: whose clusters they predict.
         images: the set.
-        output: a .jsonl file with a line for each image, ordered by path: `image`, and what `predictions.predict`
+        output: a .jsonl file with a line for each image, ordered by path: `image`, and what `predict.predict`
             returns; or `error`, a sentence, for an image that can't be read. The page lies beside it, as .html.
         top: comment clusters to name.
         on_page: images on the page at most, the first ones.
@@ -50,33 +50,33 @@ def write(
         the page's path, the number of images, and how many of them can't be read.
 
     Raises:
-        UserError: see `predictions.check` and `features.computed`; another ending; or one of the files exists and
+        UserError: see `predict.check` and `extract.computed`; another ending; or one of the files exists and
             holds something else.
     """
-    predictions.check(encoder, labeler)
+    predict.check(encoder, labeler)
     if output.suffix != ".jsonl":
         raise UserError(f"{output} ends in {output.suffix or 'nothing'}: name a file that ends in .jsonl.")
     page = output.with_suffix(".html")
-    made_from = features.key_of(encoder, images, encoder.preprocessing)
-    key = artefact.fingerprint([_FORMAT_VERSION, made_from, labeler.fingerprint, top, on_page, output.name])
+    made_from = extract.key_of(encoder, images, encoder.preprocessing)
+    key = artifact.fingerprint([_FORMAT_VERSION, made_from, labeler.fingerprint, top, on_page, output.name])
     ours = page.is_file() and f'content="{key}"' in page.read_text(encoding="utf-8", errors="replace")
     if ours and output.is_file():
-        features.clear(output)
+        extract.clear(output)
         return page, len(images), sum("error" in json.loads(line) for line in open(output, encoding="utf-8"))
     for path in (output, page):
         if path.exists() and not ours:
             raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")
     settings = {"batch_size": batch_size, "threads": threads, "max_image_pixels": max_image_pixels}
-    with features.computed(encoder, images, encoder.preprocessing, output, strict=False, **settings) as (parts, about):
+    with extract.computed(encoder, images, encoder.preprocessing, output, strict=False, **settings) as (parts, about):
         cards: list[dict[str, Any]] = []
         # The page before the lines: where these are, the page is, too.
-        with artefact.whole_file(output) as file:
+        with artifact.atomic_file(output) as file:
             for index, record in _records(encoder, labeler, images, parts, top):
                 file.write(f"{json.dumps(record, ensure_ascii=False)}\n".encode())
                 if len(cards) < on_page:
                     cards.append({**record, **_picture(images, index, record, max_image_pixels)})
             text = templates.render(
-                "predictions.html.j2",
+                "predict.html.j2",
                 key=key,
                 encoder=encoder,
                 labeler=labeler,
@@ -85,7 +85,7 @@ def write(
                 output=output.name,
                 cards=cards,
             )
-            artefact.write_text(page, text)
+            artifact.write_text(page, text)
     return page, len(images), len(about["rejected"])
 
 
@@ -93,13 +93,13 @@ def _records(
     encoder: Encoder, labeler: Labeler, images: ImageSet, parts: list[Path], top: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each image's number and line, in the order of the set."""
-    for part in map(features.Part.read, parts):
+    for part in map(extract.Part.read, parts):
         found: dict[int, dict[str, Any]] = {
             index: {"error": reason}
             for index, reason in zip(part.rejected.tolist(), part.reasons.tolist(), strict=True)
         }
         if len(part.indices):
-            predicted = predictions.predict(encoder, labeler, part.features, top)
+            predicted = predict.predict(encoder, labeler, part.features, top)
             found |= dict(zip(part.indices.tolist(), predicted, strict=True))
         for index in sorted(found):
             yield index, {"image": images.names[index], **found[index]}

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from vise_jax import artefact
+from vise_jax import artifact
 from vise_jax.errors import UserError
 
 _BASELINE = "commonest class"
@@ -121,8 +121,8 @@ def write(measurements: Sequence[dict[str, Any]], output: Path) -> Table:
     """Write `table.md` and `table.csv` into the folder `output`, each whole, and return the table."""
     table = build(measurements)
     output.mkdir(parents=True, exist_ok=True)
-    artefact.write_text(output / "table.md", to_markdown(table))
-    artefact.write_text(output / "table.csv", to_csv(measurements))
+    artifact.write_text(output / "table.md", to_markdown(table))
+    artifact.write_text(output / "table.csv", to_csv(measurements))
     return table
 
 

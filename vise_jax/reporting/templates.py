@@ -6,10 +6,10 @@ import jinja2
 
 from vise_jax.posts import REACTIONS
 
-# Of Okabe and Ito, told apart by colour-blind eyes; in the order of REACTIONS.
-COLOURS = ("#e69f00", "#0072b2", "#d55e00", "#009e73", "#cc79a7")
-# Name, picture and colour of each.
-BUTTONS = list(zip(REACTIONS, ("😆", "😢", "😡", "😮", "❤️"), COLOURS, strict=True))
+# Of Okabe and Ito, told apart by color-blind eyes; in the order of REACTIONS.
+COLORS = ("#e69f00", "#0072b2", "#d55e00", "#009e73", "#cc79a7")
+# Name, picture and color of each.
+BUTTONS = list(zip(REACTIONS, ("😆", "😢", "😡", "😮", "❤️"), COLORS, strict=True))
 
 
 def render(template: str, **values: Any) -> str:

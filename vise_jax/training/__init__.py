@@ -1,1 +1,1 @@
-"""From engagement shards to an encoder: losses, optimiser, state, step, sharding, checkpoints, loop."""
+"""From engagement shards to an encoder: losses, optimizer, state, step, sharding, checkpoints, loop."""

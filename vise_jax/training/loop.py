@@ -14,20 +14,20 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vise_jax import artefact, models
+from vise_jax import artifact, models
 from vise_jax import config as vise_config
-from vise_jax.data import pretraining, shards
+from vise_jax.data import loader, shards
 from vise_jax.data.records import BadRecords
 from vise_jax.encoder import imagenet_preprocessing
 from vise_jax.errors import UserError
 from vise_jax.progress import Progress
-from vise_jax.training import distributed, optimizer, run_folder, sharding
+from vise_jax.training import hosts, optimizer, run_dir, sharding
 from vise_jax.training import state as train_state
 from vise_jax.training.checkpoint import Checkpoints
+from vise_jax.training.evaluators import Clock, Evaluation, Evaluator, Trace, changed_keys
 from vise_jax.training.sharding import Layout
 from vise_jax.training.state import TrainState
 from vise_jax.training.step import make_train_step
-from vise_jax.training.watching import Clock, Evaluation, Evaluator, Trace, changed_keys
 from vise_jax.training.writers import MetricsWriter
 
 # After a save that failed, another one is tried when so many seconds have passed.
@@ -58,7 +58,7 @@ def train(config: ConfigDict, workdir: Path, evaluators: tuple[Evaluator, ...] =
         raise UserError(
             "The config key data.shards is empty: say --config.data.shards=FOLDER, what label.py run wrote."
         )
-    distributed.initialize(config.training)
+    hosts.initialize(config.training)
     manifest = shards.read_manifest(Path(config.data.shards), damaged=True)
     if manifest["examples"] < config.training.batch_size:
         raise UserError(
@@ -72,7 +72,7 @@ def train(config: ConfigDict, workdir: Path, evaluators: tuple[Evaluator, ...] =
     build = partial(models.build, **architecture, dtype=config.model.dtype, remat=config.training.remat)
     nnx.eval_shape(build)  # says what is wrong with the model before the folder is claimed
     layout = sharding.layout(
-        config, mesh.size, run_folder.claim(workdir, config, manifest["fingerprint"], layout.bn_group)
+        config, mesh.size, run_dir.claim(workdir, config, manifest["fingerprint"], layout.bn_group)
     )
 
     model = cast(models.VisE, build(bn_group=layout.bn_group, seed=config.training.seed))
@@ -80,7 +80,7 @@ def train(config: ConfigDict, workdir: Path, evaluators: tuple[Evaluator, ...] =
         begin = "starting from scratch"
         if config.training.init_from and checkpoints.latest() is None:
             folder = Path(config.training.init_from)
-            run_folder.warm_start(model, folder, imagenet_preprocessing(config.data.image_size))
+            run_dir.warm_start(model, folder, imagenet_preprocessing(config.data.image_size))
             begin = f"starting from the encoder {folder}"
         graphdef, state = train_state.create(model, optimizer.make(config.training, steps), layout)
         state = jax.device_put(state, train_state.shardings(mesh, layout))
@@ -96,7 +96,7 @@ def train(config: ConfigDict, workdir: Path, evaluators: tuple[Evaluator, ...] =
         loop = _Loop(config, workdir, manifest, mesh, checkpoints, evaluation)
         state = loop.run(train_step, state, range(done, steps), bad)
     weights = train_state.on_one_device(state, mesh)
-    return run_folder.export(workdir, config, architecture, manifest, nnx.merge(graphdef, weights))
+    return run_dir.export(workdir, config, architecture, manifest, nnx.merge(graphdef, weights))
 
 
 def number_of_steps(config: ConfigDict, examples: int) -> int:
@@ -174,7 +174,7 @@ class _Loop:
     ) -> TrainState:
         """Take the steps; `steps` are the numbers of steps done before each."""
         training = self._config.training
-        batches = pretraining.batches(
+        batches = loader.batches(
             Path(self._config.data.shards),
             self._manifest,
             self._config.data,
@@ -186,7 +186,7 @@ class _Loop:
         )
         trace = Trace(self._workdir, self._config.profile.steps)
         with (
-            distributed.sigterm() as stop_asked,
+            hosts.sigterm() as stop_asked,
             MetricsWriter(self._workdir, steps.start, jax.process_index() == 0) as self._writer,
             self._bar(steps) as self._progress,
         ):
@@ -300,7 +300,7 @@ class _Loop:
         """Write down what the step's batch was; returns the sentence."""
         path = self._workdir / _mine("nonfinite.json")
         batch = {"step": step, **record, "post_ids": [post_id.decode("ascii", "replace") for post_id in post_ids]}
-        artefact.write_text(path, json.dumps(batch, indent=2) + "\n")
+        artifact.write_text(path, json.dumps(batch, indent=2) + "\n")
         terms = ", ".join(f"{name} {value:g}" for name, value in record.items() if name.startswith("loss"))
         saved = self._checkpoints.latest()
         kept = f"step {saved:,} is the last checkpoint" if saved else "no checkpoint was saved yet"

@@ -1,4 +1,4 @@
-"""Optimisers and learning rates, by config."""
+"""Optimizers and learning rates, by config."""
 
 import math
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def learning_rate(config: ConfigDict, steps: int) -> Rate:
 
 
 def make(config: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """The optimiser that `optimizer` names, at the rate of `learning_rate`.
+    """The optimizer that `optimizer` names, at the rate of `learning_rate`.
 
     Biases and the parameters of batch norm, which have one dimension, don't decay.
 

@@ -20,7 +20,7 @@ class TrainState(NamedTuple):
     bad_records: int32 scalar, damaged examples so far.
     params: `nnx.State` of the parameters, float32.
     batch_stats: `nnx.State` of the running means and variances, float32 [G, C] each, a row for each group.
-    opt_state: the optimiser's.
+    opt_state: the optimizer's.
     """
 
     step: jax.Array

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from vise_jax.encoder import imagenet_preprocessing, normalize
-from vise_jax.training import losses, optimizer, sharding
+from vise_jax.training import engagement_loss, optimizer, sharding
 from vise_jax.training import state as train_state
 from vise_jax.training.sharding import AXIS, Layout
 from vise_jax.training.state import TrainState
@@ -51,14 +51,14 @@ def make_train_step(graphdef: nnx.GraphDef, config: ConfigDict, steps: int, mesh
         def over_devices(values: Any) -> Any:
             return jax.lax.psum(values, AXIS) if layout.local else values
 
-        counts: dict[str, Any] = {head: known.sum() for head, known in losses.labelled(batch).items()}
+        counts: dict[str, Any] = {head: known.sum() for head, known in engagement_loss.labeled(batch).items()}
         counts = over_devices(counts | {"bad": batch["bad"].sum(), "signals": batch["signals"].sum(0)})
 
         def loss_of(params: nnx.State, part: Batch) -> tuple[jax.Array, tuple[dict[str, jax.Array], nnx.State]]:
             model = nnx.merge(graphdef, params, batch_stats, copy=True)
             images = jnp.where(part["flipped"][:, None, None, None], part["images"][:, :, ::-1], part["images"])
             logits, _ = model(normalize(images, preprocessing), train=True)
-            loss, terms = losses.engagement_loss(logits, part, counts)
+            loss, terms = engagement_loss.engagement_loss(logits, part, counts)
             return loss, (terms, nnx.state(model, nnx.BatchStat))
 
         def of_part(part: Batch) -> tuple[Any, nnx.State]:
@@ -136,21 +136,21 @@ def make_evaluation_step(graphdef: nnx.GraphDef, config: ConfigDict, mesh: Mesh,
     """Compile what `evaluate` does with one batch.
 
     Returns:
-        From parameters, batch statistics and a batch (as for training, without flips) to sums over its labelled
+        From parameters, batch statistics and a batch (as for training, without flips) to sums over its labeled
         examples, float32 scalars: `loss_HEAD`, `top1_HEAD`, `top5_HEAD` (examples with one of their labels among the
-        1 or 5 most probable classes) and `labelled_HEAD` (how many there are).
+        1 or 5 most probable classes) and `labeled_HEAD` (how many there are).
     """
     preprocessing = imagenet_preprocessing(config.data.image_size)
 
     def evaluation_step(params: nnx.State, batch_stats: nnx.State, batch: Batch) -> dict[str, jax.Array]:
         model = nnx.merge(graphdef, params, batch_stats, copy=True)
         logits, _ = model(normalize(batch["images"], preprocessing), train=False)
-        known = losses.labelled(batch)
+        known = engagement_loss.labeled(batch)
         sums = {
-            "loss": losses.loss_sums(logits, batch),
-            "top1": losses.hits(logits, batch, 1),
-            "top5": losses.hits(logits, batch, 5),
-            "labelled": {head: known[head].sum() for head in logits},
+            "loss": engagement_loss.loss_sums(logits, batch),
+            "top1": engagement_loss.hits(logits, batch, 1),
+            "top5": engagement_loss.hits(logits, batch, 5),
+            "labeled": {head: known[head].sum() for head in logits},
         }
         return {f"{name}_{head}": value for name, values in sums.items() for head, value in values.items()}
 

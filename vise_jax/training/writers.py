@@ -7,7 +7,7 @@ from types import TracebackType
 
 from tensorboardX import SummaryWriter
 
-from vise_jax import artefact
+from vise_jax import artifact
 
 
 class MetricsWriter:
@@ -24,7 +24,7 @@ class MetricsWriter:
         if not writing:
             return
         path = workdir / "metrics.jsonl"
-        artefact.write_text(path, "".join(line for line in _lines(path) if json.loads(line)["step"] <= step))
+        artifact.write_text(path, "".join(line for line in _lines(path) if json.loads(line)["step"] <= step))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 

@@ -1,0 +1,231 @@
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vise_jax.data import datasets
+from vise_jax.errors import UserError
+
+FLAT = ["cat/1.jpg", "cat/2.PNG", "dog/1.jpeg", "dog/deep/3.jpg"]
+OFFICIAL = ["train/cat/1.jpg", "train/dog/2.jpg", "val/cat/3.jpg", "val/dog/3.jpg", "test/cat/4.jpg", "test/dog/5.jpg"]
+
+
+def fill(root: Path, names: list[str]) -> Path:
+    """Each file holds its own name: opening a set decodes nothing."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return root
+
+
+def pack(path: Path, names: list[str], above: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(above + name, name)
+    return path
+
+
+def table(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def check(images: datasets.ImageSet, names: list[str]) -> None:
+    assert images.names == tuple(sorted(names))
+    assert [images.read(i).decode() for i in range(len(images))] == sorted(names)
+
+
+def test_a_folder_of_class_folders(tmp_path):
+    images = datasets.open_folder(fill(tmp_path, [*FLAT, "cat/notes.txt", "cat/.hidden.jpg", "__MACOSX/cat/1.jpg"]))
+    check(images, FLAT)
+    assert images.classes == ("cat", "dog")
+    assert images.labels.tolist() == [0, 0, 1, 1]
+    assert images.labels.dtype == np.int32
+    assert images.splits is None
+    assert images.title == tmp_path.name
+
+
+def test_splits_above_the_class_folders(tmp_path):
+    images = datasets.open_folder(fill(tmp_path, OFFICIAL))
+    check(images, OFFICIAL)
+    assert images.classes == ("cat", "dog")
+    assert images.splits == ("test", "test", "train", "train", "validation", "validation")
+    assert images.labels.tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("above", ["", "my pictures/"])
+@pytest.mark.parametrize("names", [FLAT, OFFICIAL])
+def test_an_archive_equals_the_folder(tmp_path, names, above):
+    folder = datasets.open_folder(fill(tmp_path / "folder", names))
+    archive = datasets.open_folder(pack(tmp_path / "pictures.zip", [*names, "__MACOSX/cat/._1.jpg"], above))
+    check(archive, names)
+    assert archive.title == "pictures"
+    assert archive.classes == folder.classes
+    assert archive.splits == folder.splits
+    assert archive.labels.tolist() == folder.labels.tolist()
+
+
+@pytest.mark.parametrize("above", ["", "split/"])
+def test_a_folder_of_archives(tmp_path, above):
+    for split in ("train", "test"):
+        pack(tmp_path / f"{split}.zip", ["cat/1.jpg", "dog/1.jpg"], above.replace("split", split))
+    images = datasets.open_folder(tmp_path)
+    assert images.names == ("test/cat/1.jpg", "test/dog/1.jpg", "train/cat/1.jpg", "train/dog/1.jpg")
+    assert images.splits == ("test", "test", "train", "train")
+    assert images.read(1) == b"dog/1.jpg"
+
+
+def test_a_table(tmp_path):
+    fill(tmp_path, ["photos/1.jpg", "photos/2.jpg", "photos/3.jpg"])
+    plain = table(tmp_path / "a.csv", "label,image\nreal,photos/2.jpg\nfake,./photos/1.jpg\n")
+    images = datasets.open_folder(plain)
+    check(images, ["photos/1.jpg", "photos/2.jpg"])
+    assert images.title == f"{tmp_path.name}/a"
+    assert images.classes == ("fake", "real")
+    assert images.labels.tolist() == [0, 1]
+    assert images.splits is None
+    rows = "photos/1.jpg,a,train\nphotos/2.jpg,b,train\nphotos/3.jpg,a,test\n"
+    fill(tmp_path, ["photos/4.jpg"])
+    official = table(tmp_path / "b.csv", f"\ufeffimage,label,split\n{rows}photos/4.jpg,b,test\n")
+    assert datasets.open_folder(official).splits == ("train", "train", "test", "test")
+
+
+def test_without_labels(tmp_path):
+    fill(tmp_path / "images", ["b/2.jpg", "a.png", "b/c/1.jpg"])
+    images = datasets.open_unlabeled(tmp_path / "images")
+    check(images, ["a.png", "b/2.jpg", "b/c/1.jpg"])
+    assert images.labels.tolist() == [-1, -1, -1]
+    listed = datasets.open_unlabeled(table(tmp_path / "images" / "list.csv", "image\nb/2.jpg\na.png\n"))
+    check(listed, ["a.png", "b/2.jpg"])
+
+
+def test_the_fingerprint_follows_what_the_set_holds(tmp_path):
+    root = fill(tmp_path / "set", FLAT)
+    first = datasets.open_folder(root).fingerprint
+    assert datasets.open_folder(root).fingerprint == first
+    moved = Path(shutil.move(root, tmp_path / "moved"))
+    assert datasets.open_folder(moved).fingerprint == first
+    os.utime(moved / FLAT[0], ns=(1, 1))
+    touched = datasets.open_folder(moved).fingerprint
+    shutil.move(moved / "cat" / "1.jpg", moved / "dog" / "9.jpg")
+    relabeled = datasets.open_folder(moved).fingerprint
+    assert len({first, touched, relabeled}) == 3
+
+
+def test_the_fingerprint_of_an_archive_follows_its_members(tmp_path):
+    first = datasets.open_folder(pack(tmp_path / "a.zip", FLAT)).fingerprint
+    assert datasets.open_folder(pack(tmp_path / "b.zip", FLAT)).fingerprint == first
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+        for name in FLAT:
+            archive.writestr(name, name[::-1])
+    assert datasets.open_folder(tmp_path / "c.zip").fingerprint != first
+
+
+def test_a_damaged_archive_names_the_image(tmp_path):
+    path = pack(tmp_path / "a.zip", FLAT)
+    images = datasets.open_folder(path)
+    path.write_bytes(path.read_bytes().replace(b"dog/deep/3.jpgdog/deep/3.jpg", b"dog/deep/3.jpgdog/dXXp/3.jpg"))
+    with pytest.raises(UserError, match=r"dog/deep/3\.jpg .*a\.zip can't be read"):
+        images.read(3)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "holds no images"),
+        (["cat/a.txt"], "holds no images"),
+        (["cat/1.jpg", "cat/2.jpg"], "one class only"),
+        ([*FLAT, "1.jpg"], "1.jpg .* is in no class folder"),
+        ([*OFFICIAL, "test/6.jpg"], "test/6.jpg .* is in no class folder"),
+        ([*FLAT, "fox/a.txt"], "class folder fox .* holds no images"),
+        ([*OFFICIAL, "test/fox/a.txt"], "class folder test/fox .* holds no images"),
+        ([*OFFICIAL, "test/fox/1.jpg"], "class fox has images for test but none for train"),
+        ([*OFFICIAL, "train/fox/1.jpg"], "class fox has images for train but none for"),
+        ([*OFFICIAL, "more/fox/1.jpg"], "has more beside train and test"),
+        (OFFICIAL[:4], "train and validation but none for test"),
+        ([*FLAT, "cat/3.webp"], "holds 3.webp: only JPEG and PNG"),
+    ],
+)
+def test_folders_that_make_no_sense(tmp_path, names, message):
+    with pytest.raises(UserError, match=message):
+        datasets.open_folder(fill(tmp_path, names))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("picture,label\n1.jpg,a\n", "no column 'image'"),
+        ("image,split\n1.jpg,train\n", "no column 'label'"),
+        ("image,label\n", "names no images"),
+        ("", "no column"),
+        ("image,label\n1.jpg,a\n2.jpg\n", "no label in its row 2"),
+        ("image,label\n1.jpg,a\n./1.jpg,b\n", "names the image 1.jpg twice"),
+        ("image,label\n1.jpg,a\n9.jpg,b\n", "9.jpg .* is missing"),
+        ("image,label\n1.jpg,a\n../out.jpg,b\n", "stay in its folder"),
+        ("image,label\n1.jpg,a\nsub/../../out.jpg,b\n", "stay in its folder"),
+        ("image,label\n1.jpg,a\n/etc/hosts,b\n", "stay in its folder"),
+        ("image,label\n1.jpg,a\nlink.jpg,b\n", "link.jpg .* leads out"),
+        ("image,label\n1.jpg,a\nsub,b\n", "is no file"),
+        ("image,label\n1.jpg,a\n2.jpg,a\n", "one class only"),
+        ("image,label,split\n1.jpg,a,train\n2.jpg,b,dev\n", "split 'dev' for 2.jpg"),
+        ("image,label,split\n1.jpg,a,train\n2.jpg,b,train\n", "none for test"),
+        ('image,label\n"1.jpg,a\n', "can't be read as a CSV"),
+        (b"image,label\n\xff\xfe.jpg,a\n", "can't be read as a CSV"),
+    ],
+)
+def test_tables_that_make_no_sense(tmp_path, text, message):
+    root = fill(tmp_path / "root", ["1.jpg", "2.jpg", "sub/3.jpg"])
+    fill(tmp_path, ["out.jpg"])
+    (root / "link.jpg").symlink_to(tmp_path / "out.jpg")
+    path = root / "labels.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=message):
+        datasets.open_folder(path)
+
+
+def test_links_out_of_a_folder_are_refused(tmp_path):
+    root = fill(tmp_path / "root", FLAT)
+    fill(tmp_path / "elsewhere", ["1.jpg"])
+    (root / "cat" / "link.jpg").symlink_to(tmp_path / "elsewhere" / "1.jpg")
+    with pytest.raises(UserError, match=r"cat/link\.jpg .* leads out"):
+        datasets.open_folder(root)
+    (root / "cat" / "link.jpg").unlink()
+    (root / "fox").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="fox is a link to a folder"):
+        datasets.open_folder(root)
+
+
+def test_what_is_no_image_set_at_all(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        datasets.open_folder(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="can't be read as a CSV"):
+        datasets.open_folder(tmp_path / "nowhere.csv")
+    with pytest.raises(UserError, match="can't be read as a zip"):
+        datasets.open_folder(table(tmp_path / "text.zip", "no archive"))
+    with pytest.raises(UserError, match="is no image set"):
+        datasets.open_folder(table(tmp_path / "text.tar", "no archive"))
+    pack(tmp_path / "two" / "a.zip", FLAT)
+    pack(tmp_path / "two" / "b.zip", [*FLAT[:1], "fox/1.jpg"])
+    with pytest.raises(UserError, match=r"cat/1\.jpg in two zip"):
+        datasets.open_folder(tmp_path / "two")
+    fill(tmp_path / "two", FLAT)
+    with pytest.raises(UserError, match="both images and zip"):
+        datasets.open_folder(tmp_path / "two")
+
+
+def test_one_image_is_a_set(tmp_path):
+    images = datasets.open_unlabeled(fill(tmp_path, FLAT) / "cat" / "2.PNG")
+    assert images.names == ("2.PNG",)
+    assert images.read(0) == b"cat/2.PNG"
+
+
+def test_a_name_that_is_no_utf8(tmp_path):
+    (tmp_path / os.fsdecode(b"\xff.png")).touch()
+    with pytest.raises(UserError, match="a name that is no UTF-8"):
+        datasets.open_unlabeled(tmp_path)

@@ -1,0 +1,74 @@
+"""The corpus: parts gathered apart and merged in any order are the whole, and samples are even."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from vise_jax import config
+from vise_jax.engagement import hashing
+from vise_jax.engagement.fit_statistics import Corpus, Lowest, gather
+from vise_jax.posts import Post
+
+
+def make_labels(**changes: Any) -> ConfigDict:
+    labels = config.base().labels
+    labels.update(cluster_share=0.5, max_comments=3, max_fit_comments=40, max_fit_reactions=30)
+    labels.update(changes)
+    return labels
+
+
+WORDS = ["a", "b", "c", "d", "e", "f", "🐶", "#g"]
+
+
+def make_posts() -> list[Post]:
+    draw = random.Random(0)
+    return [
+        Post(
+            f"post {number}",
+            comments=tuple(" ".join(draw.sample(WORDS, 3)) for _ in range(number % 6)),
+            reactions=(number % 3, 0, 0, 0, number % 2),
+        )
+        for number in range(300)
+    ]
+
+
+def test_parts_in_any_order_and_grouping_make_the_whole(tmp_path: Path) -> None:
+    posts, labels = make_posts(), make_labels()
+    whole = gather(posts, labels)
+    parts = [gather(posts[start : start + 37], labels) for start in range(0, 300, 37)]
+    random.Random(1).shuffle(parts)
+    parts[0].save(tmp_path / "part.json.gz")
+    merged = Corpus.load(tmp_path / "part.json.gz", labels)
+    for part in parts[1:]:
+        merged.merge(part)
+    assert merged.counts == whole.counts
+    assert merged.documents == whole.documents
+    assert [list(item) for item in merged.comments] == [list(item) for item in whole.comments]
+    assert [tuple(item) for item in merged.reactions] == list(whole.reactions)
+    assert len(whole.comments) == 40
+    assert len(whole.reactions) == 30
+
+
+def test_counts_by_hand() -> None:
+    posts, labels = make_posts(), make_labels(max_fit_comments=10_000)
+    salt = hashing.salt("", 0)
+    mine = [post for post in posts if hashing.split(post.post_id, salt, 0.5) == "cluster"]
+    corpus = gather(posts, labels, frozenset([hashing.hash_id(mine[5].post_id, salt)]))
+    del mine[5]
+    assert corpus.counts["posts"] == 300
+    assert corpus.counts["excluded"] == 1
+    assert corpus.counts["cluster_posts"] == len(mine)
+    assert corpus.counts["comments"] == sum(min(3, len(post.comments)) for post in mine) == len(corpus.comments)
+    assert corpus.counts["reactions"] == sum(any(post.reactions or ()) for post in mine)
+    assert corpus.documents.total() == 3 * corpus.counts["comments"]
+    owners = {hashing.hash_id(post.post_id, salt).decode(): post for post in mine}
+    assert all(comment in owners[owner].comments for owner, comment in corpus.comments)
+
+
+def test_the_lowest_are_an_even_sample() -> None:
+    ranks = [f"{number:08x}" for number in np.random.default_rng(0).permutation(1000)]
+    lowest = Lowest(10, [(rank, rank) for rank in ranks])
+    assert list(lowest) == [f"{number:08x}" for number in range(10)]

@@ -1,0 +1,204 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from vise_jax.data import datasets
+from vise_jax.errors import UserError
+from vise_jax.inference import extract
+
+
+class CountingEncoder:
+    """Features are the mean color; remembers how many images it was given, and the batch size."""
+
+    def __init__(self, fingerprint: str = "a"):
+        self.fingerprint = fingerprint
+        self.shapes: list[tuple[int, int]] = []
+
+    def features(self, images: np.ndarray, batch_size: int) -> np.ndarray:
+        self.shapes.append((len(images), batch_size))
+        return images.mean(axis=(1, 2)).astype(np.float32)
+
+
+PREPROCESSING = {"resize": 18, "crop": 16, "interpolation": "bilinear", "mean": [0.0] * 3}
+SETTINGS = {"batch_size": 4, "threads": 1, "max_image_pixels": 10**6}
+
+
+@pytest.fixture
+def image_set(tmp_path: Path) -> datasets.ImageSet:
+    """Ten images, each of one color: the red of number n is 20 n."""
+    (tmp_path / "images").mkdir()
+    for number in range(10):
+        Image.new("RGB", (20, 20 + number), (20 * number, 100, 0)).save(tmp_path / "images" / f"{number}.png")
+    return datasets.open_unlabeled(tmp_path / "images")
+
+
+def export(image_set, path, encoder=None, **changes):
+    return extract.export(encoder or CountingEncoder(), image_set, PREPROCESSING, path, **SETTINGS | changes)
+
+
+def rows(path: Path) -> dict[str, list[float]]:
+    return {name: row.tolist() for names, found in extract.read(path) for name, row in zip(names, found, strict=True)}
+
+
+def test_each_image_once_in_batches_of_one_size(image_set, tmp_path):
+    encoder = CountingEncoder()
+    found = extract.cached(tmp_path, encoder, image_set, PREPROCESSING, **SETTINGS)
+    np.testing.assert_allclose(found, [[20 * number, 100, 0] for number in range(10)])
+    assert found.dtype == np.float32
+    assert encoder.shapes == [(4, 4), (4, 4), (2, 4)]
+    few = CountingEncoder()
+    extract.cached(tmp_path / "other", few, image_set, PREPROCESSING, **SETTINGS | {"batch_size": 64})
+    assert few.shapes == [(10, 10)]
+
+
+def test_the_cache_is_read_only_for_the_same_encoder_images_and_preprocessing(image_set, tmp_path, capsys):
+    def cached(encoder, images=image_set, preprocessing=PREPROCESSING):
+        return extract.cached(tmp_path / "kept", encoder, images, preprocessing, **SETTINGS)
+
+    encoder = CountingEncoder()
+    first = cached(encoder)
+    assert "read from there" not in capsys.readouterr().err
+    np.testing.assert_array_equal(cached(encoder), first)
+    assert len(encoder.shapes) == 3
+    assert "read from there" in capsys.readouterr().err
+    other = CountingEncoder("b")
+    cached(other)
+    cached(encoder, preprocessing=PREPROCESSING | {"crop": 12})
+    assert len(other.shapes) == 3
+    assert len(encoder.shapes) == 6
+    Image.new("RGB", (20, 20), (255, 255, 255)).save(tmp_path / "images" / "0.png")
+    changed = cached(encoder, images=datasets.open_unlabeled(tmp_path / "images"))
+    np.testing.assert_allclose(changed[0], 255)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"text" * 9])
+def test_a_damaged_cache_is_made_again(image_set, tmp_path, damage):
+    encoder = CountingEncoder()
+    first = extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)
+    (file,) = (tmp_path / "kept").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    np.testing.assert_array_equal(
+        extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS), first
+    )
+    assert file.read_bytes() == whole
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [file.name]
+
+
+def test_a_pickle_is_never_loaded(image_set, tmp_path):
+    encoder = CountingEncoder()
+    extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)
+    (file,) = (tmp_path / "kept").iterdir()
+    with np.load(file) as arrays:
+        about = arrays["about"]
+    buffer = io.BytesIO()
+    np.savez(buffer, features=np.array([{"an": "object"}], dtype=object), paths=np.array(["0.png"]), about=about)
+    file.write_bytes(buffer.getvalue())
+    extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)
+    assert len(encoder.shapes) == 6
+
+
+def test_export_to_npz(image_set, tmp_path):
+    encoder, path = CountingEncoder(), tmp_path / "new" / "extract.npz"
+    about = export(image_set, path, encoder)
+    assert about == extract.read_about(path)
+    assert (about["images"], about["dim"], about["crop"], about["encoder"]) == (10, 3, 16, "a")
+    with np.load(path, allow_pickle=False) as arrays:
+        assert arrays["paths"].tolist() == [f"{number}.png" for number in range(10)]
+        assert arrays["features"].shape == (10, 3)
+        assert arrays["features"].dtype == np.float32
+    assert export(image_set, path, encoder) == about
+    assert len(encoder.shapes) == 3
+    with pytest.raises(UserError, match=r"features\.npz already exists"):
+        export(image_set, path, CountingEncoder("b"))
+    with pytest.raises(UserError, match=r"ends in \.csv: name a file that ends in \.npz or \.parquet"):
+        export(image_set, tmp_path / "extract.csv")
+    assert [entry.name for entry in path.parent.iterdir()] == ["extract.npz"]
+
+
+def test_parquet_holds_the_same_part_by_part(image_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(extract, "_PART", 4)
+    export(image_set, tmp_path / "extract.npz")
+    export(image_set, tmp_path / "extract.parquet")
+    assert rows(tmp_path / "extract.parquet") == rows(tmp_path / "extract.npz")
+    assert extract.read_about(tmp_path / "extract.parquet") == extract.read_about(tmp_path / "extract.npz")
+    file = pq.ParquetFile(tmp_path / "extract.parquet")
+    assert file.num_row_groups == 3
+    assert file.schema_arrow.field("features").type == pa.list_(pa.float32(), 3)
+
+
+class Stopped(Exception):
+    pass
+
+
+class StoppingEncoder(CountingEncoder):
+    """Stops at its third batch, as a kill would."""
+
+    def features(self, images: np.ndarray, batch_size: int) -> np.ndarray:
+        if len(self.shapes) == 2:
+            raise Stopped
+        return super().features(images, batch_size)
+
+
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+def test_a_stopped_export_goes_on_to_the_same_bytes(image_set, tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(extract, "_PART", 2)
+    (tmp_path / "images" / "3.png").write_bytes(b"no image")
+    image_set = datasets.open_unlabeled(tmp_path / "images")
+    export(image_set, tmp_path / f"whole.{ending}", batch_size=2)
+    path, encoder = tmp_path / f"features.{ending}", CountingEncoder()
+    with pytest.raises(Stopped):
+        export(image_set, path, StoppingEncoder(), batch_size=2)
+    assert not path.exists()
+    (work,) = tmp_path.glob(f".features.{ending}.parts-*")
+    first, second = sorted(work.iterdir())
+    second.write_bytes(second.read_bytes()[:-9])
+    with pytest.raises(Stopped):  # another encoder takes nothing from these parts, nor does it lose them
+        export(image_set, path, StoppingEncoder("b"), batch_size=2)
+    with pytest.raises(Stopped):  # nor does another batch size, which changes the last bits
+        export(image_set, path, StoppingEncoder(), batch_size=1)
+    assert len(list(tmp_path.glob(".features.*"))) == 3
+    assert first.exists()
+    about = export(image_set, path, encoder, batch_size=2)
+    assert encoder.shapes == [(1, 2), (2, 2), (2, 2), (2, 2)]
+    assert list(about["rejected"]) == ["3.png"]
+    assert path.read_bytes() == (tmp_path / f"whole.{ending}").read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_broken_image_is_left_out_of_an_export_and_stops_a_measurement(image_set, tmp_path, capsys):
+    for number in (3, 4, 5, 6, 7):
+        (tmp_path / "images" / f"{number}.png").write_bytes(b"no image")
+    image_set = datasets.open_unlabeled(tmp_path / "images")
+    about = export(image_set, tmp_path / "extract.npz")
+    assert "left out: The image 3.png in images is no JPEG or PNG" in capsys.readouterr().err
+    assert list(about["rejected"]) == [f"{number}.png" for number in (3, 4, 5, 6, 7)]
+    assert rows(tmp_path / "extract.npz") == {f"{number}.png": [20 * number, 100, 0] for number in (0, 1, 2, 8, 9)}
+    with pytest.raises(UserError, match=r"The image 3\.png in images is no JPEG or PNG"):
+        extract.cached(tmp_path / "kept", CountingEncoder(), image_set, PREPROCESSING, **SETTINGS)
+    for number in (0, 1, 2, 8, 9):
+        (tmp_path / "images" / f"{number}.png").unlink()
+    with pytest.raises(UserError, match=r"None of the 5 images can be used; the first: The image 3\.png"):
+        export(datasets.open_unlabeled(tmp_path / "images"), tmp_path / "none.npz")
+    assert not (tmp_path / "none.npz").exists()
+
+
+def test_what_is_no_file_of_features_is_said(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        extract.read_about(tmp_path / "none.npz")
+    np.savez(tmp_path / "other.npz", features=np.zeros((1, 1)))
+    (tmp_path / "text.parquet").write_text("text")
+    for name in ("other.npz", "text.parquet"):
+        with pytest.raises(UserError, match="no whole file of features"):
+            extract.read_about(tmp_path / name)
+
+
+def test_another_size_is_resized_in_proportion():
+    preprocessing = {"resize": 256, "crop": 224, "interpolation": "bilinear"}
+    assert extract.preprocessing_at(preprocessing, 112) == preprocessing | {"resize": 128, "crop": 112}
+    assert extract.preprocessing_at(preprocessing, 0) == preprocessing

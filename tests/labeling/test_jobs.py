@@ -1,0 +1,601 @@
+"""The labeling job: what reaches a shard, what is rejected, and going on after a stop."""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from ml_collections import ConfigDict
+from PIL import Image
+
+from vise_jax import config
+from vise_jax.data import shards
+from vise_jax.engagement import Labeler, hashing
+from vise_jax.errors import UserError
+from vise_jax.labeling import input_split, jobs
+from vise_jax.posts import Ledger
+
+SECRET = "unmistakable"
+
+
+def make_labels(**changes: Any) -> ConfigDict:
+    labels = config.base().labels
+    labels.update(comment_clusters=4, reaction_clusters=3, cluster_share=0.3, comment_dim=6, min_comment_count=2)
+    labels.update(changes)
+    return labels
+
+
+def jpeg(seed: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def write_posts(path: Path, count: int, first: int = 0) -> Path:
+    (path.parent / "images").mkdir(parents=True, exist_ok=True)
+    draw = random.Random(first)
+    lines = []
+    for number in range(first, first + count):
+        (path.parent / "images" / f"{number}.jpg").write_bytes(jpeg(number))
+        words = [f"w{number % 4}{letter}" for letter in "abcdef"]
+        post = {
+            "post_id": f"post-{number}",
+            "image": f"images/{number}.jpg",
+            "comments": [" ".join([SECRET, *draw.sample(words, 3)]) for _ in range(3)],
+            "reactions": {"love": draw.randint(1, 9), "wow": draw.randint(0, 9), "angry": draw.randint(0, 9)},
+        }
+        lines.append(json.dumps(post))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Path]:
+    """Two posts files and a labeler fitted on them."""
+    folder = tmp_path_factory.mktemp("corpus")
+    paths = [write_posts(folder / "a.jsonl", 60), write_posts(folder / "b.jsonl", 40, first=60)]
+    jobs.fit(paths, make_labels(), folder / "labeler")
+    return paths, folder / "labeler"
+
+
+def of_shard(path: Path) -> list[dict[str, Any]]:
+    examples = []
+    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+        features = tf.train.Example.FromString(record).features.feature
+        kinds = {"image/encoded": "bytes_list", "post_id": "bytes_list", "comments/weights": "float_list"}
+        examples.append({key: list(getattr(features[key], kinds.get(key, "int64_list")).value) for key in features})
+    return examples
+
+
+def read_examples(folder: Path) -> list[dict[str, Any]]:
+    return [example for shard in shards.read_manifest(folder)["shards"] for example in of_shard(folder / shard["name"])]
+
+
+def bytes_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of the artifact's files."""
+    files = [*folder.glob("*.tfrecord"), folder / "manifest.json", folder / "statistics.safetensors"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_examples_hold_the_images_and_labels_of_the_training_split(
+    corpus: tuple[list[Path], Path], tmp_path: Path
+) -> None:
+    paths, folder = corpus
+    labeler = Labeler.load(folder)
+    manifest = jobs.run(paths, folder, make_labels(), tmp_path / "shards")
+    salt = hashing.salt("", 0)
+    posts = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    train = [post for post in posts if hashing.split(post["post_id"], salt, 0.3) == "train"]
+    expected = {}
+    for post, label in zip(train, labeler.label(train), strict=True):
+        expected[hashing.hash_id(post["post_id"], salt)] = {
+            "image/encoded": [(paths[0].parent / post["image"]).read_bytes()],
+            "comments/labels": label.comment_labels,
+            "comments/weights": label.comment_weights,
+            "reactions/label": [label.reaction_label],
+        }
+    found = {example.pop("post_id")[0]: example for example in read_examples(tmp_path / "shards")}
+    assert found == expected
+    assert manifest == shards.read_manifest(tmp_path / "shards")
+    assert manifest["posts"] == 100
+    assert manifest["examples"] == len(train) == manifest["splits"]["train"] == 100 - manifest["splits"]["cluster"]
+    assert manifest["classes"] == {"comments": 4, "reactions": 3}
+    assert manifest["labeler"] == labeler.fingerprint
+    assert manifest["max_comment_labels"] == max(len(example["comments/labels"]) for example in expected.values())
+    written = b"".join(path.read_bytes() for path in (tmp_path / "shards").rglob("*") if path.is_file())
+    assert SECRET.encode() not in written
+    assert b"post-1" not in written
+
+
+def test_every_bad_image_has_its_reason(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "posts"
+    path = write_posts(folder / "p.jsonl", 40, first=1000)
+    posts = [json.loads(line) for line in path.read_text().splitlines()]
+    salt = hashing.salt("", 0)
+    train = [post for post in posts if hashing.split(post["post_id"], salt, 0.3) == "train"]
+    (tmp_path / "outside.jpg").write_bytes(jpeg(0))
+    image = folder / "images"
+    (image / "truncated.jpg").write_bytes(jpeg(1)[:-100])
+    (image / "empty.jpg").write_bytes(b"")
+    (image / "text.jpg").write_text("a text file")
+    (image / "link.jpg").symlink_to(tmp_path / "outside.jpg")
+    Image.new("RGB", (600, 600)).save(image / "large.png")
+    bad = {
+        "truncated.jpg": "image_truncated",
+        "empty.jpg": "image_empty",
+        "text.jpg": "image_not_an_image",
+        "link.jpg": "image_path_leaves_folder",
+        "../../outside.jpg": "image_path_leaves_folder",
+        "large.png": "image_too_large",
+        "none.jpg": "image_missing",
+    }
+    for post, name in zip(train, bad, strict=False):
+        post["image"] = f"images/{name}"
+    train[7]["image"] = None
+    train[8].update(comments=[], reactions=None)
+    path.write_text("\n".join(map(json.dumps, posts)) + '\n{"broken\n')
+    manifest = jobs.run([path], corpus[1], make_labels(max_image_pixels=90_000), tmp_path / "shards")
+    expected = {reason: list(bad.values()).count(reason) for reason in bad.values()}
+    assert manifest["rejected"] == {**expected, "no_image": 1, "no_label": 1, "malformed_json": 1}
+    assert manifest["examples"] == len(train) - 9
+    lines = {posts.index(post) + 1 for post in train[:9]} | {41}
+    assert {entry["line"] for entry in manifest["rejected_posts"]} == lines
+    assert {entry["file"] for entry in manifest["rejected_posts"]} == {"p.jsonl"}
+
+
+def test_shards_are_cut_at_their_size_and_hold_the_same_examples(
+    corpus: tuple[list[Path], Path], tmp_path: Path
+) -> None:
+    paths, folder = corpus
+    one = jobs.run(paths, folder, make_labels(), tmp_path / "one")
+    many = jobs.run(paths, folder, make_labels(shard_megabytes=0.004), tmp_path / "many")
+    assert len(one["shards"]) == 2
+    assert len(many["shards"]) > 10
+    assert max(shard["bytes"] for shard in many["shards"]) < 0.004 * 2**20 + 2000
+    assert read_examples(tmp_path / "one") == read_examples(tmp_path / "many")
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(calls: int, done: list[str]) -> Callable[..., Any]:
+    """`write_shard` that is killed at its call number `calls`; it notes the names of what it has written."""
+    original = shards.write_shard
+
+    def write_shard(examples: list[shards.Example], path: Path) -> dict[str, Any]:
+        if calls and len(done) + 1 == calls:
+            (path.parent / f".{path.name}.tmp-1").write_bytes(b"half of it")
+            raise Killed
+        done.append(path.name)
+        return original(examples, path)
+
+    return write_shard
+
+
+@pytest.mark.parametrize("kill", [1, 2, 7, 12])
+def test_a_stopped_job_goes_on_without_writing_a_finished_shard_again(
+    corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: int
+) -> None:
+    paths, folder = corpus
+    labels = make_labels(shard_megabytes=0.004, part_megabytes=0.002, validation_share=0.2)
+    jobs.run(paths[::-1], folder, labels, tmp_path / "undisturbed")
+    done: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "write_shard", kill_at(kill, done))
+        with pytest.raises(Killed):
+            jobs.run(paths, folder, labels, tmp_path / "shards")
+    if done:
+        with pytest.raises(UserError, match=r"no manifest\.json"):
+            shards.read_manifest(tmp_path / "shards")
+        (tmp_path / "shards" / "0123456789abcdef-00000.tfrecord").write_bytes(b"of an input that has changed since")
+    else:
+        assert not (tmp_path / "shards").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "write_shard", kill_at(0, done))
+        jobs.run(paths, folder, labels, tmp_path / "shards")
+    assert bytes_of(tmp_path / "shards") == bytes_of(tmp_path / "undisturbed")
+    assert len(done) == len(set(done)) > 20
+    assert not list(tmp_path.glob("shards/.*"))
+
+
+def test_a_job_that_goes_on_remembers_how_many_posts_were_bad(
+    corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_posts(tmp_path / "p.jsonl", 60, first=4000)
+    path.write_text("{broken\n" * 10 + path.read_text())
+    for share, enough in ((0.25, True), (0.1, False)):
+        labels, done, output = make_labels(shard_megabytes=0.004, max_rejected_share=share), [], tmp_path / f"{share}"
+        with monkeypatch.context() as patch:
+            # The first check of all is at the end of a shard.
+            patch.setattr(Ledger, "check", lambda self: None)
+            patch.setattr(shards, "write_shard", kill_at(5, done))
+            with pytest.raises(Killed):
+                jobs.run([path], corpus[1], labels, output)
+        assert len(done) == 4
+        if enough:
+            assert jobs.run([path], corpus[1], labels, output)["rejected"]["malformed_json"] == 10
+        else:
+            with pytest.raises(UserError, match=r"10 of \d+ posts are bad"):
+                jobs.run([path], corpus[1], labels, output)
+
+
+def records(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "records").iterdir()}
+
+
+@pytest.mark.parametrize("runner", ["one worker", "two workers", "beam"])
+def test_workers_and_runners_give_the_same_bytes(corpus: tuple[list[Path], Path], tmp_path: Path, runner: str) -> None:
+    paths, folder = corpus
+    labels = make_labels(shard_megabytes=0.01, part_megabytes=0.004)
+    options: dict[str, Any] = {
+        "one worker": {"workers": 1},
+        "two workers": {"workers": 2},
+        "beam": {"beam_options": ["--runner=DirectRunner", "--direct_running_mode=multi_processing"]},
+    }[runner]
+    (tmp_path / "posts").mkdir()
+    mended = json.dumps({"post_id": "long", "comments": ["w0a " * 3000]})
+    (tmp_path / "posts" / "c.jsonl").write_text(f"{mended}\n{{broken\n{mended.replace('long', 'longer')}\n")
+    paths = [*paths, tmp_path / "posts" / "c.jsonl"]
+    jobs.run(paths, folder, labels, tmp_path / "expected")
+    jobs.run(paths, folder, labels, tmp_path / "shards", **options)
+    assert bytes_of(tmp_path / "shards") == bytes_of(tmp_path / "expected")
+    assert records(tmp_path / "shards") == records(tmp_path / "expected")
+    fitted, expected = (
+        jobs.fit(paths, labels, tmp_path / "labeler", **options),
+        jobs.fit(paths, labels, tmp_path / "same"),
+    )
+    assert fitted.fingerprint == expected.fingerprint
+    assert fitted.fitted == expected.fitted
+    assert (expected.fitted["rejected"], expected.fitted["notes"]) == ({"malformed_json": 1}, {"comment_cut": 2})
+    assert {path.name for path in tmp_path.iterdir()} == {"posts", "expected", "shards", "labeler", "same"}
+
+
+@pytest.mark.parametrize("options", [{"workers": 1}, {"beam_options": ["--runner=DirectRunner"]}])
+def test_a_mistake_in_a_worker_is_told_as_one_sentence(
+    corpus: tuple[list[Path], Path], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    (tmp_path / "p.jsonl").write_text('{"post_id": "a"\n' * 3)
+    with pytest.raises(
+        UserError, match=r"^[^\n]*p\.jsonl: 3 of 3 posts are bad \(malformed_json 3\)[^\n]*raise that key.$"
+    ):
+        jobs.run([tmp_path / "p.jsonl"], corpus[1], make_labels(), tmp_path / "shards", **options)
+    with pytest.raises(UserError, match=r"^[^\n]*p\.jsonl: 3 of 3 posts are bad"):
+        jobs.fit([tmp_path / "p.jsonl"], make_labels(), tmp_path / "labeler", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
+
+
+def ids_of(folder: Path) -> set[bytes]:
+    return {example["post_id"][0] for example in read_examples(folder)}
+
+
+def test_excluded_posts_reach_neither_clusters_nor_shards(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
+    paths, folder = corpus
+    posts = [f"post-{number}" for number in range(0, 100, 3)]
+    (tmp_path / "ids.txt").write_text("\n".join(posts) + "\n")
+    everyone = jobs.run(paths, folder, make_labels(), tmp_path / "all")
+    salt = hashing.salt("", 0)
+    gone = {hashing.hash_id(post, salt) for post in posts}
+    manifest = jobs.run(paths, folder, make_labels(), tmp_path / "shards", exclude=tmp_path / "ids.txt")
+    assert ids_of(tmp_path / "shards") == ids_of(tmp_path / "all") - gone
+    assert manifest["excluded"] == len(posts)
+    assert manifest["posts"] == everyone["posts"] == manifest["excluded"] + sum(manifest["splits"].values())
+    with pytest.raises(UserError, match="begun with another --exclude"):
+        jobs.run(paths, folder, make_labels(), tmp_path / "shards")
+    with pytest.raises(UserError, match=r"--exclude=.*none\.txt can't be read"):
+        jobs.run(paths, folder, make_labels(), tmp_path / "new", exclude=tmp_path / "none.txt")
+    (tmp_path / "without.jsonl").write_text(
+        "".join(line for path in paths for line in path.open() if json.loads(line)["post_id"] not in posts)
+    )
+    fitted = jobs.fit(paths, make_labels(), tmp_path / "labeler", exclude=tmp_path / "ids.txt")
+    expected = jobs.fit([tmp_path / "without.jsonl"], make_labels(), tmp_path / "expected")
+    assert fitted.fingerprint == expected.fingerprint
+    assert fitted.fitted["excluded"] > 3
+
+
+def test_relabel_writes_only_the_shards_that_hold_deleted_posts(
+    corpus: tuple[list[Path], Path], tmp_path: Path
+) -> None:
+    paths, folder = corpus
+    labels = make_labels(shard_megabytes=0.004, validation_share=0.2)
+    output = tmp_path / "shards"
+    before = jobs.run(paths, folder, labels, output)
+    names = {shard["name"] for shard in before["shards"]}
+    examples = {
+        shard["name"]: [record["post_id"][0] for record in of_shard(output / shard["name"])]
+        for shard in (*before["shards"], *before["validation"]["shards"])
+    }
+    salt = hashing.salt("", 0)
+    hashes = {hashing.hash_id(f"post-{number}", salt): f"post-{number}" for number in range(100)}
+    train = [name for name in examples if "validation" not in name]
+    held_out = next(name for name in examples if "validation" in name)
+    # One post of one shard, all of another one, and one that is kept apart.
+    gone = [examples[train[0]][0], *examples[train[3]], examples[held_out][0]]
+    (tmp_path / "ids.txt").write_text("\n".join([*(hashes[post] for post in gone), "never seen"]))
+    after = jobs.relabel(output, labels, folder, tmp_path / "ids.txt")
+    kept = {shard["name"] for shard in after["shards"]}
+    assert names - kept == {train[0], train[3]}
+    assert len(kept - names) == (1 if len(examples[train[0]]) > 1 else 0)
+    expected = [post for name in train for post in examples[name] if post not in gone]
+    assert sorted(example["post_id"][0] for example in read_examples(output)) == sorted(expected)
+    assert after["deleted"] == len(gone)
+    assert after["examples"] == before["examples"] - len(gone) + 1 == len(expected)
+    assert after["validation"]["examples"] == before["validation"]["examples"] - 1
+    assert shards.read_statistics(output, after)["comments"].sum() == sum(
+        len(example["comments/labels"]) for example in read_examples(output)
+    )
+    assert {path.name for path in output.glob("*.tfrecord")} == kept | {
+        shard["name"] for shard in after["validation"]["shards"]
+    }
+    assert after["fingerprint"] != before["fingerprint"]
+    assert (
+        jobs.relabel(output, labels, folder, tmp_path / "ids.txt") == after == jobs.run(paths, folder, labels, output)
+    )
+    largest = max(after["shards"], key=lambda shard: shard["examples"])["name"]
+    for number in (1, 2):
+        (tmp_path / "ids.txt").write_text(hashes[of_shard(output / largest)[0]["post_id"][0]])
+        last = jobs.relabel(output, labels, folder, tmp_path / "ids.txt")
+        assert last["deleted"] == len(gone) + number
+        # A new name each time: readers of the old manifest still have its file.
+        names = {shard["name"] for shard in last["shards"]}
+        assert largest not in names
+        largest = f"{largest.removesuffix('.tfrecord').partition('.r')[0]}.r{number}.tfrecord"
+        assert largest in names
+
+
+def test_relabel_refuses_what_is_not_finished_or_of_another_labeler(
+    corpus: tuple[list[Path], Path], tmp_path: Path
+) -> None:
+    paths, folder = corpus
+    (tmp_path / "ids.txt").write_text("post-1\n")
+    jobs.run(paths, folder, make_labels(), tmp_path / "shards")
+    other = make_labels(comment_clusters=3)
+    jobs.fit(paths, other, tmp_path / "other")
+    with pytest.raises(UserError, match="were not made with the labeler"):
+        jobs.relabel(tmp_path / "shards", make_labels(), tmp_path / "other", tmp_path / "ids.txt")
+    (tmp_path / "shards" / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"no manifest\.json"):
+        jobs.relabel(tmp_path / "shards", make_labels(), folder, tmp_path / "ids.txt")
+
+
+def test_the_validation_split_has_shards_of_its_own_and_a_smaller_share_is_a_subset(
+    corpus: tuple[list[Path], Path], tmp_path: Path
+) -> None:
+    paths, folder = corpus
+    found: dict[float, set[bytes]] = {}
+    held_out: dict[float, list[str]] = {}
+    for share in (0.2, 0.5, 1.0):
+        labels = make_labels(validation_share=0.2, train_share=share)
+        manifest = jobs.run(paths, folder, labels, tmp_path / f"{share}")
+        found[share] = ids_of(tmp_path / f"{share}")
+        held_out[share] = [shard["sha256"] for shard in manifest["validation"]["shards"]]
+        assert manifest["examples"] == manifest["splits"]["train"] == len(found[share])
+        assert manifest["validation"]["examples"] == manifest["splits"]["validation"] > 5
+        assert sum(manifest["splits"].values()) == 100
+    assert found[0.2] < found[0.5] < found[1.0]
+    assert held_out[0.2] == held_out[0.5] == held_out[1.0]
+    everything = jobs.run(paths, folder, make_labels(), tmp_path / "all")
+    assert everything["validation"] == {"examples": 0, "shards": []}
+    watched = {
+        example["post_id"][0]
+        for shard in manifest["validation"]["shards"]
+        for example in of_shard(tmp_path / "1.0" / shard["name"])
+    }
+    assert watched | found[1.0] == ids_of(tmp_path / "all")
+    assert not watched & found[1.0]
+
+
+def test_statistics_count_the_examples_labels(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
+    paths, folder = corpus
+    manifest = jobs.run(paths, folder, make_labels(shard_megabytes=0.01), tmp_path / "shards")
+    counted = shards.read_statistics(tmp_path / "shards", manifest)
+    examples = read_examples(tmp_path / "shards")
+    for cluster in range(4):
+        holders = [example for example in examples if cluster in example["comments/labels"]]
+        assert counted["comments"][cluster] == len(holders)
+        for reaction in range(3):
+            both = [example for example in holders if example["reactions/label"] == [reaction]]
+            assert counted["pairs"][cluster, reaction] == len(both)
+    lengths = [len(example["comments/labels"]) for example in examples]
+    assert counted["labels_per_post"].tolist() == [lengths.count(length) for length in range(max(lengths) + 1)]
+    assert counted["reactions"].sum() == manifest["labeled"]["reactions"] == len(examples)
+    (tmp_path / "shards" / "statistics.safetensors").write_bytes(b"half of it")
+    with pytest.raises(UserError, match=r"statistics\.safetensors is missing or damaged"):
+        shards.read_statistics(tmp_path / "shards", manifest)
+
+
+def test_two_jobs_in_one_folder(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
+    paths, folder = corpus
+    with jobs._locked(tmp_path), pytest.raises(UserError, match="Another job is writing into"), jobs._locked(tmp_path):
+        pytest.fail("both have it")
+    output = tmp_path / "shards"
+    jobs.run(paths, folder, make_labels(), output)
+    (output / "manifest.json").unlink()
+    with jobs._locked(output), pytest.raises(UserError, match="Another job is writing into"):
+        jobs.run(paths, folder, make_labels(), output)
+    jobs.run(paths, folder, make_labels(), output)
+
+
+def test_an_input_that_changes_during_the_job(
+    corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_posts(tmp_path / "p.jsonl", 30, first=2000)
+    other = write_posts(tmp_path / "q.jsonl", 10, first=3000)
+    labels = make_labels(shard_megabytes=0.004)
+    count, original = 0, input_split.read_image
+
+    def read_image(*args: Any) -> bytes:
+        nonlocal count
+        count += 1
+        if count == 15:
+            path.write_text(path.read_text().replace("w1", "w2"))
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(input_split, "read_image", read_image)
+        with pytest.raises(UserError, match=r"p\.jsonl was changed while the job was running"):
+            jobs.run([path, other], corpus[1], labels, tmp_path / "shards")
+    assert list(tmp_path.glob("shards/*.tfrecord"))
+    manifest = jobs.run([path, other], corpus[1], labels, tmp_path / "shards")
+    jobs.run([path, other], corpus[1], labels, tmp_path / "expected")
+    assert bytes_of(tmp_path / "shards") == bytes_of(tmp_path / "expected")
+    assert manifest["posts"] == 40
+
+
+def test_a_full_disk_is_one_sentence_and_the_job_goes_on_when_there_is_room(
+    corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, folder = corpus
+    labels = make_labels(shard_megabytes=0.004)
+    jobs.run(paths, folder, labels, tmp_path / "expected")
+    original, count = os.fsync, 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal count
+        count += 1
+        if count > 40:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(UserError, match=r"The disk is full: .* free some space, and run the same command again"):
+            jobs.run(paths, folder, labels, tmp_path / "shards")
+    assert list(tmp_path.glob("shards/*.tfrecord"))
+    assert not list(tmp_path.glob("shards/**/.*"))
+    jobs.run(paths, folder, labels, tmp_path / "shards")
+    assert bytes_of(tmp_path / "shards") == bytes_of(tmp_path / "expected")
+
+
+@pytest.mark.parametrize("writes", [2, 6, 9, 14])
+def test_a_full_disk_stops_a_fit_that_goes_on_when_there_is_room(
+    corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    paths, folder = corpus
+    original, count = os.fsync, 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal count
+        count += 1
+        if count > writes:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(UserError, match="The disk is full"):
+            jobs.fit(paths, make_labels(), tmp_path / "labeler")
+    assert [path.name for path in tmp_path.iterdir()] == [".labeler.fit"]
+    assert jobs.fit(paths, make_labels(), tmp_path / "labeler").fingerprint == Labeler.load(folder).fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["labeler"]
+
+
+def test_a_fit_that_was_stopped_reads_no_part_again(
+    corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, folder = corpus
+    with monkeypatch.context() as patch:
+        patch.setattr(Labeler, "from_corpus", lambda *_: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            jobs.fit(paths, make_labels(), tmp_path / "labeler")
+    work = tmp_path / ".labeler.fit"
+    assert work.stat().st_mode & 0o777 == 0o700
+    shutil.copytree(work, tmp_path / ".other.fit")
+    # Parts of another size are read anew.
+    other = jobs.fit(paths, make_labels(part_megabytes=0.002), tmp_path / "other")
+    assert other.fingerprint == jobs.fit(paths, make_labels(part_megabytes=0.002), tmp_path / "undisturbed").fingerprint
+    for folder_name in ("other", "undisturbed"):
+        shutil.rmtree(tmp_path / folder_name)
+    monkeypatch.setattr(jobs, "_gather", lambda *_: pytest.fail("read again"))
+    assert jobs.fit(paths, make_labels(), tmp_path / "labeler").fingerprint == Labeler.load(folder).fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["labeler"]
+    # Killed when it had saved the labeler.
+    work.mkdir()
+    jobs.fit(paths, make_labels(), tmp_path / "labeler")
+    assert [path.name for path in tmp_path.iterdir()] == ["labeler"]
+
+
+def test_fit_makes_a_secret_salt_and_run_needs_it(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
+    paths, _ = corpus
+    labels = make_labels(salt_file=str(tmp_path / "secret" / "salt"))
+    jobs.fit(paths, labels, tmp_path / "labeler")
+    salt = tmp_path / "secret" / "salt"
+    assert salt.stat().st_mode & 0o777 == 0o600
+    assert len(salt.read_bytes()) == 64
+    jobs.run(paths, tmp_path / "labeler", labels, tmp_path / "shards")
+    files = [path for name in ("labeler", "shards") for path in (tmp_path / name).rglob("*") if path.is_file()]
+    written = b"".join(path.read_bytes() for path in files)
+    assert salt.read_bytes() not in written
+    salt.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"salt_file=.* can't be read"):
+        jobs.run(paths, tmp_path / "labeler", labels, tmp_path / "new")
+
+
+def test_a_complete_job_is_kept_and_other_input_is_refused(
+    corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, folder = corpus
+    output = tmp_path / "shards"
+    first = jobs.run(paths, folder, make_labels(), output)
+    before = bytes_of(output)
+    monkeypatch.setattr(input_split, "read_image", lambda *_: pytest.fail("labeled again"))
+    assert jobs.run(paths, folder, make_labels(), output) == first
+    with pytest.raises(UserError, match=r"not given now \(b\.jsonl"):
+        jobs.run(paths[:1], folder, make_labels(), output)
+    more = write_posts(tmp_path / "c.jsonl", 5, first=500)
+    with pytest.raises(UserError, match=r"complete without the posts of c\.jsonl"):
+        jobs.run([*paths, more], folder, make_labels(), output)
+    with pytest.raises(UserError, match="another labeler or other labels keys"):
+        jobs.run(paths, folder, make_labels(max_image_pixels=1000), output)
+    with pytest.raises(UserError, match="hold the same posts"):
+        jobs.run([paths[0], paths[0]], folder, make_labels(), tmp_path / "twice")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
+    with pytest.raises(UserError, match="no labeling job"):
+        jobs.run(paths, folder, make_labels(), tmp_path / "mine")
+    assert bytes_of(output) == before
+
+
+def test_nothing_is_left_where_no_post_can_be_trained_on(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps({"post_id": f"{n}", "comments": ["w1a w1b"]}) + "\n" for n in range(20)))
+    with pytest.raises(UserError, match=r"None of the 20 posts can be trained on .*no_image"):
+        jobs.run([path], corpus[1], make_labels(), tmp_path / "shards")
+    path.write_text(path.read_text().replace("}", ', "image": "none.jpg"}'))
+    with pytest.raises(UserError, match=r"p\.jsonl: .* of 20 posts are bad \(image_missing"):
+        jobs.run([path], corpus[1], make_labels(), tmp_path / "shards")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["p.jsonl"]
+
+
+def test_another_salt_is_refused_and_the_labeler_decides_the_rest(
+    corpus: tuple[list[Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths, folder = corpus
+    (tmp_path / "salt").write_bytes(b"other")
+    with pytest.raises(UserError, match="another salt"):
+        jobs.run(paths, folder, make_labels(salt_file=str(tmp_path / "salt")), tmp_path / "shards")
+    other = jobs.run(paths, folder, make_labels(cluster_share=0.9, seed=5), tmp_path / "shards")
+    assert "labels.cluster_share is 0.3, as the labeler was fitted" in capsys.readouterr().err
+    assert other == jobs.run(paths, folder, make_labels(), tmp_path / "shards")
+
+
+def test_fitting_again_keeps_the_labeler_and_refuses_other_posts(
+    corpus: tuple[list[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, folder = corpus
+    fingerprint = Labeler.load(folder).fingerprint
+    monkeypatch.setattr(Labeler, "fit", lambda *_: pytest.fail("fitted again"))
+    assert jobs.fit(paths[::-1], make_labels(shard_megabytes=1.0), folder).fingerprint == fingerprint
+    with pytest.raises(UserError, match="other posts or other labels keys"):
+        jobs.fit(paths[:1], make_labels(), folder)
+    with pytest.raises(UserError, match="other posts or other labels keys"):
+        jobs.fit(paths, make_labels(comment_clusters=2), folder)

@@ -1,0 +1,67 @@
+"""Folders are whole or absent."""
+
+import json
+
+import pytest
+
+from vise_jax import artifact
+from vise_jax.errors import UserError
+
+
+def test_a_folder_appears_when_it_is_complete(tmp_path):
+    folder = tmp_path / "made" / "here"
+    with artifact.atomic_directory(folder) as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "a").write_text("1")
+        assert not folder.exists()
+    assert (folder / "inner" / "a").read_text() == "1"
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_an_error_leaves_nothing(tmp_path):
+    def fail_halfway() -> None:
+        with artifact.atomic_directory(tmp_path / "here") as temporary:
+            (temporary / "a").write_text("1")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_is_never_replaced(tmp_path):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    with artifact.atomic_directory(folder) as temporary:
+        (temporary / "a").write_text("1")
+    with pytest.raises(UserError, match="already exists"), artifact.atomic_directory(folder):
+        pass
+    assert (folder / "a").read_text() == "1"
+
+
+def test_fingerprints_ignore_the_order_of_keys_and_see_values():
+    assert artifact.fingerprint({"a": 1, "b": [2]}) == artifact.fingerprint({"b": [2], "a": 1})
+    assert artifact.fingerprint({"a": 1}) != artifact.fingerprint({"a": 2})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "has no thing.json"),
+        ("{", "not valid JSON"),
+        ("[]", "format version None"),
+        ('{"format_version": 7}', "format version 7"),
+    ],
+)
+def test_a_wrong_description_is_named(tmp_path, text, words):
+    if text is not None:
+        (tmp_path / "thing.json").write_text(text)
+    with pytest.raises(UserError, match=words) as caught:
+        artifact.read_description(tmp_path, "thing.json", version=1, made_by="make.py")
+    assert "make.py" in str(caught.value)
+
+
+def test_json_is_written_sorted_and_read_back(tmp_path):
+    artifact.write_json(tmp_path / "a.json", {"b": "❤", "a": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1, "b": "❤"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

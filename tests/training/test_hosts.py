@@ -1,0 +1,64 @@
+"""When a process looks for others."""
+
+import jax
+import pytest
+
+from vise_jax import config as vise_config
+from vise_jax.errors import UserError
+from vise_jax.training import hosts
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_NODELIST": "n[1-2]"}
+KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    made = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **how: made.append(how))
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        (SLURM, True),
+        # In the script of a job, outside srun; and a job of one task.
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}, False),
+        (SLURM | {"SLURM_NTASKS": "1"}, False),
+        (KUBERNETES, True),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
+    ],
+)
+def test_the_environment_says_whether_there_are_others(calls, environment, expected):
+    config = vise_config.base().training
+    config.heartbeat_seconds = 17
+    hosts.initialize(config, environment)
+    assert calls == ([{"heartbeat_timeout_seconds": 17}] if expected else [])
+
+
+def test_off_is_off(calls):
+    config = vise_config.base().training
+    config.distributed = "off"
+    hosts.initialize(config, SLURM)
+    assert not calls
+
+
+def test_a_coordinator_can_be_named(calls):
+    config = vise_config.base().training
+    config.distributed = "node1:1234,4,3"
+    hosts.initialize(config, {})
+    where = {"coordinator_address": "node1:1234", "num_processes": 4, "process_id": 3}
+    assert calls == [where | {"heartbeat_timeout_seconds": 100}]
+
+
+def test_who_can_not_be_joined_is_said(calls, monkeypatch):
+    def refuse(**_):
+        raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out\nmore")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    with pytest.raises(UserError, match=r"can't be joined \(DEADLINE_EXCEEDED: Barrier timed out\)"):
+        hosts.initialize(vise_config.base().training, SLURM)

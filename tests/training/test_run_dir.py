@@ -1,0 +1,81 @@
+"""Whose a run folder is, and what a run starts from."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vise_jax import config as vise_config
+from vise_jax import models
+from vise_jax.encoder import Encoder, imagenet_preprocessing, weights_of
+from vise_jax.errors import UserError
+from vise_jax.training import run_dir
+
+HEADS = {"comments": 3, "reactions": 2}
+
+
+def test_a_run_of_other_shards_is_refused(tmp_path):
+    config = vise_config.base()
+    assert run_dir.claim(tmp_path / "run", config, "these shards", 8) == 8
+    config.training.checkpoint_every = 17
+    config.labels.seed = 9
+    # On twice as many devices: the groups of batch norm stay.
+    assert run_dir.claim(tmp_path / "run", config, "these shards", 4) == 8
+    with pytest.raises(UserError, match="the shards differ"):
+        run_dir.claim(tmp_path / "run", config, "other shards", 8)
+    config.training.momentum, config.data.flip = 0.5, False
+    with pytest.raises(UserError, match=r"\(data\.flip, training\.momentum differ\)"):
+        run_dir.claim(tmp_path / "run", config, "these shards", 8)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["training.momentum"] == 0.9
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("...")
+    with pytest.raises(UserError, match="no run folder"):
+        run_dir.claim(tmp_path, vise_config.base(), "these shards", 8)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def saved(tmp_path, preprocessing=None, **architecture):
+    architecture = {"name": "resnet18", "width": 4, **architecture}
+    model = models.build(**architecture, seed=5)
+    encoder = Encoder.from_model(
+        model,
+        architecture=architecture,
+        preprocessing=preprocessing or imagenet_preprocessing(),
+        provenance={},
+        license="none needed",
+    )
+    encoder.save(tmp_path / "encoder")
+    return model
+
+
+@pytest.mark.parametrize("heads", [None, {"comments": 7}])
+def test_a_run_starts_from_an_encoder_without_its_heads(tmp_path, heads):
+    source = saved(tmp_path, **({} if heads is None else {"heads": heads}))
+    model = models.build("resnet18", width=4, heads=HEADS, seed=0)
+    head = np.asarray(model.heads["comments"].kernel[...])
+    run_dir.warm_start(model, tmp_path / "encoder", imagenet_preprocessing())
+    expected = weights_of(source if heads is None else source.encoder)
+    found = weights_of(model.encoder)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], value) for name, value in expected.items())
+    np.testing.assert_array_equal(model.heads["comments"].kernel[...], head)
+    assert model(jnp.zeros((1, 32, 32, 3)), train=False)[0]["comments"].shape == (1, 3)
+
+
+def test_an_encoder_of_another_architecture_is_refused(tmp_path):
+    saved(tmp_path, width=8)
+    model = models.build("resnet18", width=4, heads=HEADS)
+    with pytest.raises(
+        UserError, match="another architecture than the config's: bn1/bias, bn1/mean, bn1/scale, bn1/var"
+    ):
+        run_dir.warm_start(model, tmp_path / "encoder", imagenet_preprocessing())
+
+
+def test_an_encoder_for_other_images_is_refused(tmp_path):
+    saved(tmp_path, preprocessing={**imagenet_preprocessing(), "color": "BGR"})
+    model = models.build("resnet18", width=4, heads=HEADS)
+    with pytest.raises(UserError, match="takes images with color BGR, training makes them with RGB"):
+        run_dir.warm_start(model, tmp_path / "encoder", imagenet_preprocessing())

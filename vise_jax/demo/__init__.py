@@ -1,0 +1,1 @@
+"""The demo corpus: simulated posts with images, comments and reactions."""

@@ -1,0 +1,152 @@
+"""What fitting has to know of the posts of the cluster split: counts that can be added, and even samples.
+
+A `Corpus` of each part of the posts is gathered on any number of machines; merged in any order, they are the `Corpus`
+of all posts.
+"""
+
+import gzip
+import heapq
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vise_jax import artifact
+from vise_jax.engagement import hashing
+from vise_jax.engagement.comments import sample_comments, tokenizer
+from vise_jax.posts import Post
+
+
+class Lowest:
+    """The items with the lowest ranks, at most `size` of them: an even sample of a stream, in bounded memory.
+
+    Args:
+        size: items kept.
+        items: pairs of a rank (hex digits, of equal length) and an item.
+    """
+
+    def __init__(self, size: int, items: Iterable[tuple[str, Any]] = ()):
+        self.size = size
+        self._heap: list[tuple[int, str, Any]] = []
+        for rank, item in items:
+            self.add(rank, item)
+
+    def add(self, rank: str, item: Any) -> None:
+        """Keep an item if its rank is among the lowest."""
+        key = -int(rank, 16)
+        if len(self._heap) < self.size:
+            heapq.heappush(self._heap, (key, rank, item))
+        elif key > self._heap[0][0]:
+            heapq.heapreplace(self._heap, (key, rank, item))
+
+    def ranked(self) -> list[tuple[str, Any]]:
+        """Ranks and items, the lowest rank first."""
+        return [(rank, item) for _, rank, item in sorted(self._heap, key=lambda entry: entry[1])]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (item for _, item in self.ranked())
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+
+@dataclass
+class Corpus:
+    """What fitting has to know of posts.
+
+    Attributes:
+        counts: `posts` read, `cluster_posts` among them, `excluded`, and of the cluster split `comments` that hold a
+            token and posts with `reactions`.
+        documents: how many comments of the cluster split hold each token.
+        comments: a sample of pairs of a post's hash and a raw comment.
+        reactions: a sample of reaction counts.
+        rejected: posts that could not be read, by reason.
+        notes: what was mended.
+    """
+
+    comments: Lowest
+    reactions: Lowest
+    counts: Counter[str] = field(default_factory=Counter)
+    documents: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def empty(cls, labels: ConfigDict) -> "Corpus":
+        """Of no posts."""
+        return cls(Lowest(labels.max_fit_comments), Lowest(labels.max_fit_reactions))
+
+    def merge(self, other: "Corpus") -> "Corpus":
+        """Add what another one has gathered; returns itself."""
+        for mine, theirs in zip(self._counters(), other._counters(), strict=True):
+            mine.update(theirs)
+        for sample, added in ((self.comments, other.comments), (self.reactions, other.reactions)):
+            for rank, item in added.ranked():
+                sample.add(rank, item)
+        return self
+
+    def _counters(self) -> tuple[Counter[str], ...]:
+        return self.counts, self.documents, self.rejected, self.notes
+
+    def to_json(self) -> list[Any]:
+        """As JSON values; it holds what people wrote."""
+        return [*map(dict, self._counters()), self.comments.ranked(), self.reactions.ranked()]
+
+    @classmethod
+    def from_json(cls, values: list[Any], labels: ConfigDict) -> "Corpus":
+        """What `to_json` gave."""
+        counts, documents, rejected, notes, comments, reactions = values
+        samples = Lowest(labels.max_fit_comments, comments), Lowest(labels.max_fit_reactions, reactions)
+        return cls(*samples, Counter(counts), Counter(documents), Counter(rejected), Counter(notes))
+
+    def save(self, path: Path) -> None:
+        """Write it whole, for `load`."""
+        with artifact.atomic_file(path) as file:
+            file.write(gzip.compress(json.dumps(self.to_json(), ensure_ascii=False).encode(), 1, mtime=0))
+
+    @classmethod
+    def load(cls, path: Path, labels: ConfigDict) -> "Corpus":
+        """Read what `save` wrote."""
+        return cls.from_json(json.loads(gzip.decompress(path.read_bytes())), labels)
+
+
+def gather(posts: Iterable[Post], labels: ConfigDict, excluded: frozenset[bytes] = frozenset()) -> Corpus:
+    """Gather what fitting has to know of the posts of the cluster split; the others are passed over.
+
+    Where there are more comments or reactions than `labels.max_fit_comments` or `max_fit_reactions`, those with the
+    lowest hashes are taken: the same ones in whatever order or parts the posts come.
+
+    Args:
+        posts: read once, as a stream.
+        labels: the `labels` section of a config.
+        excluded: hashes of post ids to leave out.
+    """
+    secret, split_tokens = hashing.salt(labels.salt_file, labels.seed), tokenizer(labels)
+    corpus = Corpus.empty(labels)
+    for post in posts:
+        corpus.counts["posts"] += 1
+        if hashing.split(post.post_id, secret, labels.cluster_share) != "cluster":
+            continue
+        owner = hashing.hash_id(post.post_id, secret)
+        if owner in excluded:
+            corpus.counts["excluded"] += 1
+            continue
+        corpus.counts["cluster_posts"] += 1
+        if post.reactions and any(post.reactions):
+            corpus.counts["reactions"] += 1
+            corpus.reactions.add(_rank(post.post_id, secret, 0), post.reactions)
+        comments = sample_comments(post.comments, labels.max_comments, labels.seed, post.post_id)
+        for number, (comment, tokens) in enumerate(zip(comments, split_tokens(comments), strict=True)):
+            if tokens:
+                corpus.counts["comments"] += 1
+                corpus.documents.update(set(tokens))
+                corpus.comments.add(_rank(post.post_id, secret, number), (owner.decode(), comment))
+    return corpus
+
+
+def _rank(post_id: str, secret: bytes, number: int) -> str:
+    return hashing.digest(f"{number} {post_id}", secret, b"fit").hex()

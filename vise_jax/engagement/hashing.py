@@ -1,0 +1,110 @@
+"""Salted hashes of post ids, and the splits that follow from them (Sec. 3.1)."""
+
+import hashlib
+import os
+import secrets
+import sys
+from pathlib import Path
+
+from vise_jax.errors import UserError
+
+
+def salt(salt_file: str, seed: int) -> bytes:
+    """The secret of all hashes, 64 bytes: from a file, or from the seed where `salt_file` is empty.
+
+    Raises:
+        UserError: the file can't be read or is empty.
+    """
+    if not salt_file:
+        return hashlib.blake2b(f"vise_jax, seed {seed}".encode()).digest()
+    try:
+        secret = Path(salt_file).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"labels.salt_file={salt_file} can't be read ({error.strerror}): give the file that the labeler was fitted "
+            "with; `label.py fit` makes one."
+        ) from error
+    if not secret.strip():
+        raise UserError(f"labels.salt_file={salt_file} is empty: write random bytes into it once.")
+    return hashlib.blake2b(secret).digest()
+
+
+def make_salt(salt_file: str) -> None:
+    """Write a new secret of 64 random bytes, readable by its owner alone (mode 600), where there is no such file."""
+    if not salt_file:
+        return
+    if Path(salt_file).exists():
+        if Path(salt_file).stat().st_mode & 0o077:
+            print(f"labels.salt_file={salt_file} can be read by others: chmod 600 {salt_file}", file=sys.stderr)
+        return
+    try:
+        Path(salt_file).parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(salt_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(64))
+    except OSError as error:
+        raise UserError(
+            f"labels.salt_file={salt_file} can't be made ({error.strerror}): name another place."
+        ) from error
+
+
+def digest(text: str, salt: bytes, purpose: bytes) -> bytes:
+    """16 bytes of BLAKE2b, keyed with the salt; different purposes give unrelated digests."""
+    return hashlib.blake2b(text.encode(), key=salt, person=purpose, digest_size=16).digest()
+
+
+def hash_id(post_id: str, salt: bytes) -> bytes:
+    """A post's id as it stands in shards: 32 hex digits."""
+    return digest(post_id, salt, b"id").hex().encode()
+
+
+def salt_check(salt: bytes) -> str:
+    """A word that two parties with the same salt share, and that gives nothing away about it."""
+    return digest("", salt, b"check").hex()
+
+
+SPLITS = ("cluster", "validation", "train", "unused")
+
+
+def split(
+    post_id: str, salt: bytes, cluster_share: float, validation_share: float = 0.0, train_share: float = 1.0
+) -> str:
+    """What a post is for, one of `SPLITS`: to make clusters, to watch training, to train on, or nothing.
+
+    Hashes decide, so the splits are disjoint on any number of machines without a shuffle
+    (Sec. 3.1 keeps 20M of 270M posts for the clusters alone). A smaller `train_share` takes a subset of what a larger
+    one takes, and leaves the other splits as they are (Fig. 4: 123k, 308k, 615k and 1.23M posts).
+    """
+    drawn = _uniform(post_id, salt, b"split")
+    if drawn < cluster_share:
+        return "cluster"
+    if drawn < cluster_share + validation_share:
+        return "validation"
+    return "train" if train_share == 1 or _uniform(post_id, salt, b"subset") < train_share else "unused"
+
+
+def _uniform(post_id: str, salt: bytes, purpose: bytes) -> float:
+    return int.from_bytes(digest(post_id, salt, purpose)[:6], "big") / 2**48
+
+
+def read_ids(path: Path) -> list[str]:
+    """The post ids in a file, one a line: posts to leave out, e.g. since their authors asked for it.
+
+    Raises:
+        UserError: the file can't be read, or isn't UTF-8.
+    """
+    try:
+        lines = Path(path).read_text("utf-8").replace("\r\n", "\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--exclude={path} can't be read ({error}): give a text file with one post id a line."
+        ) from error
+    return [line for line in lines if line]
+
+
+def read_excluded(path: Path | None, salt: bytes) -> frozenset[bytes]:
+    """The hashes of the post ids in a file, or none.
+
+    Raises:
+        UserError: as `read_ids`.
+    """
+    return frozenset(hash_id(post_id, salt) for post_id in (read_ids(path) if path else ()))

@@ -1,0 +1,1 @@
+"""Protocols: how a task is solved on top of an encoder (Sec. 4.3)."""

@@ -1,0 +1,1 @@
+"""Apply an encoder to images: features, predictions, nearest neighbors."""

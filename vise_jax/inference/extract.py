@@ -1,0 +1,383 @@
+"""Features of an image set: computed once, in parts that outlive a stop, and kept in one file."""
+
+import contextlib
+import dataclasses
+import glob
+import json
+import shutil
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vise_jax import artifact
+from vise_jax.data import images as data_images
+from vise_jax.data.datasets import ImageSet
+from vise_jax.encoder import Encoder
+from vise_jax.errors import UserError
+from vise_jax.progress import Progress
+
+_FORMAT_VERSION = 1
+# Images of a part, or a batch where that is more: what a stop can cost.
+_PART = 1024
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, pa.ArrowException)
+
+
+class FeatureExtractor(Protocol):
+    """What is asked of an encoder here."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of everything that decides on the features."""
+        ...
+
+    def features(self, images: np.ndarray, batch_size: int) -> np.ndarray:
+        """Map images, uint8 [B, H, W, 3], to features, float32 [B, D], as if there were `batch_size` of them."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some consecutive images of a set.
+
+    Attributes:
+        indices: int64 [n], those that have features.
+        features: float32 [n, D]; [0, 0] where none has.
+        rejected: int64 [m], those that can't be read.
+        reasons: text [m], a sentence about each of them.
+    """
+
+    indices: np.ndarray
+    features: np.ndarray
+    rejected: np.ndarray
+    reasons: np.ndarray
+
+    @classmethod
+    def read(cls, path: Path) -> "Part":
+        """Read what was written by `save`."""
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(**{field.name: arrays[field.name] for field in dataclasses.fields(cls)})
+
+    def save(self, path: Path) -> None:
+        """Write the part, whole or not at all."""
+        with artifact.atomic_file(path) as file:
+            np.savez(file, **vars(self))
+
+
+def open_encoder(source: str, seed: int) -> Encoder:
+    """The encoder in a folder; or, for `random:NAME` and `random:FOLDER`, that architecture untrained.
+
+    Args:
+        source: what stands after `--encoder`.
+        seed: of random weights.
+
+    Raises:
+        UserError: see `Encoder.load` and `Encoder.random`.
+    """
+    return Encoder.random(source, seed) if source.startswith("random:") else Encoder.load(source)
+
+
+def preprocessing_at(preprocessing: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """The same preprocessing for a crop of `image_size` pixels (0 = unchanged): resized in proportion."""
+    if not image_size:
+        return dict(preprocessing)
+    resize = round(preprocessing["resize"] * image_size / preprocessing["crop"])
+    return {**preprocessing, "resize": resize, "crop": image_size}
+
+
+@contextlib.contextmanager
+def computed(
+    encoder: FeatureExtractor,
+    images: ImageSet,
+    preprocessing: Mapping[str, Any],
+    output: Path,
+    *,
+    strict: bool,
+    batch_size: int,
+    threads: int,
+    max_image_pixels: int,
+) -> Iterator[tuple[list[Path], dict[str, Any]]]:
+    """Compute the features of all images, each once, going on behind the parts that an earlier call left.
+
+    Parts are kept beside `output`, in a hidden folder, until the block that writes it has ended without an error. They
+    are bound to the encoder, the images and their preprocessing, and also to the batch size and the number of devices,
+    with which features change in their last bits: what was stopped ends in the same bytes.
+
+    Args:
+        encoder: whose features.
+        images: the set.
+        preprocessing: resize, crop and interpolation of the images before the encoder.
+        output: the file that the features will become.
+        strict: stop at an image that can't be read, rather than go on without it.
+        batch_size: images through the encoder at a time.
+        threads: threads that decode; 0 = one per core.
+        max_image_pixels: an image with more can't be read.
+
+    Yields:
+        the paths of all parts, in the order of the set, for `Part.read`; and what `read_about` returns of a file that
+        is made from them.
+
+    Raises:
+        UserError: `strict`, and an image can't be read; none can; or features that are not finite numbers.
+    """
+    size = min(batch_size, len(images))
+    length = max(_PART // size, 1) * size
+    bits = artifact.fingerprint([key_of(encoder, images, preprocessing), size, jax.local_device_count()])
+    work = output.with_name(f".{output.name}.parts-{bits[:12]}")
+    work.mkdir(parents=True, exist_ok=True)
+    parts = [range(start, min(start + length, len(images))) for start in range(0, len(images), length)]
+    paths = [work / f"{part.start:012d}.npz" for part in parts]
+    done = next((number for number, path in enumerate(paths) if not _whole(path)), len(paths))
+    todo = range(parts[done].start, len(images)) if done < len(parts) else range(0)
+    with Progress("features", len(images), "images", done=len(images) - len(todo)) as progress:
+        if done:
+            progress.print(f"going on behind {len(images) - len(todo):,} of {len(images):,} images, kept in {work}")
+        decoded = data_images.decode_each(images, todo, preprocessing, threads, max_image_pixels)
+        with contextlib.closing(decoded):
+            for part, path in zip(parts[done:], paths[done:], strict=True):
+                _compute(encoder, part, decoded, size, strict, progress).save(path)
+    yield paths, _about(encoder, images, preprocessing, paths)
+    clear(output)
+
+
+def clear(output: Path) -> None:
+    """Delete the parts that were kept beside a file, which is whole now."""
+    for work in output.parent.glob(f".{glob.escape(output.name)}.parts-*"):
+        shutil.rmtree(work)
+
+
+def _compute(
+    encoder: FeatureExtractor,
+    part: range,
+    decoded: Iterator[np.ndarray | UserError],
+    size: int,
+    strict: bool,
+    progress: Progress,
+) -> Part:
+    """Features of the next images."""
+    kept: list[int] = []
+    found: list[np.ndarray] = []
+    rejected: dict[int, str] = {}
+    for start in range(part.start, part.stop, size):
+        batch = []
+        for index in range(start, min(start + size, part.stop)):
+            image = next(decoded)
+            if not isinstance(image, UserError):
+                batch.append(image)
+                kept.append(index)
+            elif strict:
+                raise image
+            else:
+                rejected[index] = str(image)
+                progress.print(f"left out: {image}")
+        if batch:
+            found.append(encoder.features(np.stack(batch), size))
+        progress.advance(min(size, part.stop - start))
+    features = np.concatenate(found) if found else np.zeros((0, 0), np.float32)
+    if not np.isfinite(features).all():
+        raise UserError("The encoder's features are not all finite numbers: its training has gone wrong, take another.")
+    return Part(
+        np.array(kept, np.int64), features, np.array([*rejected], np.int64), np.array([*rejected.values()], np.str_)
+    )
+
+
+def cached(
+    folder: Path, encoder: FeatureExtractor, images: ImageSet, preprocessing: Mapping[str, Any], **settings: int
+) -> np.ndarray:
+    """Features of all images of a set, read from `folder` where they were computed before.
+
+    The file's name is a fingerprint of the encoder, the preprocessing and the set, so that none of them can change
+    unnoticed. A damaged file is computed again.
+
+    Args:
+        folder: made if need be.
+        encoder: whose features.
+        images: the set.
+        preprocessing: of the images before the encoder.
+        **settings: `batch_size`, `threads` and `max_image_pixels`, see `computed`.
+
+    Returns:
+        float32 [N, D], in the order of the set.
+
+    Raises:
+        UserError: an image that can't be read, by name.
+    """
+    key = key_of(encoder, images, preprocessing)
+    path = folder / f"{key[:32]}.npz"
+    if _holds(path, key):
+        print(f"features of {images.title}: kept in {path}, read from there", file=sys.stderr)
+    else:
+        with computed(encoder, images, preprocessing, path, strict=True, **settings) as (parts, about):
+            _write(path, parts, about, images)
+    return np.concatenate([features for _, features in read(path)])
+
+
+def export(
+    encoder: FeatureExtractor, images: ImageSet, preprocessing: Mapping[str, Any], path: Path, **settings: int
+) -> dict[str, Any]:
+    """Write the features of a set with the paths of their images, in the order of the set, for `read`.
+
+    Images that can't be read are left out and said. Where the file holds just these features already, nothing is done.
+
+    Args:
+        encoder: whose features.
+        images: the set.
+        preprocessing: of the images before the encoder.
+        path: a .npz file, made in memory, with `features`, float32 [N, D], and `paths`, text [N]; or a .parquet file,
+            written part by part, with a row of `path` and `features` for each image.
+        **settings: `batch_size`, `threads` and `max_image_pixels`, see `computed`.
+
+    Returns:
+        What `read_about` returns of that file.
+
+    Raises:
+        UserError: see `computed`; another ending; or the file exists and holds something else.
+    """
+    if path.suffix not in _WRITERS:
+        raise UserError(f"{path} ends in {path.suffix or 'nothing'}: name a file that ends in .npz or .parquet.")
+    if _holds(path, key_of(encoder, images, preprocessing)):
+        clear(path)
+        return read_about(path)
+    if path.exists():
+        raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")
+    with computed(encoder, images, preprocessing, path, strict=False, **settings) as (parts, about):
+        _write(path, parts, about, images)
+    return about
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What a file of features says about itself.
+
+    Returns:
+        `key`, a fingerprint of what the features were made from; `encoder`, the encoder's; `crop`, the side of the crop
+        in pixels; `images` and `dim`, how many features of how many images it holds; `rejected`, path → reason of the
+        images that were left out.
+
+    Raises:
+        UserError: no such file, or no features in it.
+    """
+    try:
+        if path.suffix == ".parquet":
+            text = pq.read_schema(path).metadata[b"about"].decode()
+        else:
+            with np.load(path, allow_pickle=False) as arrays:
+                text = str(arrays["about"])
+        about = json.loads(text)
+        if about["format_version"] == _FORMAT_VERSION:
+            return about
+    except _UNREADABLE as error:
+        if isinstance(error, FileNotFoundError):
+            raise UserError(f"{path} does not exist: name a file that extract.py wrote.") from error
+        raise UserError(f"{path} is no whole file of features: make it again with extract.py.") from error
+    raise UserError(f"{path} was written by another version of extract.py: delete it and make it again.")
+
+
+def read(path: Path) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Read features part by part.
+
+    Yields:
+        paths, and float32 [n, D].
+
+    Raises:
+        UserError: a damaged file.
+    """
+    try:
+        if path.suffix == ".parquet":
+            with pq.ParquetFile(path) as file:
+                for batch in (file.read_row_group(number) for number in range(file.num_row_groups)):
+                    values = batch["features"].combine_chunks().flatten().to_numpy()
+                    yield batch["path"].to_pylist(), values.reshape(batch.num_rows, -1)
+        else:
+            with np.load(path, allow_pickle=False) as arrays:
+                paths, features = arrays["paths"].tolist(), arrays["features"]
+            yield paths, features
+    except _UNREADABLE as error:
+        raise UserError(f"{path} is damaged: make it again with extract.py.") from error
+
+
+def key_of(encoder: FeatureExtractor, images: ImageSet, preprocessing: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of everything that decides on the features of a set."""
+    return artifact.fingerprint([encoder.fingerprint, dict(preprocessing), images.fingerprint])
+
+
+def _whole(path: Path) -> bool:
+    try:
+        Part.read(path)
+    except _UNREADABLE:
+        return False
+    return True
+
+
+def _holds(path: Path, key: str) -> bool:
+    """Whether a whole file of features has this key."""
+    try:
+        if read_about(path)["key"] != key:
+            return False
+        for _ in read(path):
+            pass
+    except UserError:
+        return False
+    return True
+
+
+def _about(
+    encoder: FeatureExtractor, images: ImageSet, preprocessing: Mapping[str, Any], paths: list[Path]
+) -> dict[str, Any]:
+    count, dim = 0, 0
+    rejected: dict[str, str] = {}
+    for path in paths:
+        with np.load(path, allow_pickle=False) as arrays:
+            reasons = zip(arrays["rejected"].tolist(), arrays["reasons"].tolist(), strict=True)
+            rejected |= {images.names[index]: reason for index, reason in reasons}
+            count += len(arrays["indices"])
+            dim = dim or arrays["features"].shape[1]
+    if not count:
+        raise UserError(f"None of the {len(images):,} images can be used; the first: {next(iter(rejected.values()))}")
+    return {
+        "format_version": _FORMAT_VERSION,
+        "key": key_of(encoder, images, preprocessing),
+        "encoder": encoder.fingerprint,
+        "crop": preprocessing["crop"],
+        "images": count,
+        "dim": dim,
+        "rejected": rejected,
+    }
+
+
+def _write(path: Path, paths: list[Path], about: dict[str, Any], images: ImageSet) -> None:
+    def rows() -> Iterator[tuple[list[str], np.ndarray]]:
+        for part in map(Part.read, paths):
+            if len(part.indices):
+                yield [images.names[index] for index in part.indices], part.features
+
+    _WRITERS[path.suffix](path, rows(), about)
+
+
+def _write_npz(path: Path, rows: Iterator[tuple[list[str], np.ndarray]], about: dict[str, Any]) -> None:
+    names, features = zip(*rows, strict=True)
+    paths = np.array([name for some in names for name in some])
+    with artifact.atomic_file(path) as file:
+        np.savez(file, features=np.concatenate(features), paths=paths, about=artifact.canonical_json(about))
+
+
+def _write_parquet(path: Path, rows: Iterator[tuple[list[str], np.ndarray]], about: dict[str, Any]) -> None:
+    columns = [("path", pa.string()), ("features", pa.list_(pa.float32(), about["dim"]))]
+    schema = pa.schema(columns, metadata={"about": artifact.canonical_json(about)})
+    with (
+        artifact.atomic_file(path) as file,
+        # Hardly any float occurs twice.
+        pq.ParquetWriter(file, schema, use_dictionary=False) as writer,
+    ):
+        for names, features in rows:
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), about["dim"])
+            writer.write_table(pa.table([pa.array(names), vectors], schema=schema))
+
+
+_WRITERS = {".npz": _write_npz, ".parquet": _write_parquet}

@@ -1,0 +1,139 @@
+"""What becomes of the records of a labeling job: the statistics and the manifest of its shards; shards without posts.
+
+A record says of one shard, and of the posts that went into it, what a manifest says of all of them.
+"""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+import vise_jax
+from vise_jax import artifact
+from vise_jax.data import shards
+from vise_jax.errors import UserError
+from vise_jax.labeling.input_split import read_table, write_table
+from vise_jax.posts import MAX_NAMED, summary
+
+
+def finish(
+    output: Path, job: dict[str, Any], classes: dict[str, int], inputs: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Write the statistics and the manifest of a labeled folder, and remove what neither names.
+
+    Args:
+        output: the folder; all of its records are there.
+        job: what `job.json` says.
+        classes: clusters of `comments` and `reactions`.
+        inputs: name and SHA-256 of each posts file.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: no example at all.
+    """
+    records = [json.loads(path.read_text("utf-8")) for path in sorted((output / "records").glob("*.json"))]
+    manifest = _manifest(job, classes, records, inputs)
+    written = [record["shards"]["train"] for record in records if "train" in record["shards"]]
+    statistics = shards.count_labels((read_table(output / "records" / shard["table"]) for shard in written), classes)
+    with artifact.atomic_file(output / shards.STATISTICS) as file:
+        file.write(safetensors.numpy.save(statistics))
+    labels_per_post = statistics["labels_per_post"]
+    manifest["labeled"] = {
+        "comments": int(labels_per_post[1:].sum()),
+        "reactions": int(statistics["reactions"].sum()),
+    }
+    manifest["max_comment_labels"] = len(labels_per_post) - 1
+    artifact.write_json(output / "manifest.json", manifest)
+    named = {shard["name"] for shard in (*manifest["shards"], *manifest["validation"]["shards"])}
+    tables = {shard["table"] for record in records for shard in record["shards"].values()}
+    for leftover in (*output.glob("*.tfrecord"), *output.glob("records/*.safetensors")):
+        if leftover.name not in named | tables:
+            leftover.unlink()
+    return manifest
+
+
+def _manifest(
+    job: dict[str, Any], classes: dict[str, int], records: list[dict[str, Any]], inputs: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """What the folder says of itself: sums over its records, in an order that does not depend on names of files."""
+
+    def total(key: str) -> dict[str, int]:
+        summed: Counter[str] = Counter()
+        for record in records:
+            summed.update(record[key])
+        return dict(sorted(summed.items()))
+
+    def of(split: str) -> list[dict[str, Any]]:
+        found = [record["shards"][split] for record in records if split in record["shards"]]
+        return [{key: shard[key] for key in ("name", "examples", "bytes", "sha256")} for shard in found]
+
+    posts, rejected, splits = sum(record["posts"] for record in records), total("rejected"), total("splits")
+    if not (train := of("train")):
+        raise UserError(
+            f"None of the {posts:,} posts can be trained on ({splits['cluster']:,} are of the cluster split, the rest "
+            f"was rejected: {summary(rejected)}): mend them, or give more posts."
+        )
+    validation = of("validation")
+    seen: Counter[str] = Counter()
+    rejected_posts = []
+    for entry in itertools.chain.from_iterable(record["rejected_posts"] for record in records):
+        seen[entry["reason"]] += 1
+        if seen[entry["reason"]] <= MAX_NAMED:
+            rejected_posts.append(entry)
+    return {
+        "format_version": shards.FORMAT_VERSION,
+        "kind": "engagement shards",
+        "vise_jax": vise_jax.__version__,
+        "posts": posts,
+        "examples": sum(shard["examples"] for shard in train),
+        "splits": splits,
+        "excluded": sum(record["excluded"] for record in records),
+        "deleted": sum(record.get("deleted", 0) for record in records),
+        "classes": classes,
+        "shards": train,
+        "validation": {"examples": sum(shard["examples"] for shard in validation), "shards": validation},
+        "rejected": rejected,
+        "rejected_posts": rejected_posts,
+        "notes": total("notes"),
+        "inputs": list(inputs),
+        "labeler": job["labeler"],
+        "salt_check": job["salt_check"],
+        "labels": job["labels"],
+        "fingerprint": artifact.fingerprint([job, classes, train, validation]),
+    }
+
+
+def without(output: Path, shard: dict[str, Any], gone: set[bytes]) -> dict[str, Any] | None:
+    """A shard without some posts: itself where it holds none of them, None where it holds no others.
+
+    Args:
+        output: the folder of the shards.
+        shard: what its record says of it.
+        gone: hashes of post ids, 16 bytes each.
+    """
+    table = read_table(output / "records" / shard["table"])
+    keep = np.array([post_id.tobytes() not in gone for post_id in table["post_ids"]])
+    if keep.all():
+        return shard
+    if not keep.any():
+        return None
+    stem, _, revision = shard["name"].removesuffix(".tfrecord").partition(".r")
+    name = f"{stem}.r{int(revision or 0) + 1}"
+    written = shards.copy_records([(output / shard["name"], keep.tolist())], output / f"{name}.tfrecord")
+    write_table(
+        output / "records" / f"{name}.safetensors",
+        {
+            "post_ids": table["post_ids"][keep],
+            "comment_labels": table["comment_labels"][np.repeat(keep, table["comment_counts"])],
+            "comment_counts": table["comment_counts"][keep],
+            "reaction_labels": table["reaction_labels"][keep],
+        },
+    )
+    return {**written, "table": f"{name}.safetensors"}

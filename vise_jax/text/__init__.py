@@ -1,0 +1,1 @@
+"""Text to tokens and token vectors: masking, tokenization, word vectors, static embeddings."""

@@ -1,0 +1,132 @@
+"""Comments to tokens: words, hashtags, emoji and emoticons, each whole. Emoji carry most of the affect."""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import regex
+
+from vise_jax.text.masking import PLACEHOLDERS, mask
+
+# Emoji and text presentation of the same character are one token.
+_VARIATION_SELECTORS = {0xFE0E: None, 0xFE0F: None}
+
+# Alternatives in order of precedence. Group 1 is folded (words, hashtags), group 2 stays as it is written;
+# placeholders are in neither, and so are dropped.
+_TOKEN = regex.compile(
+    rf"""
+    {"|".join(PLACEHOLDERS)}
+    | (
+        [#＃][\p{{L}}\p{{N}}_][\p{{L}}\p{{M}}\p{{N}}_\u200c\u200d]*+(?!\u20e3)
+      )
+    | (
+        [0-9\#*]\u20e3                                              # keycaps
+      | \p{{Regional_Indicator}}{{1,2}}                             # flags
+      | \p{{Extended_Pictographic}}\p{{Emoji_Modifier}}?[\U000e0020-\U000e007f]*+
+        (?:\u200d\p{{Extended_Pictographic}}\p{{Emoji_Modifier}}?)*+ # families, professions, flags of regions
+      | \p{{Emoji_Modifier}}
+      | \p{{Co}}                                                    # emoji of old phones
+      | </?3+(?!\d)                                                 # hearts
+      | [<>]?[:;=]['’]?[-o^~]?[)\](\[|/\\*]++                       # :) ;-) :'( :/
+      | (?<![\p{{L}}\p{{N}}])(?:
+            >?[:;=]['’]?[-^~]?(?:[DPpOoSsXxbcv3]|D{{2,}})           # :D :P :-O :3
+          | [xX]D++ | [oO0]_++[oO0] | T_++T | Q_++Q | t_++t | u_++u | U_++U | \(y\)
+        )(?![\p{{L}}\p{{N}}])
+      | [(=]?\^[_.-]?\^[)=;]? | -_+- | >[._]++< | ;_+; | @_+@       # ^_^ -_- >.< ;_; @_@
+      | ¯\\?_*\(ツ\)_*/¯ | \(╯°□°[)）]╯︵\ ?┻━┻ | \\[oO]/
+    )
+    | (
+        \p{{Han}}                                                   # written without spaces: one token a character
+      | [\p{{L}}\p{{N}}--\p{{Han}}][[\p{{L}}\p{{M}}\p{{N}}]--\p{{Han}}]*+
+        (?:['’\u200c\u200d][\p{{L}}\p{{M}}][\p{{L}}\p{{M}}\p{{N}}]*+)*+
+    )
+    """,
+    regex.VERBOSE | regex.VERSION1,
+)
+
+
+def tokenize(text: str) -> list[str]:
+    """Split a masked comment into tokens, in order.
+
+    Words keep combining marks and inner apostrophes; words and hashtags are NFKC-normalized and casefolded.
+    An emoji is one token with its skin tone, its joined sequence, or as a flag or keycap; each private-use code
+    point is a token. Placeholders of `privacy.mask` and punctuation are dropped.
+    """
+    text = text.translate(_VARIATION_SELECTORS)
+    return [symbol or _fold(tag or word) for tag, symbol, word in _TOKEN.findall(text) if symbol or tag or word]
+
+
+def as_token(word: str) -> str | None:
+    """The token that a whole word is, e.g. of a vector file; None where it is none, or would be split."""
+    found = _TOKEN.fullmatch(unicodedata.normalize("NFC", word).translate(_VARIATION_SELECTORS))
+    if not found:
+        return None
+    tag, symbol, plain = found.groups()
+    return symbol or (_fold(tag or plain) if tag or plain else None)
+
+
+def _fold(word: str) -> str:
+    if word.isascii():
+        return word.lower()
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", word).casefold()).replace("’", "'")
+
+
+# What may hold a space: a phone number, Facebook's @[id:type:name] and the emoticon of a table that is flipped.
+_SPANS_SPACES = regex.compile(r"\d(?:[ \u00a0.()/-]{0,2}\d){6}|[@＠]\[|︵")
+# A chunk with which such a thing may begin.
+_MAY_GO_ON = regex.compile(r"\d[.()/-]?\Z|[@＠]\[|︵")
+# Spaces to str.split, but not to \s: a URL goes on behind them.
+_SEPARATORS = frozenset("\x1c\x1d\x1e\x1f")
+# A word or hashtag that is its own token, in lower case: most of the chunks that are new. XD is an emoticon.
+_PLAIN_WORD = regex.compile(r"(?![xX]D+[.,!?]*\Z)(#?[A-Za-z]+)(?:[.,]|[!?]*)")
+# Words repeat, and what does not repeat must not fill the memory. Nearly all longer chunks are URLs.
+_MAX_CHUNKS = 2**17
+_MAX_CHUNK_LENGTH = 64
+
+
+class Splitter(dict[str, tuple]):
+    """Masks and tokenizes many comments, several times as fast as `tokenize(mask(comment))` and with equal results.
+
+    What `mask` and `tokenize` look for holds no space, but for the three things above. So a comment is cut at its
+    spaces, and the tokens of each chunk are remembered, since people use the same words again and again. A comment
+    that could hold one of the three takes the slow way.
+
+    With an index (token to number), tokens are given as their numbers, and those that it lacks are dropped.
+    """
+
+    def __init__(self, index: Mapping[str, int] | None = None):
+        super().__init__()
+        self._index = index
+        # Stands among a chunk's tokens when the chunk may go on behind the space; no token, and no number of one.
+        self._sign: str | int = "" if index is None else -1
+
+    def split(self, comments: Sequence[str]) -> list[list[Any]]:
+        """The tokens of each raw comment in order, or their numbers."""
+        everything = "".join(comments)
+        separators = any(separator in everything for separator in _SEPARATORS)
+        rows = []
+        for comment in comments:
+            row = list(chain.from_iterable(map(self.__getitem__, comment.split())))
+            if separators and not _SEPARATORS.isdisjoint(comment):
+                row = self._kept(tokenize(mask(comment)))
+            elif self._sign in row:
+                slow = _SPANS_SPACES.search(comment)
+                row = self._kept(tokenize(mask(comment))) if slow else [found for found in row if found != self._sign]
+            rows.append(row)
+        return rows
+
+    def _kept(self, tokens: list[str]) -> list[Any]:
+        index = self._index
+        return tokens if index is None else [index[token] for token in tokens if token in index]
+
+    def __missing__(self, chunk: str) -> tuple:
+        word = _PLAIN_WORD.fullmatch(chunk)
+        found = tuple(self._kept([word[1].lower()] if word else tokenize(mask(chunk))))
+        if not word and _MAY_GO_ON.search(chunk):
+            found = (self._sign, *found)
+        if len(chunk) <= _MAX_CHUNK_LENGTH:
+            if len(self) >= _MAX_CHUNKS:
+                self.clear()
+            self[chunk] = found
+        return found

@@ -214,11 +214,11 @@ def prepare(variant: str, settings: Settings) -> Iterator[Any]:
 
 def _ours(settings: Settings) -> Iterator[np.ndarray]:
     from vise_jax.data import loader, shards
-    from vise_jax.data.records import BadRecords
+    from vise_jax.data.records import CorruptExamples
 
     folder, data = settings.folder / "shards", config.base().data
     data.threads = settings.threads
-    bad = BadRecords(settings.folder / "bad_records.jsonl", 0)
+    bad = CorruptExamples(settings.folder / "corrupt_examples.jsonl", 0)
     manifest = shards.read_manifest(folder)
     for batch in loader.batches(folder, manifest, data, batch_size=settings.batch_size, seed=0, bad=bad):
         yield batch["images"]

@@ -42,7 +42,7 @@ from vise_jax import cli, config
 from vise_jax.engagement import kmeans
 from vise_jax.engagement.comments import CommentEncoder, fit_encoder, tokenizer
 from vise_jax.errors import UserError
-from vise_jax.posts import Ledger, expand, read
+from vise_jax.posts import RejectLog, expand, read
 from vise_jax.similarity import unit_rows
 from vise_jax.text.masking import mask
 from vise_jax.text.tokens import Splitter, tokenize
@@ -84,7 +84,7 @@ def main(words: list[str]) -> None:
     rounds = ROUNDS.value or (2 if quick else 5)
     if POSTS.value:
         messages = [
-            comment for path in expand(POSTS.value) for post in read(path, Ledger(path)) for comment in post.comments
+            comment for path in expand(POSTS.value) for post in read(path, RejectLog(path)) for comment in post.comments
         ]
         if not messages:
             raise UserError(f"--posts={POSTS.value} holds no comments: give other posts.")

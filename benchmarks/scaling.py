@@ -11,7 +11,7 @@ workspaces, which XLA's CPU compiler leaves out. Grouped convolutions are compil
 convolutions of maps up to 7x7 are matrix products here, with patches of nine times their input.
 
 *Planned*: how long that takes on a system of chips, by arithmetic; nothing is measured. A chip reaches a share of its
-vendor's peak (--utilization), a link a share of its vendor's speed (--link_share). Arrays are summed by rings or trees:
+vendor's peak (--utilization), a link a share of its vendor's speed (--link_fraction). Arrays go around rings or trees:
 within a node, then between nodes, each chip with a part of its own. "In sequence" a step computes, then exchanges.
 "Overlapped" it exchanges while the backward pass, two thirds of the arithmetic, goes on; what is left over, at least
 a bucket of 32 MiB, comes on top. Reading data, launching and waiting for the slowest chip are not in it.
@@ -92,7 +92,7 @@ LINKS = flags.DEFINE_list("links", None, "WITHIN,BETWEEN: other links, GB/s each
 # ResNeXt-101 on V100 (90) reach 16 to 19% of the peak.
 UTILIZATION = flags.DEFINE_float("utilization", 0.18, "Share of a chip's peak that the step reaches.", 0.001, 1.0)
 LINK_SHARE = flags.DEFINE_float(
-    "link_share", 0.8, "Share of a link's speed that a ring reaches: an assumption.", 0.001, 1.0
+    "link_fraction", 0.8, "Share of a link's speed that a ring reaches: an assumption.", 0.001, 1.0
 )
 COUNT = flags.DEFINE_integer("count", None, "For the benchmark itself: compile for the devices that there are.", 1)
 
@@ -144,7 +144,7 @@ def main(words: list[str]) -> None:
                 "steps": steps,
                 "planned": plans,
                 "utilization": UTILIZATION.value,
-                "link_share": LINK_SHARE.value,
+                "link_fraction": LINK_SHARE.value,
                 "versions": {"jax": jax.__version__},
             }
         )
@@ -376,21 +376,21 @@ def all_reduce(bytes_: float, devices: int, speed: float, latency: float) -> flo
     return min(ring, tree)
 
 
-def reduction(bytes_: float, devices: int, system: System, link_share: float) -> float:
+def reduction(bytes_: float, devices: int, system: System, link_fraction: float) -> float:
     """Seconds to sum an array over devices: scatter within each node, sum between nodes, gather within each node.
 
     Args:
         bytes_: of the array, on each device.
         devices: how many, in whole nodes.
         system: whose links.
-        link_share: of their speed that is reached.
+        link_fraction: of their speed that is reached.
     """
     local = min(devices, system.node)
     nodes = -(-devices // local)
-    within = all_reduce(bytes_, local, link_share * system.within, system.latency_within)
+    within = all_reduce(bytes_, local, link_fraction * system.within, system.latency_within)
     if nodes == 1:
         return within
-    return within + all_reduce(bytes_ / local, nodes, link_share * system.between, system.latency_between)
+    return within + all_reduce(bytes_ / local, nodes, link_fraction * system.between, system.latency_between)
 
 
 def overlapped(compute: float, exchange: float, last: float) -> float:

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.labels.comment_clusters = 12
     config.labels.reaction_clusters = 8
     # 4,000 posts are few: most are needed for training.
-    config.labels.cluster_share = 0.2
+    config.labels.cluster_fraction = 0.2
     config.labels.comment_dim = 32
     config.data.image_size = 64
     # Smaller crops often miss what makes the affect.

@@ -22,7 +22,7 @@ def get_config(argument: str = "resnet50") -> ConfigDict:
     if subset not in SUBSETS:
         raise UserError(f"configs/vise_1m.py has no subset {subset!r}: name one of {', '.join(filter(None, SUBSETS))}.")
     config = vise_config.base()
-    config.labels.train_share = SUBSETS[subset] / SUBSETS[""]
+    config.labels.train_fraction = SUBSETS[subset] / SUBSETS[""]
     config.model.name = encoder
     config.training.epochs = 100.0
     return config

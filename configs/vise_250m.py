@@ -15,6 +15,6 @@ from vise_jax import config as vise_config
 def get_config(encoder: str = "resnet50") -> ConfigDict:
     config = vise_config.base()
     # About 50,000 posts to watch training with.
-    config.labels.validation_share = 2e-4
+    config.labels.validation_fraction = 2e-4
     config.model.name = encoder
     return config

@@ -22,7 +22,7 @@ from absl import flags
 
 from vise_jax import cli
 from vise_jax.errors import UserError
-from vise_jax.posts import Ledger, expand, read
+from vise_jax.posts import RejectLog, expand, read
 from vise_jax.progress import track
 
 _RESULTS = flags.DEFINE_string("results", None, "The folder that evaluate.py wrote results to.")
@@ -81,7 +81,7 @@ def _read_clusters() -> tuple[dict[str, Any], dict[int, list[str]]]:
 
     labeler, statistics = clusters.read(labeler_folder, shards_folder)
     excluded = frozenset(hashing.read_ids(Path(_EXCLUDE.value))) if _EXCLUDE.value else frozenset()
-    every = itertools.chain.from_iterable(read(path, Ledger(path)) for path in paths)
+    every = itertools.chain.from_iterable(read(path, RejectLog(path)) for path in paths)
     posts = (post for post in every if post.post_id not in excluded)
     examples = clusters.draw_examples(labeler, track(posts, "drawing examples", "posts"), _SHOW_EXAMPLES.value)
     return clusters.summarize(labeler, statistics), examples

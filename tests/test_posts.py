@@ -13,14 +13,14 @@ import pytest
 
 from vise_jax import posts
 from vise_jax.errors import UserError
-from vise_jax.posts import BadPost, Ledger, Post
+from vise_jax.posts import BadPost, Post, RejectLog
 
 GOOD = {"post_id": "a", "image": "i/a.jpg", "comments": ["hi"], "reactions": {"haha": 1, "love": 2}}
 
 
-def read(path: Path, share: float = 1.0) -> tuple[list[Post], Ledger]:
-    ledger = Ledger(path, share)
-    return list(posts.read(path, ledger)), ledger
+def read(path: Path, share: float = 1.0) -> tuple[list[Post], RejectLog]:
+    reject_log = RejectLog(path, share)
+    return list(posts.read(path, reject_log)), reject_log
 
 
 def write(path: Path, *lines: bytes | str | dict) -> Path:
@@ -95,20 +95,20 @@ def test_bad_lines_are_named_and_the_others_are_read(tmp_path: Path) -> None:
         '{"post_id": "a", "reactions": {"love": ' + "9" * 5000 + "}}",
         GOOD | {"comments": ["x" * 200_000, "short"]},
     )
-    found, ledger = read(path)
+    found, reject_log = read(path)
     assert [(post.line, post.source) for post in found] == [(1, path), (8, path)]
     assert [len(comment) for comment in found[1].comments] == [10_000, 5]
-    assert ledger.posts == 7
-    assert ledger.rejected == {"malformed_json": 4, "invalid_utf8": 1}
-    assert ledger.notes == {"comment_cut": 1}
-    assert ledger.named[1] == {"file": "p.jsonl", "line": 4, "reason": "invalid_utf8"}
+    assert reject_log.posts == 7
+    assert reject_log.rejected == {"malformed_json": 4, "invalid_utf8": 1}
+    assert reject_log.notes == {"comment_cut": 1}
+    assert reject_log.named[1] == {"file": "p.jsonl", "line": 4, "reason": "invalid_utf8"}
 
 
 def test_an_endless_line_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(posts, "MAX_LINE_BYTES", 200)
-    found, ledger = read(write(tmp_path / "p.jsonl", GOOD, "x" * 1999, "x" * 199, GOOD))
+    found, reject_log = read(write(tmp_path / "p.jsonl", GOOD, "x" * 1999, "x" * 199, GOOD))
     assert [post.line for post in found] == [1, 4]
-    assert ledger.rejected == {"line_too_long": 1, "malformed_json": 1}
+    assert reject_log.rejected == {"line_too_long": 1, "malformed_json": 1}
 
 
 def test_gzip_and_parquet_give_the_same_posts(tmp_path: Path) -> None:
@@ -138,9 +138,9 @@ def test_parquet_holds_image_bytes_and_bad_text_costs_one_row(tmp_path: Path) ->
     nothing = pa.nulls(3)
     table = pa.table({"post_id": ids, "image_bytes": [b"1", b"2", b"3"], "comments": nothing, "reactions": nothing})
     pq.write_table(table, tmp_path / "p.parquet")
-    found, ledger = read(tmp_path / "p.parquet")
+    found, reject_log = read(tmp_path / "p.parquet")
     assert [(post.post_id, post.image_bytes, post.line) for post in found] == [("a", b"1", 1), ("c", b"3", 3)]
-    assert ledger.rejected == {"invalid_utf8": 1}
+    assert reject_log.rejected == {"invalid_utf8": 1}
 
 
 def test_a_parquet_file_without_a_column_is_refused(tmp_path: Path) -> None:
@@ -163,36 +163,36 @@ def test_too_many_bad_posts_stop_the_reading(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", GOOD, "x", "y")
     assert read(path, share=0.67)[1].rejected == {"malformed_json": 2}
     with pytest.raises(
-        UserError, match=r"p\.jsonl: 2 of 3 posts are bad \(malformed_json 2\).*max_rejected_share=0\.5"
+        UserError, match=r"p\.jsonl: 2 of 3 posts are bad \(malformed_json 2\).*max_rejected_fraction=0\.5"
     ):
         read(path, share=0.5)
 
 
 def test_a_long_bad_file_is_not_read_to_its_end(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", *["x"] * 5000)
-    ledger = Ledger(path, 0.5)
+    reject_log = RejectLog(path, 0.5)
     with pytest.raises(UserError):
-        list(posts.read(path, ledger))
-    assert ledger.posts == 1000
+        list(posts.read(path, reject_log))
+    assert reject_log.posts == 1000
 
 
 def test_posts_without_image_or_label_are_not_bad() -> None:
-    ledger = Ledger("p.jsonl", 0.0)
-    ledger.posts = 2
-    ledger.reject(1, "no_image")
-    ledger.reject(2, "no_label")
-    ledger.check()
-    ledger.reject(2, "image_empty")
+    reject_log = RejectLog("p.jsonl", 0.0)
+    reject_log.posts = 2
+    reject_log.reject(1, "no_image")
+    reject_log.reject(2, "no_label")
+    reject_log.check()
+    reject_log.reject(2, "image_empty")
     with pytest.raises(UserError, match="1 of 2"):
-        ledger.check()
+        reject_log.check()
 
 
 def test_the_ledger_names_at_most_a_thousand_of_each_reason() -> None:
-    ledger = Ledger("folder/p.jsonl")
+    reject_log = RejectLog("folder/p.jsonl")
     for line in range(3000):
-        ledger.reject(line, "image_empty" if line % 2 else "image_missing")
-    assert ledger.rejected == {"image_empty": 1500, "image_missing": 1500}
-    assert len(ledger.named) == 2000
+        reject_log.reject(line, "image_empty" if line % 2 else "image_missing")
+    assert reject_log.rejected == {"image_empty": 1500, "image_missing": 1500}
+    assert len(reject_log.named) == 2000
 
 
 def test_globs_are_sorted_joined_and_must_match(tmp_path: Path) -> None:
@@ -222,14 +222,14 @@ def test_parts_of_a_file_hold_every_post_once(
     path.write_text("\n".join(lines) + end, encoding="utf-8")
     sha256, parts = posts.parts(path, part_bytes)
     assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    whole, ledger = read(path)
+    whole, reject_log = read(path)
     found, rejected = [], []
     for start, stop in parts:
-        part_ledger = Ledger(path)
+        part_ledger = RejectLog(path)
         found.extend(posts.read(path, part_ledger, start, stop))
         rejected.extend(part_ledger.named)
     assert found == whole
-    assert rejected == ledger.named
+    assert rejected == reject_log.named
     assert [post.line for post in found] == [n + 1 for n in range(50) if n not in (7, 8, 20)]
     sizes = [stop - start.offset for start, stop in parts if stop is not None]
     assert len(parts) == 1 if part_bytes == 10**9 else len(parts) > 5
@@ -244,7 +244,7 @@ def test_reading_goes_on_behind_any_post(tmp_path: Path) -> None:
     for name in ("p.jsonl", "p.jsonl.gz", "p.parquet"):
         whole, _ = read(tmp_path / name)
         for post in whole:
-            rest = list(posts.read(tmp_path / name, Ledger(), post.behind))
+            rest = list(posts.read(tmp_path / name, RejectLog(), post.behind))
             assert rest == whole[post.line :]
 
 
@@ -254,7 +254,7 @@ def test_parts_of_a_parquet_file_are_row_groups(tmp_path: Path) -> None:
     pq.write_table(table, path, row_group_size=6)
     _, parts = posts.parts(path, 1)
     assert parts == [((0, 0), 6), ((6, 6), 12), ((12, 12), 18), ((18, 18), 20)]
-    found = [post for start, end in parts for post in posts.read(path, Ledger(), start, end)]
+    found = [post for start, end in parts for post in posts.read(path, RejectLog(), start, end)]
     assert found == read(path)[0]
     assert [post.line for post in found] == list(range(1, 21))
     assert posts.parts(path, 10**9)[1] == [((0, 0), 20)]
@@ -265,10 +265,10 @@ def test_parts_of_a_parquet_file_are_row_groups(tmp_path: Path) -> None:
 def test_reading_goes_on_behind_an_endless_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(posts, "MAX_LINE_BYTES", 100)
     path = write(tmp_path / "p.jsonl", post_line(1), "x" * 350, post_line(2), post_line(3))
-    whole, ledger = read(path)
-    assert ledger.rejected == {"line_too_long": 1}
-    assert list(posts.read(path, Ledger(), whole[1].behind)) == whole[2:]
-    assert list(posts.read(path, Ledger(), end=whole[1].behind.offset)) == whole[:2]
+    whole, reject_log = read(path)
+    assert reject_log.rejected == {"line_too_long": 1}
+    assert list(posts.read(path, RejectLog(), whole[1].behind)) == whole[2:]
+    assert list(posts.read(path, RejectLog(), end=whole[1].behind.offset)) == whole[:2]
 
 
 def test_a_packed_file_is_one_part_and_an_empty_one_too(tmp_path: Path) -> None:

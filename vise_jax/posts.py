@@ -1,4 +1,4 @@
-"""Posts: their schema, readers that stream them, and the ledger of those that were rejected.
+"""Posts: their schema, readers that stream them, and the reject_log of those that were rejected.
 
 A post is a line of JSONL (`.jsonl`, `.jsonl.gz`) or a row of Parquet:
 
@@ -27,7 +27,7 @@ from vise_jax.errors import UserError
 # In the order of a post's reaction counts and of phi_R's five dimensions.
 REACTIONS = ("haha", "sorry", "angry", "wow", "love")
 
-# Reasons that say nothing bad about the input: they don't count toward `labels.max_rejected_share`.
+# Reasons that say nothing bad about the input: they don't count toward `labels.max_rejected_fraction`.
 HARMLESS = frozenset({"no_image", "no_label"})
 
 MAX_COMMENT_CHARACTERS = 10_000
@@ -85,24 +85,24 @@ class Post:
 
 
 class BadPost(Exception):
-    """A record that is no post; `reason` says why, as a word for the ledger."""
+    """A record that is no post; `reason` says why, as a word for the reject_log."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
         self.reason = reason
 
 
-class Ledger:
+class RejectLog:
     """Counts what became of the posts of one input and names the rejected ones: where they stand, never what they say.
 
     Args:
         source: the posts file, for messages.
-        max_rejected_share: the share of bad posts above which reading on makes no sense.
+        max_rejected_fraction: the share of bad posts above which reading on makes no sense.
     """
 
-    def __init__(self, source: Path | str = "", max_rejected_share: float = 1.0):
+    def __init__(self, source: Path | str = "", max_rejected_fraction: float = 1.0):
         self.source = source
-        self.max_rejected_share = max_rejected_share
+        self.max_rejected_fraction = max_rejected_fraction
         self.posts = 0
         self.rejected: Counter[str] = Counter()
         self.named: list[dict[str, Any]] = []
@@ -119,13 +119,13 @@ class Ledger:
         """Stop when too many posts are bad.
 
         Raises:
-            UserError: their share is above `max_rejected_share`; names the file and the counts.
+            UserError: their share is above `max_rejected_fraction`; names the file and the counts.
         """
         bad = {reason: count for reason, count in self.rejected.items() if reason not in HARMLESS}
-        if sum(bad.values()) > self.max_rejected_share * self.posts:
+        if sum(bad.values()) > self.max_rejected_fraction * self.posts:
             raise UserError(
                 f"{self.source}: {sum(bad.values()):,} of {self.posts:,} posts are bad ({summary(bad)}), more than "
-                f"labels.max_rejected_share={self.max_rejected_share} allows: mend the file, or raise that key."
+                f"labels.max_rejected_fraction={self.max_rejected_fraction} allows: mend the file, or raise that key."
             )
 
 
@@ -230,14 +230,14 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def read(path: Path, ledger: Ledger, start: Place = BEGINNING, end: int | None = None) -> Iterator[Post]:
-    """Stream the posts of one file; bad ones go to the ledger, which stops the reading when they are too many.
+def read(path: Path, reject_log: RejectLog, start: Place = BEGINNING, end: int | None = None) -> Iterator[Post]:
+    """Stream the posts of one file; bad ones go to the reject_log, which stops the reading when they are too many.
 
-    Nothing is read ahead: what the ledger has counted stands before the place behind the last post.
+    Nothing is read ahead: what the reject_log has counted stands before the place behind the last post.
 
     Args:
         path: `.jsonl`, `.jsonl.gz` or `.parquet`.
-        ledger: of this file.
+        reject_log: of this file.
         start: the place where reading starts, at the beginning of a line or row.
         end: posts that start at this offset or behind it are not read.
 
@@ -245,21 +245,21 @@ def read(path: Path, ledger: Ledger, start: Place = BEGINNING, end: int | None =
         UserError: the file is missing, of another kind, truncated or corrupt, or holds too many bad posts.
     """
     for record, behind in _records(Path(path), start, end):
-        ledger.posts += 1
+        reject_log.posts += 1
         if isinstance(record, BadPost):
-            ledger.reject(behind.line, record.reason)
+            reject_log.reject(behind.line, record.reason)
         else:
             try:
                 post = parse(record)
             except BadPost as bad:
-                ledger.reject(behind.line, bad.reason)
+                reject_log.reject(behind.line, bad.reason)
             else:
                 if cut := sum(len(comment) > MAX_COMMENT_CHARACTERS for comment in record.get("comments") or ()):
-                    ledger.notes["comment_cut"] += cut
+                    reject_log.notes["comment_cut"] += cut
                 yield replace(post, source=Path(path), line=behind.line, behind=behind)
-        if ledger.posts >= _POSTS_BEFORE_FIRST_CHECK:
-            ledger.check()
-    ledger.check()
+        if reject_log.posts >= _POSTS_BEFORE_FIRST_CHECK:
+            reject_log.check()
+    reject_log.check()
 
 
 def _records(path: Path, start: Place, end: int | None) -> Iterator[tuple[Any, Place]]:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from vise_jax.labeling.images import read_image
-from vise_jax.posts import Ledger, read
+from vise_jax.posts import RejectLog, read
 
 
 def test_simulated_posts_are_good_ones(load_benchmark, tmp_path: Path) -> None:
@@ -12,9 +12,9 @@ def test_simulated_posts_are_good_ones(load_benchmark, tmp_path: Path) -> None:
     benchmark.write_posts(tmp_path, count=30, comments=3, files=2, image_size=16)
     found = []
     for path in sorted(tmp_path.glob("*.jsonl")):
-        ledger = Ledger(path)
-        found.extend(read(path, ledger))
-        assert not ledger.rejected
+        reject_log = RejectLog(path)
+        found.extend(read(path, reject_log))
+        assert not reject_log.rejected
     assert len({post.post_id for post in found}) == 30
     assert sum(len(post.comments) for post in found) > 30
     assert all(sum(post.reactions) > 0 and read_image(post, 10**6) for post in found)

@@ -1,4 +1,4 @@
-"""Records of damaged shards: each costs itself and no other; the ledger names it once and has a limit."""
+"""Records of damaged shards: each costs itself and no other; the reject_log names it once and has a limit."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from vise_jax.data import records
-from vise_jax.data.records import CHECKSUM, CUT_OFF, BadRecords, read_shard
+from vise_jax.data.records import CHECKSUM, CUT_OFF, CorruptExamples, read_shard
 from vise_jax.errors import UserError
 
 DATA = [bytes([number]) * (20 + 7 * number) for number in range(9)]
@@ -79,17 +79,17 @@ def test_a_shard_that_is_gone_is_named(tmp_path):
 
 
 def test_the_ledger_names_a_record_once_also_after_a_restart(tmp_path):
-    path = tmp_path / "bad_records.jsonl"
-    ledger = BadRecords(path, most=2)
+    path = tmp_path / "corrupt_examples.jsonl"
+    reject_log = CorruptExamples(path, most=2)
     for _ in range(2):
-        ledger.add("a", 7, records.CHECKSUM)
+        reject_log.add("a", 7, records.CHECKSUM)
     with open(path, "a") as file:
         file.write('{"shard": "a", "rec')  # a kill cut it short
-    ledger = BadRecords(path, most=2)
-    ledger.add("a", 7, records.CHECKSUM)
-    assert ("a", 7) in ledger
-    assert ("a", 8) not in ledger
-    ledger.add("b", 0, records.CUT_OFF)
+    reject_log = CorruptExamples(path, most=2)
+    reject_log.add("a", 7, records.CHECKSUM)
+    assert ("a", 7) in reject_log
+    assert ("a", 8) not in reject_log
+    reject_log.add("b", 0, records.CUT_OFF)
     assert [json.loads(line)["record"] for line in path.read_text().splitlines()] == [7, 0]
-    with pytest.raises(UserError, match=r"3 records .* the last one in c .*data\.max_bad_share"):
-        ledger.add("c", 1, "cut off")
+    with pytest.raises(UserError, match=r"3 records .* the last one in c .*data\.max_corrupt_fraction"):
+        reject_log.add("c", 1, "cut off")

@@ -15,7 +15,7 @@ from vise_jax.posts import Post
 
 def make_labels(**changes: Any) -> ConfigDict:
     labels = config.base().labels
-    labels.update(cluster_share=0.5, max_comments=3, max_fit_comments=40, max_fit_reactions=30)
+    labels.update(cluster_fraction=0.5, max_comments=3, max_fit_comments=40, max_fit_reactions=30)
     labels.update(changes)
     return labels
 

@@ -39,7 +39,7 @@ def make_posts(count: int = 400) -> list[dict[str, Any]]:
 
 def make_labels(**changes: Any) -> ConfigDict:
     labels = config.base().labels
-    labels.update(comment_clusters=3, reaction_clusters=5, cluster_share=0.5, comment_dim=5, min_comment_count=2)
+    labels.update(comment_clusters=3, reaction_clusters=5, cluster_fraction=0.5, comment_dim=5, min_comment_count=2)
     labels.update(changes)
     return labels
 
@@ -199,7 +199,7 @@ def test_clusters_of_too_few_posts_are_no_label() -> None:
     posts = make_posts(200)
     # One post writes of something else, often.
     posts.append({"post_id": "alone", "comments": ["quantum tensor lattice"] * 30})
-    shared = {"comment_clusters": 8, "cluster_share": 0.999999, "comment_dim": 8}
+    shared = {"comment_clusters": 8, "cluster_fraction": 0.999999, "comment_dim": 8}
     every = Labeler.fit(posts, make_labels(**shared, min_posts=1))
     assert len(every.suppressed) == 0
     [own] = every.label([posts[-1]])[0].comment_labels

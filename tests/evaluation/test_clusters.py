@@ -18,7 +18,7 @@ CATS, DOGS = "cat kitty", "dog puppy"
 def labeler() -> Labeler:
     labels = vise_config.base().labels
     labels.comment_clusters, labels.comment_dim, labels.min_comment_count = 2, 2, 1
-    labels.cluster_share = 0.9
+    labels.cluster_fraction = 0.9
     posts = [{"post_id": str(number), "comments": [(CATS, DOGS)[number % 2]]} for number in range(40)]
     return Labeler.fit(posts, labels)
 

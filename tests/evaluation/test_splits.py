@@ -77,9 +77,9 @@ def test_official_splits_are_kept():
 def test_validation_is_held_out_of_train():
     official = ["train"] * 90 + ["test"] * 10 + ["train"] * 40
     images = image_set(LABELS[:140], official)
-    only = splits.make(images, configured(held_out_share=0.2))[0]
+    only = splits.make(images, configured(held_out_fraction=0.2))[0]
     np.testing.assert_array_equal(only.test, np.arange(90, 100))
     np.testing.assert_array_equal(np.sort([*only.train, *only.validation]), [*range(90), *range(100, 140)])
     assert np.bincount(images.labels[only.validation]).tolist() == [18, 8]
-    other = splits.make(images, configured(held_out_share=0.2, seed=1))[0]
+    other = splits.make(images, configured(held_out_fraction=0.2, seed=1))[0]
     assert not np.array_equal(only.validation, other.validation)

@@ -22,14 +22,14 @@ from vise_jax.data import shards
 from vise_jax.engagement import Labeler, hashing
 from vise_jax.errors import UserError
 from vise_jax.labeling import input_split, jobs
-from vise_jax.posts import Ledger
+from vise_jax.posts import RejectLog
 
 SECRET = "unmistakable"
 
 
 def make_labels(**changes: Any) -> ConfigDict:
     labels = config.base().labels
-    labels.update(comment_clusters=4, reaction_clusters=3, cluster_share=0.3, comment_dim=6, min_comment_count=2)
+    labels.update(comment_clusters=4, reaction_clusters=3, cluster_fraction=0.3, comment_dim=6, min_comment_count=2)
     labels.update(changes)
     return labels
 
@@ -187,7 +187,7 @@ def test_a_stopped_job_goes_on_without_writing_a_finished_shard_again(
     corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: int
 ) -> None:
     paths, folder = corpus
-    labels = make_labels(shard_megabytes=0.004, part_megabytes=0.002, validation_share=0.2)
+    labels = make_labels(shard_megabytes=0.004, part_megabytes=0.002, validation_fraction=0.2)
     jobs.run(paths[::-1], folder, labels, tmp_path / "undisturbed")
     done: list[str] = []
     with monkeypatch.context() as patch:
@@ -214,10 +214,14 @@ def test_a_job_that_goes_on_remembers_how_many_posts_were_bad(
     path = write_posts(tmp_path / "p.jsonl", 60, first=4000)
     path.write_text("{broken\n" * 10 + path.read_text())
     for share, enough in ((0.25, True), (0.1, False)):
-        labels, done, output = make_labels(shard_megabytes=0.004, max_rejected_share=share), [], tmp_path / f"{share}"
+        labels, done, output = (
+            make_labels(shard_megabytes=0.004, max_rejected_fraction=share),
+            [],
+            tmp_path / f"{share}",
+        )
         with monkeypatch.context() as patch:
             # The first check of all is at the end of a shard.
-            patch.setattr(Ledger, "check", lambda self: None)
+            patch.setattr(RejectLog, "check", lambda self: None)
             patch.setattr(shards, "write_shard", kill_at(5, done))
             with pytest.raises(Killed):
                 jobs.run([path], corpus[1], labels, output)
@@ -306,7 +310,7 @@ def test_relabel_writes_only_the_shards_that_hold_deleted_posts(
     corpus: tuple[list[Path], Path], tmp_path: Path
 ) -> None:
     paths, folder = corpus
-    labels = make_labels(shard_megabytes=0.004, validation_share=0.2)
+    labels = make_labels(shard_megabytes=0.004, validation_fraction=0.2)
     output = tmp_path / "shards"
     before = jobs.run(paths, folder, labels, output)
     names = {shard["name"] for shard in before["shards"]}
@@ -374,7 +378,7 @@ def test_the_validation_split_has_shards_of_its_own_and_a_smaller_share_is_a_sub
     found: dict[float, set[bytes]] = {}
     held_out: dict[float, list[str]] = {}
     for share in (0.2, 0.5, 1.0):
-        labels = make_labels(validation_share=0.2, train_share=share)
+        labels = make_labels(validation_fraction=0.2, train_fraction=share)
         manifest = jobs.run(paths, folder, labels, tmp_path / f"{share}")
         found[share] = ids_of(tmp_path / f"{share}")
         held_out[share] = [shard["sha256"] for shard in manifest["validation"]["shards"]]
@@ -583,8 +587,8 @@ def test_another_salt_is_refused_and_the_labeler_decides_the_rest(
     (tmp_path / "salt").write_bytes(b"other")
     with pytest.raises(UserError, match="another salt"):
         jobs.run(paths, folder, make_labels(salt_file=str(tmp_path / "salt")), tmp_path / "shards")
-    other = jobs.run(paths, folder, make_labels(cluster_share=0.9, seed=5), tmp_path / "shards")
-    assert "labels.cluster_share is 0.3, as the labeler was fitted" in capsys.readouterr().err
+    other = jobs.run(paths, folder, make_labels(cluster_fraction=0.9, seed=5), tmp_path / "shards")
+    assert "labels.cluster_fraction is 0.3, as the labeler was fitted" in capsys.readouterr().err
     assert other == jobs.run(paths, folder, make_labels(), tmp_path / "shards")
 
 

@@ -346,7 +346,7 @@ def make_posts(count: int = 240) -> list[Post]:
 @pytest.fixture(scope="module")
 def fitted() -> Labeler:
     labels = config.base().labels
-    labels.update(comment_clusters=3, reaction_clusters=3, cluster_share=0.5, comment_dim=4, min_comment_count=2)
+    labels.update(comment_clusters=3, reaction_clusters=3, cluster_fraction=0.5, comment_dim=4, min_comment_count=2)
     return Labeler.fit(make_posts(), labels)
 
 

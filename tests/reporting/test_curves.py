@@ -28,7 +28,7 @@ def make_run(name: str = "run", count: int = 30, **changes: float) -> Run:
         "step_seconds": np.full(count, 0.5),
         "data_seconds": np.full(count, 0.1),
         "goodput": np.full(count, 0.98),
-        "bad_records": np.zeros(count),
+        "corrupt_examples": np.zeros(count),
         "device_bytes": np.full(count, 3 * 2.0**30),
         "knn_accuracy": np.full(count, 0.5),
         "something_new": noise,

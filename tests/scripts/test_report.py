@@ -24,7 +24,7 @@ def report(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 def make_labels() -> ConfigDict:
     labels = config.base().labels
-    labels.update(comment_clusters=3, reaction_clusters=2, comment_dim=3, min_comment_count=2, cluster_share=0.5)
+    labels.update(comment_clusters=3, reaction_clusters=2, comment_dim=3, min_comment_count=2, cluster_fraction=0.5)
     return labels
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from vise_jax import artifact
 from vise_jax import config as vise_config
 from vise_jax.data import loader, shards
-from vise_jax.data.records import BadRecords
+from vise_jax.data.records import CorruptExamples
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.training import loop
@@ -77,7 +77,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(config, tmp
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
     assert not (tmp_path / "run" / "encoder").exists()
     named = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
-    bad = BadRecords(tmp_path / "none", 0)
+    bad = CorruptExamples(tmp_path / "none", 0)
     batches = loader.batches(
         Path(config.data.shards),
         shards.read_manifest(config.data.shards),
@@ -183,13 +183,15 @@ def test_damaged_records_are_counted(config, tmp_path):
     content = bytearray(path.read_bytes())
     content[300] ^= 1
     path.write_bytes(content)
-    config.data.shards, config.data.max_bad_share, config.training.log_every = str(folder), 0.03, 1
+    config.data.shards, config.data.max_corrupt_fraction, config.training.log_every = str(folder), 0.03, 1
     config.training.steps = 6
     loop.train(config, tmp_path / "run")
-    counts = [json.loads(line)["bad_records"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    counts = [
+        json.loads(line)["corrupt_examples"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert counts[-1] == 1
-    assert len((tmp_path / "run" / "bad_records.jsonl").read_text().splitlines()) == 1
-    config.data.max_bad_share = 0.02
+    assert len((tmp_path / "run" / "corrupt_examples.jsonl").read_text().splitlines()) == 1
+    config.data.max_corrupt_fraction = 0.02
     with pytest.raises(UserError, match=r"1 records of the shards can't be trained on, the last one in s-2\.tfrecord"):
         loop.train(config, tmp_path / "other")
 

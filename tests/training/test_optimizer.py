@@ -17,7 +17,7 @@ def training(**keys: float):
 
 
 def test_schedule_warms_up_linearly_and_falls_as_a_cosine():
-    rate = learning_rate(training(batch_size=1536, learning_rate=0.1, warmup_share=0.05), steps=1000)
+    rate = learning_rate(training(batch_size=1536, learning_rate=0.1, warmup_fraction=0.05), steps=1000)
     rates = np.array([rate(jnp.int32(step)) for step in range(1000)])
     np.testing.assert_allclose(rates[:50], 0.6 * np.arange(1, 51) / 50, rtol=1e-5)
     half_cosine = 0.6 * 0.5 * (1 + np.cos(np.pi * np.arange(950) / 950))
@@ -26,12 +26,12 @@ def test_schedule_warms_up_linearly_and_falls_as_a_cosine():
 
 
 def test_one_step_without_warmup_starts_at_the_peak():
-    rate = learning_rate(training(batch_size=256, learning_rate=0.1, warmup_share=0.0), steps=1)
+    rate = learning_rate(training(batch_size=256, learning_rate=0.1, warmup_fraction=0.0), steps=1)
     assert float(rate(jnp.int32(0))) == pytest.approx(0.1)
 
 
 def test_updates_are_torchs_and_vectors_do_not_decay():
-    config = training(batch_size=256, learning_rate=0.1, momentum=0.9, weight_decay=0.01, warmup_share=0.0)
+    config = training(batch_size=256, learning_rate=0.1, momentum=0.9, weight_decay=0.01, warmup_fraction=0.0)
     steps = 4
     optimizer, rate = make(config, steps), learning_rate(config, steps)
     params = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([3.0])}
@@ -55,7 +55,7 @@ def test_updates_are_torchs_and_vectors_do_not_decay():
 
 
 def test_the_step_schedule_halves_at_equal_intervals():
-    config = training(batch_size=256, learning_rate=1.0, warmup_share=0.1, schedule="step", decays=3)
+    config = training(batch_size=256, learning_rate=1.0, warmup_fraction=0.1, schedule="step", decays=3)
     rate = learning_rate(config, steps=100)
     rates = np.array([rate(jnp.int32(step)) for step in range(100)])
     np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10, rtol=1e-6)
@@ -65,7 +65,7 @@ def test_the_step_schedule_halves_at_equal_intervals():
 
 
 def test_the_constant_schedule_stays_at_the_peak():
-    rate = learning_rate(training(batch_size=512, learning_rate=0.1, warmup_share=0.0, schedule="constant"), steps=9)
+    rate = learning_rate(training(batch_size=512, learning_rate=0.1, warmup_fraction=0.0, schedule="constant"), steps=9)
     assert all(float(rate(jnp.int32(step))) == pytest.approx(0.2) for step in range(9))
 
 
@@ -77,7 +77,7 @@ def test_adamw_is_loshchilovs_and_vectors_do_not_decay():
         adam_betas=(0.8, 0.95),
         adam_epsilon=1e-3,
         weight_decay=0.01,
-        warmup_share=0.0,
+        warmup_fraction=0.0,
     )
     steps = 4
     optimizer, rate = make(config, steps), learning_rate(config, steps)

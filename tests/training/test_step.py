@@ -69,7 +69,7 @@ def run(*how, **settings) -> tuple[list[dict[str, float]], dict[str, np.ndarray]
 )
 def test_a_step_does_not_depend_on_devices_and_microbatches(bn_group, ways):
     (metrics, weights), *others = [run(devices, bn_group, parts) for devices, parts in ways]
-    assert [record["bad_records"] for record in metrics] == [8, 16, 24]
+    assert [record["corrupt_examples"] for record in metrics] == [8, 16, 24]
     for other_metrics, other_weights in others:
         for record, other in zip(metrics, other_metrics, strict=True):
             assert record.keys() == other.keys()

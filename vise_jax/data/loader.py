@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from vise_jax.data.crops import decode_random_crop
 from vise_jax.data.images import DAMAGE, decode_for_evaluation
-from vise_jax.data.records import BadRecords, read_shard
+from vise_jax.data.records import CorruptExamples, read_shard
 from vise_jax.data.shards import MADE_BY
 from vise_jax.errors import UserError
 
@@ -86,7 +86,7 @@ def batches(
     *,
     batch_size: int,
     seed: int,
-    bad: BadRecords,
+    bad: CorruptExamples,
     first_step: int = 0,
     rows: np.ndarray | None = None,
 ) -> Iterator[Batch]:
@@ -148,7 +148,7 @@ def validation_batches(
     preprocessing: dict[str, Any],
     *,
     batch_size: int,
-    bad: BadRecords,
+    bad: CorruptExamples,
     rows: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Yield the examples of the validation shards once, as center crops; see `batches`.
@@ -200,7 +200,7 @@ def _read(
     group: np.ndarray,
     order: np.ndarray,
     numbers: np.ndarray,
-    bad: BadRecords,
+    bad: CorruptExamples,
 ) -> Part:
     """Read records of a group of shards in the given order; damaged ones are named and empty."""
     ends = np.cumsum([shards[shard]["examples"] for shard in group])
@@ -275,7 +275,7 @@ def _decoded(
     crop: Crop,
     folder: Path,
     shards: list[dict[str, Any]],
-    bad: BadRecords,
+    bad: CorruptExamples,
     step: int,
     size: int,
     threads: int,
@@ -343,7 +343,7 @@ def _ahead(parts: Iterator[Part]) -> Iterator[Part]:
 
 
 def _name_undecodable(
-    parts: Iterator[Part], parse: Parse, crop: Crop, shards: list[dict[str, Any]], bad: BadRecords, size: int
+    parts: Iterator[Part], parse: Parse, crop: Crop, shards: list[dict[str, Any]], bad: CorruptExamples, size: int
 ) -> bool:
     """Try the next examples one by one, and name those that can't be decoded; whether there were any.
 

@@ -109,11 +109,11 @@ def _masked_crc(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-class BadRecords:
-    """The ledger of records that can't be trained on: a line of JSON for each, and a limit.
+class CorruptExamples:
+    """The reject_log of records that can't be trained on: a line of JSON for each, and a limit.
 
     Args:
-        path: the ledger; what an earlier process named in it counts, too.
+        path: the reject_log; what an earlier process named in it counts, too.
         most: more of them stop the run.
     """
 
@@ -145,5 +145,5 @@ class BadRecords:
         if len(self._known) > self._most:
             raise UserError(
                 f"{len(self._known):,} records of the shards can't be trained on, the last one in {shard} ({reason}): "
-                f"{self._path} names them; copy these shards again, or raise the config key data.max_bad_share."
+                f"{self._path} names them; copy these shards again, or raise the config key data.max_corrupt_fraction."
             )

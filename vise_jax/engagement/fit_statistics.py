@@ -129,7 +129,7 @@ def gather(posts: Iterable[Post], labels: ConfigDict, excluded: frozenset[bytes]
     corpus = Corpus.empty(labels)
     for post in posts:
         corpus.counts["posts"] += 1
-        if hashing.split(post.post_id, secret, labels.cluster_share) != "cluster":
+        if hashing.split(post.post_id, secret, labels.cluster_fraction) != "cluster":
             continue
         owner = hashing.hash_id(post.post_id, secret)
         if owner in excluded:

@@ -66,20 +66,20 @@ SPLITS = ("cluster", "validation", "train", "unused")
 
 
 def split(
-    post_id: str, salt: bytes, cluster_share: float, validation_share: float = 0.0, train_share: float = 1.0
+    post_id: str, salt: bytes, cluster_fraction: float, validation_fraction: float = 0.0, train_fraction: float = 1.0
 ) -> str:
     """What a post is for, one of `SPLITS`: to make clusters, to watch training, to train on, or nothing.
 
     Hashes decide, so the splits are disjoint on any number of machines without a shuffle
-    (Sec. 3.1 keeps 20M of 270M posts for the clusters alone). A smaller `train_share` takes a subset of what a larger
-    one takes, and leaves the other splits as they are (Fig. 4: 123k, 308k, 615k and 1.23M posts).
+    (Sec. 3.1 keeps 20M of 270M posts for the clusters alone). A smaller `train_fraction` takes a subset of what
+    a larger one takes, and leaves the other splits as they are (Fig. 4: 123k, 308k, 615k and 1.23M posts).
     """
     drawn = _uniform(post_id, salt, b"split")
-    if drawn < cluster_share:
+    if drawn < cluster_fraction:
         return "cluster"
-    if drawn < cluster_share + validation_share:
+    if drawn < cluster_fraction + validation_fraction:
         return "validation"
-    return "train" if train_share == 1 or _uniform(post_id, salt, b"subset") < train_share else "unused"
+    return "train" if train_fraction == 1 or _uniform(post_id, salt, b"subset") < train_fraction else "unused"
 
 
 def _uniform(post_id: str, salt: bytes, purpose: bytes) -> float:

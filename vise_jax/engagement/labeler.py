@@ -117,8 +117,8 @@ class Labeler:
         if not counts["comments"] and not counts["reactions"]:
             raise UserError(
                 f"None of the {counts['posts']:,} posts can make clusters: {counts['cluster_posts']:,} fall into the "
-                f"cluster split (labels.cluster_share={labels.cluster_share:.3g}), and these hold no comments and no "
-                "reactions: give more posts, or raise that share."
+                f"cluster split (labels.cluster_fraction={labels.cluster_fraction:.3g}), without comments and "
+                "reactions: give more posts, or raise labels.cluster_fraction."
             )
         owners, sample = [owner for owner, _ in corpus.comments], [comment for _, comment in corpus.comments]
         profiles = reactions.encode(list(corpus.reactions))

@@ -31,12 +31,12 @@ def agreement(corpus: Path, labeler: Labeler) -> dict[str, float]:
         raise UserError(f"{path} is missing: give a folder that `scripts/demo.py` wrote.")
     with open(path, encoding="utf-8", newline="") as file:
         truth = {row["post_id"]: row for row in csv.DictReader(file)}
-    ledger = posts.Ledger()
+    reject_log = posts.RejectLog()
     files = posts.expand(str(Path(corpus) / "posts" / "*.jsonl"))
     comments = [
         ({"post_id": post.post_id, "image": None, "comments": [comment], "reactions": None}, truth[post.post_id])
         for file in files
-        for post in posts.read(file, ledger)
+        for post in posts.read(file, reject_log)
         for comment in post.comments
     ]
     labeled = labeler.label(comment for comment, _ in comments)

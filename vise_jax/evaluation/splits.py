@@ -23,9 +23,9 @@ class Split:
 def make(images: ImageSet, config: ConfigDict) -> list[Split]:
     """Divide a set as its official splits say, or several times at random.
 
-    With official train and test (Sec. 4.3, Politics): one split; without an official validation, `held_out_share`
+    With official train and test (Sec. 4.3, Politics): one split; without an official validation, `held_out_fraction`
     of train takes its place. Without official splits (Sec. 4.3, UnbiasedEmotion): `splits` of them, in which
-    `train_share` trains and `validation_share` chooses. Drawn class by class, so that all parts have the same mix
+    `train_fraction` trains and `validation_fraction` chooses. Drawn class by class, so that all parts have the same mix
     of classes; a class is always in train and in test. Split number i has the seed `config.seed` + i.
 
     Raises:
@@ -34,7 +34,7 @@ def make(images: ImageSet, config: ConfigDict) -> list[Split]:
     if images.splits is None:
         made = [_random(images, config.seed + number, config) for number in range(config.splits)]
     else:
-        made = [_official(images, config.seed, config.held_out_share)]
+        made = [_official(images, config.seed, config.held_out_fraction)]
     if not len(made[0].validation):
         raise UserError(f"The classes of {images.title} are too small to hold out images for validation: add images.")
     return made
@@ -42,21 +42,21 @@ def make(images: ImageSet, config: ConfigDict) -> list[Split]:
 
 def _random(images: ImageSet, seed: int, config: ConfigDict) -> Split:
     def ends(count: int) -> tuple[int, int]:
-        train = min(max(_round(config.train_share * count), 1), count - 1)
-        return train, min(max(_round((config.train_share + config.validation_share) * count), train), count - 1)
+        train = min(max(_round(config.train_fraction * count), 1), count - 1)
+        return train, min(max(_round((config.train_fraction + config.validation_fraction) * count), train), count - 1)
 
     everything = np.arange(len(images))
     train, validation, test = _divide(images, everything, seed, ends, at_least=2)
     return Split(seed, train, validation, test)
 
 
-def _official(images: ImageSet, seed: int, held_out_share: float) -> Split:
+def _official(images: ImageSet, seed: int, held_out_fraction: float) -> Split:
     names = np.array(images.splits)
     train, validation, test = (np.flatnonzero(names == name) for name in ("train", "validation", "test"))
     if not len(validation):
 
         def ends(count: int) -> tuple[int, int]:
-            return max(count - _round(held_out_share * count), 1), count
+            return max(count - _round(held_out_fraction * count), 1), count
 
         train, validation, _ = _divide(images, train, seed, ends, at_least=1)
     return Split(seed, train, validation, test)

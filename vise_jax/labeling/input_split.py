@@ -22,14 +22,14 @@ from vise_jax.engagement import hashing
 from vise_jax.engagement.labeler import Labeler
 from vise_jax.errors import UserError
 from vise_jax.labeling.images import read_image
-from vise_jax.posts import BadPost, Ledger, Place, Post, parts, read
+from vise_jax.posts import BadPost, Place, Post, RejectLog, parts, read
 
 # Posts whose comments are encoded at a time.
 _BATCH_POSTS = 64
 # Config keys that decide the bytes of the shards, beside the labeler and the posts.
 SHARD_KEYS = (
-    "validation_share",
-    "train_share",
+    "validation_fraction",
+    "train_fraction",
     "max_image_pixels",
     "shard_megabytes",
     "part_megabytes",
@@ -117,35 +117,39 @@ def label_part(
     Raises:
         UserError: the file can't be read, was changed, or too many of its posts are bad; or the disk is full.
     """
-    ledger = Ledger(part.path, labels.max_rejected_share)
+    reject_log = RejectLog(part.path, labels.max_rejected_fraction)
     place: Place | None = part.start
     done = list(_records(part, output))
     for record in done:
-        ledger.posts += record["posts"]
-        ledger.rejected.update(record["rejected"])
+        reject_log.posts += record["posts"]
+        reject_log.rejected.update(record["rejected"])
         place = Place(*record["behind"]) if record["behind"] else None
     if place is None:
         return
     part.check_unchanged()
-    posts = _Stream(read(part.path, ledger, place, part.end), place, after_post)
+    posts = _Stream(read(part.path, reject_log, place, part.end), place, after_post)
     secret = checked_salt(labeler, labels)
     for number in itertools.count(len(done)):
         if posts.place is None:
             return
-        before = Ledger()
-        before.posts, before.rejected, before.notes = ledger.posts, ledger.rejected.copy(), ledger.notes.copy()
-        ledger.named = []
+        before = RejectLog()
+        before.posts, before.rejected, before.notes = (
+            reject_log.posts,
+            reject_log.rejected.copy(),
+            reject_log.notes.copy(),
+        )
+        reject_log.named = []
         counts: Counter[str] = Counter()
         examples: dict[str, list[shards.Example]] = {"train": [], "validation": []}
         size = 0.0
         while posts.place is not None and size < labels.shard_megabytes * 2**20:
             room = labels.shard_megabytes * 2**20 - size
-            batch = _batch(posts, room, labeler, labels, secret, excluded, ledger, counts)
-            for split, example in _examples(batch, labeler, secret, ledger):
+            batch = _batch(posts, room, labeler, labels, secret, excluded, reject_log, counts)
+            for split, example in _examples(batch, labeler, secret, reject_log):
                 examples[split].append(example)
                 size += len(example["image/encoded"])
         # Images are looked at behind the reader, which has checked without the last of them.
-        ledger.check()
+        reject_log.check()
         part.check_unchanged()
         name = f"{part.name}-{number:05d}"
         written = {split: _write(found, output, name, split) for split, found in examples.items() if found}
@@ -155,13 +159,13 @@ def label_part(
                 "file": part.path.name,
                 "sha256": part.sha256,
                 "part": part.number,
-                "posts": ledger.posts - before.posts,
+                "posts": reject_log.posts - before.posts,
                 "splits": {split: counts[split] for split in hashing.SPLITS},
                 "excluded": counts["excluded"],
                 "shards": written,
-                "rejected": dict(ledger.rejected - before.rejected),
-                "rejected_posts": ledger.named,
-                "notes": dict(ledger.notes - before.notes),
+                "rejected": dict(reject_log.rejected - before.rejected),
+                "rejected_posts": reject_log.named,
+                "notes": dict(reject_log.notes - before.notes),
                 "behind": posts.place,
             },
         )
@@ -221,7 +225,7 @@ def _batch(
     labels: ConfigDict,
     secret: bytes,
     excluded: frozenset[bytes],
-    ledger: Ledger,
+    reject_log: RejectLog,
     counts: Counter[str],
 ) -> list[_Usable]:
     """Posts with good images, as many as fit into `room` bytes; so a shard ends between two batches."""
@@ -230,7 +234,7 @@ def _batch(
         if excluded and hashing.hash_id(post.post_id, secret) in excluded:
             counts["excluded"] += 1
             continue
-        shares = labeler.labels["cluster_share"], labels.validation_share, labels.train_share
+        shares = labeler.labels["cluster_fraction"], labels.validation_fraction, labels.train_fraction
         split = hashing.split(post.post_id, secret, *shares)
         counts[split] += 1
         if split not in ("train", "validation"):
@@ -238,7 +242,7 @@ def _batch(
         try:
             encoded = read_image(post, labels.max_image_pixels)
         except BadPost as bad:
-            ledger.reject(post.line, bad.reason)
+            reject_log.reject(post.line, bad.reason)
             continue
         batch.append((post, split, encoded))
         room -= len(encoded)
@@ -246,12 +250,12 @@ def _batch(
 
 
 def _examples(
-    batch: list[_Usable], labeler: Labeler, secret: bytes, ledger: Ledger
+    batch: list[_Usable], labeler: Labeler, secret: bytes, reject_log: RejectLog
 ) -> Iterator[tuple[str, shards.Example]]:
     labeled = labeler.label([post for post, _, _ in batch])
     for (post, split, encoded), label in zip(batch, labeled, strict=True):
         if not label.comment_labels and label.reaction_label < 0:
-            ledger.reject(post.line, "no_label")
+            reject_log.reject(post.line, "no_label")
             continue
         yield (
             split,

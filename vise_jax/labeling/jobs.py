@@ -29,12 +29,12 @@ from vise_jax.errors import Interrupted, UserError
 from vise_jax.labeling import beam_runner, local_runner
 from vise_jax.labeling.input_split import SHARD_KEYS, Part, checked_salt, is_labeled, label_part, parts_of
 from vise_jax.labeling.manifest import finish, without
-from vise_jax.posts import Ledger, Post, read
+from vise_jax.posts import Post, RejectLog, read
 
 # What decides nothing of what is fitted.
-_NOT_FITTED = (*SHARD_KEYS, *PATHS, "max_rejected_share")
+_NOT_FITTED = (*SHARD_KEYS, *PATHS, "max_rejected_fraction")
 # What a labeler decides, whatever the config of a later run says.
-_LABELER_KEYS = ("cluster_share", "max_comments", "label_weights", "seed")
+_LABELER_KEYS = ("cluster_fraction", "max_comments", "label_weights", "seed")
 
 
 def fit(
@@ -123,17 +123,17 @@ def _gather(
     """The corpus of a part."""
     config = ConfigDict(labels)
     part.check_unchanged()
-    ledger = Ledger(part.path, config.max_rejected_share)
+    reject_log = RejectLog(part.path, config.max_rejected_fraction)
     secret = hashing.salt(config.salt_file, config.seed)
 
     def posts() -> Iterator[Post]:
-        for post in read(part.path, ledger, part.start, part.end):
+        for post in read(part.path, reject_log, part.start, part.end):
             after_post()
             yield post
 
     found = fit_statistics.gather(posts(), config, hashing.read_excluded(exclude, secret))
     part.check_unchanged()
-    found.rejected, found.notes = ledger.rejected, ledger.notes
+    found.rejected, found.notes = reject_log.rejected, reject_log.notes
     return found
 
 

@@ -71,11 +71,11 @@ def panels(every: Sequence[Run]) -> list[Panel]:
         _panel("Speed", "share of the time waiting for data", "data_wait", _NOISY, share=True),
         _panel("Speed", "goodput: share of the time in steps", "goodput", _PLAIN, share=True),
         _panel("Speed", "memory of a device at its peak, GiB", "device_bytes", _PLAIN),
-        _panel("Speed", "bad records", "bad_records", _PLAIN),
+        _panel("Speed", "bad records", "corrupt_examples", _PLAIN),
     ]
     shown = {name for panel in known for name in panel.curves} | {"step_seconds", "data_seconds"}
     for name in sorted(names - shown):
-        share = runs.is_share(name)
+        share = runs.is_fraction(name)
         known.append(_panel("Accuracy" if share else "Other", name.replace("_", " "), name, _POINTS, share))
     order = {section: number for number, section in enumerate(_SECTIONS)}
     known.sort(key=lambda panel: order[panel.section])

@@ -105,7 +105,7 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 def summary(runs: Sequence[Run]) -> dict[str, list[str]]:
     """The last values of the runs as texts, a row a metric; smoothed where they are noisy."""
     names = {name for run in runs for name in run.series}
-    measured = [name for name in names if name.startswith("validation_") or (is_share(name) and name != "goodput")]
+    measured = [name for name in names if name.startswith("validation_") or (is_fraction(name) and name != "goodput")]
     measured.sort(key=lambda name: (not name.startswith("validation_loss"), name))
     last = [max((int(series.steps[-1]) for series in run.series.values()), default=None) for run in runs]
     rows = {"last step": [_NOTHING if step is None else f"{step:,}" for step in last]}
@@ -132,7 +132,7 @@ def data_wait(run: Run) -> Series | None:
     return Series(both, np.minimum(share, 1.0)) if len(both) else None
 
 
-def is_share(name: str) -> bool:
+def is_fraction(name: str) -> bool:
     """Whether a metric is between 0 and 1 and read as a percentage."""
     return name in ("goodput", "data_wait") or any(word in name for word in ("accuracy", "top1", "top5"))
 
@@ -161,7 +161,7 @@ def setting(value: Any) -> str:
 
 
 def _written(name: str, value: float) -> str:
-    if is_share(name):
+    if is_fraction(name):
         return f"{100 * value:.2f}%"
     if name == "images_per_second":
         return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}"

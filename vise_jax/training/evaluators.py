@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from vise_jax import config as vise_config
 from vise_jax.data import loader
-from vise_jax.data.records import BadRecords
+from vise_jax.data.records import CorruptExamples
 from vise_jax.encoder import imagenet_preprocessing, normalize
 from vise_jax.training import sharding
 from vise_jax.training import state as train_state
@@ -146,7 +146,7 @@ class Evaluation:
         graphdef: nnx.GraphDef,
         mesh: Mesh,
         layout: Layout,
-        bad: BadRecords,
+        bad: CorruptExamples,
         evaluators: tuple[Evaluator, ...],
     ):
         self._config, self._manifest, self._graphdef = config, manifest, graphdef

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from vise_jax import artifact, models
 from vise_jax import config as vise_config
 from vise_jax.data import loader, shards
-from vise_jax.data.records import BadRecords
+from vise_jax.data.records import CorruptExamples
 from vise_jax.encoder import imagenet_preprocessing
 from vise_jax.errors import UserError
 from vise_jax.progress import Progress
@@ -90,7 +90,9 @@ def train(config: ConfigDict, workdir: Path, evaluators: tuple[Evaluator, ...] =
         done = restored[0] if restored else 0
         if jax.process_index() == 0:
             _introduce(config, manifest, layout, begin if done < steps else "nothing left to train", steps)
-        bad = BadRecords(workdir / _mine("bad_records.jsonl"), config.data.max_bad_share * manifest["examples"])
+        bad = CorruptExamples(
+            workdir / _mine("corrupt_examples.jsonl"), config.data.max_corrupt_fraction * manifest["examples"]
+        )
         train_step = make_train_step(graphdef, config, steps, mesh, layout)
         evaluation = Evaluation(config, manifest, graphdef, mesh, layout, bad, evaluators)
         loop = _Loop(config, workdir, manifest, mesh, checkpoints, evaluation)
@@ -170,7 +172,7 @@ class _Loop:
         train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
         state: TrainState,
         steps: range,
-        bad: BadRecords,
+        bad: CorruptExamples,
     ) -> TrainState:
         """Take the steps; `steps` are the numbers of steps done before each."""
         training = self._config.training

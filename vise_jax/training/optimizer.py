@@ -22,7 +22,7 @@ def learning_rate(config: ConfigDict, steps: int) -> Rate:
         From the number of steps done (int32 scalar) to the rate of the next one (float32 scalar).
     """
     peak = config.learning_rate * config.batch_size / 256
-    warmup = round(config.warmup_share * steps)
+    warmup = round(config.warmup_fraction * steps)
 
     def after_warmup(progress: jax.Array) -> jax.Array:
         if config.schedule == "cosine":

@@ -22,7 +22,7 @@ _FREE_KEYS = frozenset(
     {
         "data.shards",
         "data.threads",
-        "data.max_bad_share",
+        "data.max_corrupt_fraction",
         "training.checkpoint_every",
         "training.checkpoint_minutes",
         "training.keep_checkpoints",

@@ -17,14 +17,14 @@ class TrainState(NamedTuple):
     """Attributes:
 
     step: int32 scalar, steps done.
-    bad_records: int32 scalar, damaged examples so far.
+    corrupt_examples: int32 scalar, damaged examples so far.
     params: `nnx.State` of the parameters, float32.
     batch_stats: `nnx.State` of the running means and variances, float32 [G, C] each, a row for each group.
     opt_state: the optimizer's.
     """
 
     step: jax.Array
-    bad_records: jax.Array
+    corrupt_examples: jax.Array
     params: nnx.State
     batch_stats: nnx.State
     opt_state: Any

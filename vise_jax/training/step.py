@@ -38,7 +38,7 @@ def make_train_step(graphdef: nnx.GraphDef, config: ConfigDict, steps: int, mesh
         From the state, which is donated, and a batch with `images` (uint8 [B, S, S, 3]), `comment_labels` (int32
         [B, M]), `comment_weights` (float32 [B, M]), `reaction_label` (int32 [B]) and `signals` (int32 [B, Z]) to the
         next state and the metrics of this step: `loss`, `loss_comments`, `loss_reactions`, `learning_rate`,
-        `gradient_norm`, `parameter_norm` (after the step), float32 scalars, `bad_records` (so far), int32, and
+        `gradient_norm`, `parameter_norm` (after the step), float32 scalars, `corrupt_examples` (so far), int32, and
         `signals`, int32 [Z], summed over the batch: what the processes tell each other.
     """
     transformation = optimizer.make(config.training, steps)
@@ -98,17 +98,17 @@ def make_train_step(graphdef: nnx.GraphDef, config: ConfigDict, steps: int, mesh
         grads, batch_stats, terms, counts = gradients(state.params, state.batch_stats, batch)
         updates, opt_state = transformation.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        bad_records = state.bad_records + counts["bad"]
+        corrupt_examples = state.corrupt_examples + counts["bad"]
         metrics = {
             "loss": sum(terms.values(), start=jnp.float32(0.0)),
             **{f"loss_{head}": term for head, term in terms.items()},
             "learning_rate": rate(state.step),
             "gradient_norm": optax.tree.norm(grads),
             "parameter_norm": optax.tree.norm(params),
-            "bad_records": bad_records,
+            "corrupt_examples": corrupt_examples,
             "signals": counts["signals"],
         }
-        return TrainState(state.step + 1, bad_records, params, batch_stats, opt_state), metrics
+        return TrainState(state.step + 1, corrupt_examples, params, batch_stats, opt_state), metrics
 
     places = train_state.shardings(mesh, layout)
     everywhere = sharding.replicated(mesh)

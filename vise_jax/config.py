@@ -43,67 +43,67 @@ BELOW_1: Rule = _below_one, "at least 0 and below 1"
 OPTIONAL_INT = object()
 
 LABELS: Section = {
-    # Clusters of comments and of reaction profiles, one K-means each (Sec. 3.1). Their number is not in the paper.
+    # Number of comment clusters and of reaction clusters, one K-means each (Sec. 3.1). Not in the paper.
     "comment_clusters": (5000, AT_LEAST_1),
     "reaction_clusters": (128, AT_LEAST_1),
-    # Fewer clusters than asked for where there are not enough distinct points, instead of an error.
+    # Fit fewer clusters, instead of raising an error, if there are fewer distinct points.
     "allow_fewer_clusters": (False, ANY),
-    # Share of the posts that only make clusters and are never trained on (Sec. 3.1: 20M of 270M).
+    # Fraction of the posts that clusters are fitted on. They are never trained on (Sec. 3.1: 20M of 270M).
     "cluster_fraction": (20 / 270, OPEN_FRACTION),
-    # Share of the posts whose examples are kept apart, in shards of their own, to watch training with.
+    # Fraction of the posts that become validation examples, in shards of their own.
     "validation_fraction": (0.0, FRACTION),
-    # Share of the training posts that become examples; a smaller share is a subset of a larger one (Fig. 4).
+    # Fraction of the training posts that become examples. A smaller one gives a subset of a larger one (Fig. 4).
     "train_fraction": (1.0, (lambda value: 0 < value <= 1, "above 0 and at most 1")),
-    # A comment cluster that fewer posts than this made is no label: so few people could be told from it.
+    # Suppress comment clusters with fewer distinct posts than this (k-anonymity).
     "min_posts": (2, AT_LEAST_1),
-    # Comments drawn from a post at most (Sec. 3.2).
+    # Maximum number of comments sampled from a post (Sec. 3.2).
     "max_comments": (100, AT_LEAST_1),
-    # "set": every cluster among a post's comments weighs the same. "count": as often as it occurs. Not in the paper.
+    # "set": all clusters of a post have equal weight. "count": the weight is the number of comments in the cluster.
+    # Not in the paper.
     "label_weights": ("set", one_of("set", "count")),
-    # phi_C, the weighted mean of a comment's token vectors; the paper's embeddings are not public. "lsa": truncated
-    # SVD of the comments themselves. "word_vectors": a file of them. "static": a model2vec folder, with its tokenizer.
+    # Token vectors of phi_C; the paper's are not public. "lsa": truncated SVD of the comments. "word_vectors": a file.
+    # "static": a model2vec directory, with its tokenizer.
     "comment_encoder": ("lsa", one_of("lsa", "word_vectors", "static")),
-    # That file (word2vec, GloVe or fastText .vec, plain or gzipped) or folder; not for LSA.
+    # The file (word2vec, GloVe or fastText .vec, plain or gzipped) or directory of the vectors; empty for "lsa".
     "vectors": ("", ANY),
-    # "idf": rare tokens weigh more. "none": all weigh the same, as in model2vec's own mean. Not in the paper.
+    # "idf": weight tokens by inverse document frequency. "none": equal weights, as model2vec. Not in the paper.
     "token_weights": ("idf", one_of("idf", "none")),
-    # Dimensions of LSA.
+    # Number of LSA components.
     "comment_dim": (256, AT_LEAST_1),
-    # A token is in the vocabulary when this many comments hold it, the most frequent ones first.
+    # Minimum document frequency of a vocabulary token, and the maximum size of the vocabulary.
     "min_comment_count": (5, AT_LEAST_1),
     "max_vocabulary": (50_000, AT_LEAST_1),
-    # Comments that the SVD and K-means are fitted on at most, drawn evenly from the cluster split.
+    # Maximum number of comments and of reaction profiles to fit on, a uniform sample of the cluster split.
     "max_fit_comments": (1_000_000, AT_LEAST_1),
     "max_fit_reactions": (1_000_000, AT_LEAST_1),
-    # Passes over the points, or mini-batches; K-means stops when the inertia falls by a smaller share than tolerance.
+    # Maximum number of K-means iterations, and the relative decrease of the inertia at which it stops earlier.
     "kmeans_iterations": (25, AT_LEAST_1),
     "kmeans_tolerance": (1e-4, NOT_NEGATIVE),
-    # Points of a mini-batch; 0 = Lloyd's algorithm on all of them.
+    # Points per K-means mini-batch; 0 = Lloyd's algorithm on all points.
     "kmeans_batch": (0, NOT_NEGATIVE),
-    # File whose bytes salt the hashes of post ids (splits, and the ids in shards); `label.py fit` makes it where there
-    # is none. Without one the salt follows from `seed`, which anyone can repeat: name a file where ids must stay
-    # unlinkable, and keep it secret.
+    # File with the secret salt of the hashed post ids; `label.py fit` creates it if it doesn't exist. "": derive the
+    # salt from `seed`, which anyone can repeat. Set it where ids must stay unlinkable.
     "salt_file": ("", ANY),
-    # An image with more pixels is rejected before it is decoded.
+    # Reject images with more pixels before they are decoded.
     "max_image_pixels": (50_000_000, AT_LEAST_1),
-    # A shard is closed when it has grown to this size.
+    # Size of a shard.
     "shard_megabytes": (128.0, POSITIVE),
-    # A .jsonl or .parquet file is worked on in parts of this size, so that several workers can share it.
+    # Size of an input split: a range of a .jsonl or .parquet file that one worker labels.
     "part_megabytes": (128.0, POSITIVE),
-    # The job stops when a larger share of a part's posts is malformed or has a broken image.
+    # Stop the job when a larger fraction of an input split's posts is malformed or has a corrupt image.
     "max_rejected_fraction": (0.5, FRACTION),
     "seed": (0, NOT_NEGATIVE),
 }
 
 DATA: Section = {
-    # The folder that `label.py run` wrote.
+    # Directory of engagement shards, the output of `label.py run`.
     "shards": ("", ANY),
     # Side of the square crop, in pixels.
     "image_size": (224, (lambda value: value >= 8, "at least 8")),
-    # Random-resized-crop: range of its area, as a share of the image's, and of its aspect ratio. Not in the paper.
-    "crop_area": ((0.08, 1.0), (lambda value: _is_range(value) and value[1] <= 1, "two shares, the smaller first")),
+    # Random resized crop: range of its area, as a fraction of the image's, and of its aspect ratio. Not in the paper.
+    "crop_area": ((0.08, 1.0), (lambda value: _is_range(value) and value[1] <= 1, "two fractions, the smaller first")),
     "crop_ratio": ((3 / 4, 4 / 3), (_is_range, "two ratios, the smaller first")),
-    # Low-pass filter when a crop shrinks (as Pillow does); off is faster, and what tf.image does by default.
+    # Antialias crops that shrink, as Pillow does. Off is faster, and the default of tf.image.
     "antialias": (False, ANY),
     # Horizontal flips, on the device.
     "flip": (True, ANY),
@@ -111,7 +111,7 @@ DATA: Section = {
     # is drawn from. The processes share a group; each holds its part of two to three groups in memory (3 GB with one
     # process and shards of 128 MB). At least as many as there are processes, so that each reads shards of its own.
     "shuffle_shards": (8, AT_LEAST_1),
-    # Threads that decode, of each process; 0 = one per core.
+    # Decoding threads per process; 0 = one per available CPU.
     "threads": (0, NOT_NEGATIVE),
     # Corrupt examples are skipped and named in corrupt_examples.jsonl. The run stops when they are a larger fraction of
     # all training examples.
@@ -125,17 +125,17 @@ MODEL: Section = {
     "stem": ("imagenet", one_of("imagenet", "cifar")),
     # Channels of the first stage.
     "width": (64, AT_LEAST_1),
-    # The last batch norm of each block starts at zero, so that blocks start as the identity. Not in the paper.
+    # Initialize the last batch norm of each block to zero, so that blocks start as the identity. Not in the paper.
     "zero_init_last_bn": (True, ANY),
-    # Examples that share batch statistics; 0 = the whole batch. None = one group per device (and microbatch), as
-    # per-GPU batch norm; a run keeps the groups that it began with, also on another number of devices.
+    # Examples that share batch statistics; 0 = the whole batch. None = one group per device and microbatch, as per-GPU
+    # batch norm. A resumed run keeps its group size, also on another number of devices.
     "bn_group": (OPTIONAL_INT, (lambda value: value is None or value >= 0, "None, or at least 0")),
     "bn_momentum": (0.9, FRACTION),
     "bn_epsilon": (1e-5, POSITIVE),
-    # Type of activations and products; parameters, statistics, reductions and the loss stay float32. "auto": bfloat16
-    # on accelerators, float32 on CPUs.
+    # dtype of activations and matrix products. Parameters, statistics, reductions and the loss stay float32. "auto":
+    # bfloat16 on accelerators, float32 on CPUs.
     "dtype": ("auto", one_of("auto", "float32", "bfloat16")),
-    # Which engagement is predicted, one linear head each (Table 3 leaves one out).
+    # Engagement to predict, one linear head each (Table 3 ablates either).
     "heads": (
         ("comments", "reactions"),
         (
@@ -146,57 +146,55 @@ MODEL: Section = {
 }
 
 TRAINING: Section = {
-    # Images in a step, over all devices of all processes (Sec. 3.3).
+    # Global batch size, over all devices of all processes (Sec. 3.3).
     "batch_size": (1536, AT_LEAST_1),
-    # Parts that a device takes its share of the batch in, one after the other, to need less memory; the result is the
-    # large batch's. Batch norm's groups must fit into a part.
+    # Gradient-accumulation steps per device. The gradient equals that of the full batch. A microbatch must hold whole
+    # batch-norm groups.
     "microbatches": (1, AT_LEAST_1),
-    # Stages of the encoder (1 to 4) whose activations are computed again in the backward pass instead of kept.
-    "remat": ((), (lambda value: set(value) <= {1, 2, 3, 4}, "numbers of stages, 1 to 4")),
-    # Passes over the shards (the released files' names say 10 for VisE-250M and 100 for VisE-1.2M).
+    # Encoder stages (1 to 4) to rematerialize in the backward pass.
+    "remat": ((), (lambda value: set(value) <= {1, 2, 3, 4}, "stage numbers, 1 to 4")),
+    # Epochs (the names of the released files say 10 for VisE-250M and 100 for VisE-1.2M).
     "epochs": (10.0, POSITIVE),
-    # Steps instead of epochs; None = as `epochs` says.
+    # Number of steps, overriding `epochs`; None = derive it from `epochs`.
     "steps": (OPTIONAL_INT, (lambda value: value is None or value > 0, "None, or at least 1")),
     # "sgd", or "adamw" (not the paper's). Not in the paper's main text, nor are the next nine.
     "optimizer": ("sgd", one_of("sgd", "adamw")),
-    # Peak rate per 256 images, scaled linearly with the batch.
+    # Peak learning rate per 256 images, scaled linearly with the batch size.
     "learning_rate": (0.1, POSITIVE),
-    # Of SGD.
+    # Momentum of SGD.
     "momentum": (0.9, BELOW_1),
-    # Of AdamW: decay of the two moments, and what is added to the root of the second.
+    # Betas and epsilon of AdamW.
     "adam_betas": (
         (0.9, 0.999),
         (lambda value: len(value) == 2 and all(map(_below_one, value)), "two numbers, each at least 0 and below 1"),
     ),
     "adam_epsilon": (1e-8, POSITIVE),
-    # Not on biases and batch norm.
+    # Weight decay of kernels. Biases and batch-norm parameters don't decay.
     "weight_decay": (1e-4, NOT_NEGATIVE),
-    # Share of the steps in which the rate rises linearly, before the schedule lowers it.
+    # Fraction of the steps with linear warm-up.
     "warmup_fraction": (0.05, FRACTION),
-    # "cosine" to 0; "step": times `decay_factor` at each of `decays` equal intervals (Mahajan et al. 2018 halve it);
-    # "constant".
+    # "cosine" to 0, "constant", or "step": `decays` drops by `decay_factor` split the run into `decays + 1` equal
+    # intervals (Mahajan et al. 2018).
     "schedule": ("cosine", one_of("cosine", "step", "constant")),
     "decays": (10, AT_LEAST_1),
     "decay_factor": (0.5, OPEN_FRACTION),
-    # Folder of an encoder to start from; its heads, if it has any, are left behind. A run that has a checkpoint goes on
-    # from there instead.
+    # Encoder directory to initialize from, without its heads. Ignored when the run has a checkpoint to resume from.
     "init_from": ("", ANY),
-    # Steps between checkpoints, and how many of the newest are kept.
+    # Steps between checkpoints, and the number of newest checkpoints to keep.
     "checkpoint_every": (5000, AT_LEAST_1),
     "keep_checkpoints": (3, AT_LEAST_1),
-    # Minutes after which a checkpoint is due even so; 0 = never.
+    # Minutes between checkpoints, in addition; 0 = off.
     "checkpoint_minutes": (0.0, NOT_NEGATIVE),
     # Keep the checkpoint with the lowest validation loss, too, in the folder `best`.
     "keep_best": (True, ANY),
-    # Steps between lines of metrics.jsonl.
+    # Steps between records of metrics.jsonl.
     "log_every": (10, AT_LEAST_1),
     # Steps between evaluations on the validation shards and the labeled images of `probe`; 0 = never.
     "evaluate_every": (5000, NOT_NEGATIVE),
-    # Labeled images (a folder of class folders, a .zip or a .csv, as for evaluate.py) whose nearest neighbors in the
-    # features are watched; "" for none.
+    # Labeled images (as --data of evaluate.py) for the kNN accuracy during training; "" for none.
     "probe": ("", ANY),
-    # "auto": several processes where Slurm, Kubernetes, Cloud TPU or Open MPI says so; "off"; or the coordinator, the
-    # number of processes and which one this is: "HOST:PORT,PROCESSES,INDEX".
+    # "auto": detect the processes from Slurm, Kubernetes, Cloud TPU or Open MPI. "off": one process. Or explicitly,
+    # "HOST:PORT,PROCESSES,INDEX".
     "distributed": (
         "auto",
         (
@@ -204,18 +202,18 @@ TRAINING: Section = {
             '"auto", "off" or "HOST:PORT,PROCESSES,INDEX"',
         ),
     ),
-    # A process that is not heard of for so long is taken for dead, and the others end.
+    # Timeout after which a silent process counts as dead and the others exit.
     "heartbeat_seconds": (100, AT_LEAST_1),
     "seed": (0, NOT_NEGATIVE),
 }
 
 PROFILE: Section = {
-    # First and last step of a trace in RUN/profile, for `tensorboard` or xprof; () for none.
+    # First and last step of the profiler trace in RUN/profile; () = no trace.
     "steps": (
         (),
         (
             lambda value: len(value) == 0 or (len(value) == 2 and 0 < value[0] <= value[1]),
-            "two numbers of steps, the first one first, or ()",
+            "two step numbers in increasing order, or ()",
         ),
     ),
 }
@@ -224,28 +222,28 @@ PROFILE: Section = {
 EVALUATION: Section = {
     "task": ("folder", ANY),
     "protocol": ("linear", ANY),
-    # Images through the encoder at a time.
+    # Batch size of feature extraction.
     "batch_size": (64, AT_LEAST_1),
-    # Side of the test crop in pixels; 0 = what the encoder was made for. Another size is named in the results.
+    # Side of the test crop in pixels; 0 = the encoder's own. Another size is recorded in the result.
     "image_size": (0, NOT_NEGATIVE),
-    # Without an official split: shares of train and validation (the rest is test), drawn `splits` times (Sec. 4.3).
+    # Without an official split: fractions of train and validation (the rest is test), drawn `splits` times (Sec. 4.3).
     "train_fraction": (0.7, OPEN_FRACTION),
     "validation_fraction": (0.1, OPEN_FRACTION),
     "splits": (5, AT_LEAST_1),
-    # With a train and a test split but no validation: this share of train (Sec. 4.3, Politics).
+    # With official train and test splits only: fraction of train to validate on (Sec. 4.3, Politics).
     "held_out_fraction": (0.1, OPEN_FRACTION),
-    # Strengths of the L2 penalty that are tried; the best on validation is reported on test. Not in the paper.
+    # Grid of L2 penalties. The best on validation is reported on test. Not in the paper.
     "l2": (
         (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
         (lambda value: value and all(strength > 0 for strength in value), "one or more numbers above 0"),
     ),
-    # L-BFGS iterations at most, for each strength.
+    # Maximum number of L-BFGS iterations per penalty.
     "iterations": (200, AT_LEAST_1),
-    # L-BFGS has converged when no entry of the gradient is larger.
+    # Largest absolute gradient entry at which L-BFGS has converged.
     "tolerance": (1e-5, POSITIVE),
-    # Threads that decode; 0 = one per core.
+    # Decoding threads; 0 = one per available CPU.
     "threads": (0, NOT_NEGATIVE),
-    # An image with more pixels is refused before it is decoded.
+    # Refuse images with more pixels before they are decoded.
     "max_image_pixels": (50_000_000, AT_LEAST_1),
     "seed": (0, NOT_NEGATIVE),
 }

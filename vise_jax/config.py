@@ -193,7 +193,7 @@ TRAINING: Section = {
     "evaluate_every": (5000, NOT_NEGATIVE),
     # Labeled images (as --data of evaluate.py) for the kNN accuracy during training; "" for none.
     "probe": ("", ANY),
-    # "auto": detect the processes from Slurm, Kubernetes, Cloud TPU or Open MPI. "off": one process. Or explicitly,
+    # Processes of the run. "auto": detected from Slurm, Kubernetes, Cloud TPU or Open MPI. "off": one. Explicitly:
     # "HOST:PORT,PROCESSES,INDEX".
     "distributed": (
         "auto",

@@ -92,6 +92,8 @@ LABELS: Section = {
     "part_megabytes": (128.0, POSITIVE),
     # Stop the job when a larger fraction of an input split's posts is malformed or has a corrupt image.
     "max_rejected_fraction": (0.5, FRACTION),
+    # Number of posts of an input split from which `max_rejected_fraction` applies.
+    "min_posts_to_stop": (100, NOT_NEGATIVE),
     "seed": (0, NOT_NEGATIVE),
 }
 

@@ -156,8 +156,8 @@ def test_too_little_to_fit_on_is_said() -> None:
         axis=0,
     )
     assert fewer.classes["reactions"] == len(distinct)
-    with pytest.raises(UserError, match="unknown_reaction"):
-        fewer.label([{"post_id": "a", "reactions": {"like": 1}}])
+    with pytest.raises(UserError, match="reaction_unknown"):
+        fewer.label([{"post_id": "a", "reactions": {"boo": 1}}])
 
 
 def test_another_version_or_a_damaged_labeler_is_refused(labeler: Labeler, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ SECRET = "unmistakable"
 def make_labels(**changes: Any) -> ConfigDict:
     labels = config.base().labels
     labels.update(comment_clusters=4, reaction_clusters=3, cluster_fraction=0.3, comment_dim=6, min_comment_count=2)
+    labels.min_posts_to_stop = 0
     labels.update(changes)
     return labels
 
@@ -569,13 +570,32 @@ def test_a_complete_job_is_kept_and_other_input_is_refused(
     assert bytes_of(output) == before
 
 
+def test_empty_part_files_hold_no_posts(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
+    paths, folder = corpus
+    empty = [tmp_path / "part-1.jsonl", tmp_path / "part-2.jsonl"]
+    for path in empty:
+        path.touch()
+    manifest = jobs.run([*paths, *empty], folder, make_labels(), tmp_path / "shards")
+    assert manifest["posts"] == jobs.run(paths, folder, make_labels(), tmp_path / "without")["posts"]
+
+
+def test_one_missing_image_in_a_small_file_does_not_stop_the_job(
+    corpus: tuple[list[Path], Path], tmp_path: Path
+) -> None:
+    paths, folder = corpus
+    lonely = tmp_path / "lonely.jsonl"
+    lonely.write_text(json.dumps({"post_id": "lonely", "image": "gone.jpg", "comments": ["w1a w1b"]}) + "\n")
+    manifest = jobs.run([*paths, lonely], folder, make_labels(min_posts_to_stop=100), tmp_path / "shards")
+    assert manifest["posts"] == 101
+
+
 def test_nothing_is_left_where_no_post_can_be_trained_on(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps({"post_id": f"{n}", "comments": ["w1a w1b"]}) + "\n" for n in range(20)))
     with pytest.raises(UserError, match=r"None of the 20 posts can be trained on .*no_image"):
         jobs.run([path], corpus[1], make_labels(), tmp_path / "shards")
     path.write_text(path.read_text().replace("}", ', "image": "none.jpg"}'))
-    with pytest.raises(UserError, match=r"p\.jsonl: .* of 20 posts are bad \(image_missing"):
+    with pytest.raises(UserError, match=r"p\.jsonl: .* of 20 posts were rejected \(image_missing"):
         jobs.run([path], corpus[1], make_labels(), tmp_path / "shards")
     assert [entry.name for entry in tmp_path.iterdir()] == ["p.jsonl"]
 

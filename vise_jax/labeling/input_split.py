@@ -22,7 +22,7 @@ from vise_jax.engagement import hashing
 from vise_jax.engagement.labeler import Labeler
 from vise_jax.errors import UserError
 from vise_jax.labeling.images import read_image
-from vise_jax.posts import BadPost, Place, Post, RejectLog, parts, read
+from vise_jax.posts import BadPost, Cursor, Post, RejectLog, read, split_file
 
 # Posts whose comments are encoded at a time.
 _BATCH_POSTS = 64
@@ -52,7 +52,7 @@ class Part:
     path: Path
     sha256: str
     number: int
-    start: Place
+    start: Cursor
     end: int | None
     stat: tuple[int, int]
 
@@ -88,8 +88,8 @@ def parts_of(path: Path, labels: ConfigDict) -> list[Part]:
         UserError: it can't be read.
     """
     stat = _stat(path)
-    sha256, places = parts(path, labels.part_megabytes * 2**20)
-    return [Part(path, sha256, number, start, end, stat) for number, (start, end) in enumerate(places)]
+    sha256, ranges = split_file(path, labels.part_megabytes * 2**20)
+    return [Part(path, sha256, number, start, end, stat) for number, (start, end) in enumerate(ranges)]
 
 
 def label_part(
@@ -117,13 +117,13 @@ def label_part(
     Raises:
         UserError: the file can't be read, was changed, or too many of its posts are bad; or the disk is full.
     """
-    reject_log = RejectLog(part.path, labels.max_rejected_fraction)
-    place: Place | None = part.start
+    reject_log = RejectLog(part.path, labels.max_rejected_fraction, labels.min_posts_to_stop)
+    place: Cursor | None = part.start
     done = list(_records(part, output))
     for record in done:
         reject_log.posts += record["posts"]
         reject_log.rejected.update(record["rejected"])
-        place = Place(*record["behind"]) if record["behind"] else None
+        place = Cursor(*record["behind"]) if record["behind"] else None
     if place is None:
         return
     part.check_unchanged()
@@ -202,13 +202,13 @@ def _records(part: Part, output: Path) -> Iterator[dict[str, Any]]:
 class _Stream:
     """Posts, and the place behind the last one that was taken; None at the end."""
 
-    def __init__(self, posts: Iterator[Post], place: Place, after_post: Callable[[], None]):
+    def __init__(self, posts: Iterator[Post], place: Cursor, after_post: Callable[[], None]):
         self._posts, self._after_post = posts, after_post
-        self.place: Place | None = place
+        self.place: Cursor | None = place
 
     def take(self) -> Post | None:
         post = next(self._posts, None)
-        self.place = post.behind if post else None
+        self.place = post.after if post else None
         if post:
             self._after_post()
         return post

@@ -29,10 +29,10 @@ from vise_jax.errors import Interrupted, UserError
 from vise_jax.labeling import beam_runner, local_runner
 from vise_jax.labeling.input_split import SHARD_KEYS, Part, checked_salt, is_labeled, label_part, parts_of
 from vise_jax.labeling.manifest import finish, without
-from vise_jax.posts import Post, RejectLog, read
+from vise_jax.posts import Post, RejectLog, is_empty, read
 
 # What decides nothing of what is fitted.
-_NOT_FITTED = (*SHARD_KEYS, *PATHS, "max_rejected_fraction")
+_NOT_FITTED = (*SHARD_KEYS, *PATHS, "max_rejected_fraction", "min_posts_to_stop")
 # What a labeler decides, whatever the config of a later run says.
 _LABELER_KEYS = ("cluster_fraction", "max_comments", "label_weights", "seed")
 
@@ -123,7 +123,7 @@ def _gather(
     """The corpus of a part."""
     config = ConfigDict(labels)
     part.check_unchanged()
-    reject_log = RejectLog(part.path, config.max_rejected_fraction)
+    reject_log = RejectLog(part.path, config.max_rejected_fraction, config.min_posts_to_stop)
     secret = hashing.salt(config.salt_file, config.seed)
 
     def posts() -> Iterator[Post]:
@@ -281,6 +281,8 @@ def _parts(paths: Sequence[Path], labels: ConfigDict) -> list[Part]:
     parts: list[Part] = []
     for path in paths:
         found = parts_of(path, labels)
+        if found[0].sha256 in files and is_empty(path):
+            continue
         if found[0].sha256 in files:
             raise UserError(f"{files[found[0].sha256]} and {path} hold the same posts: give only one of them.")
         files[found[0].sha256] = path

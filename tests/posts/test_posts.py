@@ -3,6 +3,9 @@
 import gzip
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import pytest
 
 from vise_jax import posts
 from vise_jax.errors import UserError
-from vise_jax.posts import BadPost, Post, RejectLog
+from vise_jax.posts import BadPost, Post, RejectLog, readers
 
 GOOD = {"post_id": "a", "image": "i/a.jpg", "comments": ["hi"], "reactions": {"haha": 1, "love": 2}}
 
@@ -43,30 +46,33 @@ def test_image_comments_and_reactions_may_be_missing(empty: dict) -> None:
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        (["a"], "not_an_object"),
-        ({}, "bad_post_id"),
-        ({"post_id": ""}, "bad_post_id"),
-        ({"post_id": 7}, "bad_post_id"),
-        ({"post_id": "\ud800"}, "bad_post_id"),
-        ({"post_id": "x" * 1001}, "bad_post_id"),
-        ({"comments": "hi"}, "comments_not_strings"),
-        ({"comments": ["hi", 3]}, "comments_not_strings"),
-        ({"comments": [None]}, "comments_not_strings"),
-        ({"reactions": [1, 2]}, "reactions_not_an_object"),
-        ({"reactions": {"like": 1}}, "unknown_reaction"),
-        ({"reactions": {"love": -1}}, "bad_reaction_count"),
-        ({"reactions": {"love": 10**12 + 1}}, "bad_reaction_count"),
-        ({"reactions": {"love": True}}, "bad_reaction_count"),
-        ({"reactions": {"love": "3"}}, "bad_reaction_count"),
-        ({"reactions": {"love": 2.5}}, "bad_reaction_count"),
-        ({"reactions": {"love": float("inf")}}, "bad_reaction_count"),
-        ({"image": 3}, "bad_image_path"),
-        ({"image": ""}, "bad_image_path"),
-        ({"image": "a\0.jpg"}, "bad_image_path"),
+        (["a"], "post_array"),
+        ({}, "post_id_null"),
+        ({"post_id": ""}, "post_id_empty"),
+        ({"post_id": True}, "post_id_boolean"),
+        ({"post_id": 7.5}, "post_id_number"),
+        ({"post_id": "\ud800"}, "post_id_not_unicode"),
+        ({"post_id": "x" * 1001}, "post_id_too_long"),
+        ({"comments": "hi"}, "comments_text"),
+        ({"comments": {"count": 3}}, "comments_object"),
+        ({"comments": ["hi", 3]}, "comment_number"),
+        ({"comments": {"data": ["hi", {"message": 3}]}}, "comment_number"),
+        ({"reactions": [1, 2]}, "reactions_array"),
+        ({"reactions": {"applause": 1}}, "reaction_unknown"),
+        ({"reactions": {"love": -1}}, "reaction_out_of_range"),
+        ({"reactions": {"love": 10**12 + 1}}, "reaction_out_of_range"),
+        ({"reactions": {"love": True}}, "reaction_boolean"),
+        ({"reactions": {"love": "many"}}, "reaction_text"),
+        ({"reactions": {"love": 2.5}}, "reaction_number"),
+        ({"reactions": {"love": float("inf")}}, "reaction_number"),
+        ({"reactions": {"love": float("nan")}}, "reaction_number"),
+        ({"reactions": {"love": Decimal("2.5")}}, "reaction_number"),
+        ({"image": 3}, "image_number"),
+        ({"image": "a\0.jpg"}, "image_path_not_unicode"),
         ({"image": "../a.jpg"}, "image_path_leaves_folder"),
         ({"image": "i/../../a.jpg"}, "image_path_leaves_folder"),
         ({"image": "/etc/passwd"}, "image_path_leaves_folder"),
-        ({"image_bytes": "text"}, "bad_image_bytes"),
+        ({"image_bytes": "text"}, "image_bytes_text"),
     ],
 )
 def test_bad_records_say_why(record: Any, reason: str) -> None:
@@ -77,10 +83,96 @@ def test_bad_records_say_why(record: Any, reason: str) -> None:
     assert caught.value.reason == reason
 
 
-def test_what_other_tools_write_is_mended() -> None:
+def test_surrogates_floats_and_null_counts_are_read() -> None:
     post = posts.parse(GOOD | {"comments": ["a\ud800b", "😀"], "reactions": {"love": 3.0, "haha": None}})
     assert post.comments == ("a\ufffdb", "😀")
     assert post.reactions == (0, 0, 0, 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected", "note"),
+    [
+        ({"post_id": 17}, {"post_id": "17"}, "mended_post_id_number"),
+        ({"image": ""}, {"image": None}, "mended_image_empty"),
+        ({"comments": ["a", None, "b"]}, {"comments": ("a", "b")}, "mended_comment_null"),
+        (
+            {"comments": {"data": [{"message": "a"}, {"message": "b"}]}},
+            {"comments": ("a", "b")},
+            "mended_comments_data",
+        ),
+        ({"reactions": {"sad": 2, "sorry": 1}}, {"reactions": (0, 3, 0, 0, 0)}, "mended_reaction_name"),
+        ({"reactions": {"LOVE": 2}}, {"reactions": (0, 0, 0, 0, 2)}, "mended_reaction_name"),
+        ({"reactions": {"like": 9, "care": 1, "wow": 1}}, {"reactions": (0, 0, 0, 1, 0)}, "mended_reaction_ignored"),
+        ({"reactions": {"wow": "12"}}, {"reactions": (0, 0, 0, 12, 0)}, "mended_reaction_text"),
+    ],
+)
+def test_an_obvious_reading_is_taken_and_counted(change: dict, expected: dict, note: str) -> None:
+    mended: Counter[str] = Counter()
+    post = posts.parse(GOOD | change, mended)
+    assert {name: getattr(post, name) for name in expected} == expected
+    assert mended[note] >= 1
+    assert posts.parse(GOOD | {"reactions": {"wow": Decimal("3")}}).reactions == (0, 0, 0, 3, 0)
+
+
+def test_a_rejected_post_is_not_counted_as_mended() -> None:
+    mended: Counter[str] = Counter()
+    with pytest.raises(BadPost):
+        posts.parse({"post_id": 7, "reactions": {"wow": "x"}}, mended)
+    assert not mended
+
+
+def test_nan_in_a_field_that_is_not_read_costs_nothing(tmp_path: Path) -> None:
+    found, reject_log = read(write(tmp_path / "p.jsonl", '{"post_id": "a", "score": NaN, "comments": ["hi"]}'))
+    assert [post.comments for post in found] == [("hi",)]
+    assert not reject_log.rejected
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz", "p.jsonl.zst"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, lambda data: pa.compress(data, "zstd", asbytes=True)])
+def test_the_content_of_a_file_says_how_it_is_packed(tmp_path: Path, name: str, pack: Callable) -> None:
+    plain = write(tmp_path / "plain.jsonl", *(post_line(number) for number in range(20)))
+    (tmp_path / name).write_bytes(pack(plain.read_bytes()))
+    whole, _ = read(plain)
+    found, _ = read(tmp_path / name)
+    assert [post.comments for post in found] == [post.comments for post in whole]
+    assert list(posts.read(tmp_path / name, RejectLog(), found[4].after)) == found[5:]
+    [(start, end)] = posts.split_file(tmp_path / name, 10**9)[1]
+    assert list(posts.read(tmp_path / name, RejectLog(), start, end)) == found
+
+
+def test_a_cut_zstandard_file_is_named(tmp_path: Path) -> None:
+    packed = pa.compress(b"".join(post_line(n).encode() + b"\n" for n in range(500)), "zstd", asbytes=True)
+    (tmp_path / "p.jsonl.zst").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(UserError, match=r"p\.jsonl\.zst"):
+        read(tmp_path / "p.jsonl.zst")
+
+
+def test_part_files_without_posts_are_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b""))
+    nothing = pa.table({"post_id": [], "comments": [], "reactions": []})
+    pq.write_table(nothing, tmp_path / "c.parquet")
+    assert all(posts.is_empty(path) for path in tmp_path.iterdir())
+    assert not posts.is_empty(write(tmp_path / "d.jsonl", GOOD))
+
+
+def test_a_path_that_exists_is_taken_literally(tmp_path: Path) -> None:
+    names = ["posts [2020].jsonl", "a,b.jsonl", "c.jsonl"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert posts.expand(f"{tmp_path}/posts [2020].jsonl") == [tmp_path / "posts [2020].jsonl"]
+    assert posts.expand(f"{tmp_path}/a,b.jsonl") == [tmp_path / "a,b.jsonl"]
+    assert posts.expand(f"{tmp_path}/a,b.jsonl,{tmp_path}/c.jsonl") == [tmp_path / "a,b.jsonl", tmp_path / "c.jsonl"]
+
+
+def test_few_posts_do_not_stop_the_reading() -> None:
+    reject_log = RejectLog("p.jsonl", 0.5, min_posts=100)
+    reject_log.posts = 1
+    reject_log.reject(1, "image_missing")
+    reject_log.check()
+    reject_log.posts, reject_log.rejected["image_missing"] = 100, 51
+    with pytest.raises(UserError, match="51 of 100"):
+        reject_log.check()
 
 
 def test_bad_lines_are_named_and_the_others_are_read(tmp_path: Path) -> None:
@@ -99,13 +191,13 @@ def test_bad_lines_are_named_and_the_others_are_read(tmp_path: Path) -> None:
     assert [(post.line, post.source) for post in found] == [(1, path), (8, path)]
     assert [len(comment) for comment in found[1].comments] == [10_000, 5]
     assert reject_log.posts == 7
-    assert reject_log.rejected == {"malformed_json": 4, "invalid_utf8": 1}
+    assert reject_log.rejected == {"malformed_json": 3, "reaction_number": 1, "invalid_utf8": 1}
     assert reject_log.notes == {"comment_cut": 1}
     assert reject_log.named[1] == {"file": "p.jsonl", "line": 4, "reason": "invalid_utf8"}
 
 
 def test_an_endless_line_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(posts, "MAX_LINE_BYTES", 200)
+    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 200)
     found, reject_log = read(write(tmp_path / "p.jsonl", GOOD, "x" * 1999, "x" * 199, GOOD))
     assert [post.line for post in found] == [1, 4]
     assert reject_log.rejected == {"line_too_long": 1, "malformed_json": 1}
@@ -149,11 +241,10 @@ def test_a_parquet_file_without_a_column_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "p.parquet")
 
 
-@pytest.mark.parametrize("name", ["p.csv", "missing.jsonl", "p.jsonl.gz", "q.jsonl.gz", "p.parquet"])
+@pytest.mark.parametrize("name", ["p.csv", "missing.jsonl", "p.jsonl.gz", "p.parquet"])
 def test_files_that_cannot_be_read_are_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "p.csv").write_text("a,b")
     (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(json.dumps(GOOD).encode() * 1000)[:60])
-    (tmp_path / "q.jsonl.gz").write_text(json.dumps(GOOD))
     (tmp_path / "p.parquet").write_text("no parquet")
     with pytest.raises(UserError, match=name):
         read(tmp_path / name)
@@ -163,7 +254,7 @@ def test_too_many_bad_posts_stop_the_reading(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", GOOD, "x", "y")
     assert read(path, share=0.67)[1].rejected == {"malformed_json": 2}
     with pytest.raises(
-        UserError, match=r"p\.jsonl: 2 of 3 posts are bad \(malformed_json 2\).*max_rejected_fraction=0\.5"
+        UserError, match=r"p\.jsonl: 2 of 3 posts were rejected \(malformed_json 2\).*max_rejected_fraction=0\.5"
     ):
         read(path, share=0.5)
 
@@ -187,7 +278,7 @@ def test_posts_without_image_or_label_are_not_bad() -> None:
         reject_log.check()
 
 
-def test_the_ledger_names_at_most_a_thousand_of_each_reason() -> None:
+def test_the_reject_log_names_at_most_a_thousand_of_each_reason() -> None:
     reject_log = RejectLog("folder/p.jsonl")
     for line in range(3000):
         reject_log.reject(line, "image_empty" if line % 2 else "image_missing")
@@ -215,19 +306,19 @@ def post_line(number: int) -> str:
 def test_parts_of_a_file_hold_every_post_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_bytes: int, end: str
 ) -> None:
-    monkeypatch.setattr(posts, "_BLOCK_BYTES", 64)
+    monkeypatch.setattr(readers, "_BLOCK_BYTES", 64)
     lines = [post_line(number) for number in range(50)]
     lines[7], lines[8], lines[20] = "", "broken", "  "
     path = tmp_path / "p.jsonl"
     path.write_text("\n".join(lines) + end, encoding="utf-8")
-    sha256, parts = posts.parts(path, part_bytes)
+    sha256, parts = posts.split_file(path, part_bytes)
     assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     whole, reject_log = read(path)
     found, rejected = [], []
     for start, stop in parts:
-        part_ledger = RejectLog(path)
-        found.extend(posts.read(path, part_ledger, start, stop))
-        rejected.extend(part_ledger.named)
+        split_log = RejectLog(path)
+        found.extend(posts.read(path, split_log, start, stop))
+        rejected.extend(split_log.named)
     assert found == whole
     assert rejected == reject_log.named
     assert [post.line for post in found] == [n + 1 for n in range(50) if n not in (7, 8, 20)]
@@ -244,7 +335,7 @@ def test_reading_goes_on_behind_any_post(tmp_path: Path) -> None:
     for name in ("p.jsonl", "p.jsonl.gz", "p.parquet"):
         whole, _ = read(tmp_path / name)
         for post in whole:
-            rest = list(posts.read(tmp_path / name, RejectLog(), post.behind))
+            rest = list(posts.read(tmp_path / name, RejectLog(), post.after))
             assert rest == whole[post.line :]
 
 
@@ -252,29 +343,29 @@ def test_parts_of_a_parquet_file_are_row_groups(tmp_path: Path) -> None:
     table = pa.Table.from_pylist([json.loads(post_line(n)) | {"reactions": {"love": n}} for n in range(20)])
     path = tmp_path / "p.parquet"
     pq.write_table(table, path, row_group_size=6)
-    _, parts = posts.parts(path, 1)
+    _, parts = posts.split_file(path, 1)
     assert parts == [((0, 0), 6), ((6, 6), 12), ((12, 12), 18), ((18, 18), 20)]
     found = [post for start, end in parts for post in posts.read(path, RejectLog(), start, end)]
     assert found == read(path)[0]
     assert [post.line for post in found] == list(range(1, 21))
-    assert posts.parts(path, 10**9)[1] == [((0, 0), 20)]
+    assert posts.split_file(path, 10**9)[1] == [((0, 0), 20)]
     sizes = [pq.ParquetFile(path).metadata.row_group(group).total_byte_size for group in range(4)]
-    assert posts.parts(path, max(sizes) + 1)[1] == [((0, 0), 12), ((12, 12), 20)]
+    assert posts.split_file(path, max(sizes) + 1)[1] == [((0, 0), 12), ((12, 12), 20)]
 
 
 def test_reading_goes_on_behind_an_endless_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(posts, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 100)
     path = write(tmp_path / "p.jsonl", post_line(1), "x" * 350, post_line(2), post_line(3))
     whole, reject_log = read(path)
     assert reject_log.rejected == {"line_too_long": 1}
-    assert list(posts.read(path, RejectLog(), whole[1].behind)) == whole[2:]
-    assert list(posts.read(path, RejectLog(), end=whole[1].behind.offset)) == whole[:2]
+    assert list(posts.read(path, RejectLog(), whole[1].after)) == whole[2:]
+    assert list(posts.read(path, RejectLog(), end=whole[1].after.offset)) == whole[:2]
 
 
 def test_a_packed_file_is_one_part_and_an_empty_one_too(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(post_line(1).encode()))
-    assert posts.parts(tmp_path / "p.jsonl.gz", 1)[1] == [((0, 0), None)]
+    assert posts.split_file(tmp_path / "p.jsonl.gz", 1)[1] == [((0, 0), None)]
     (tmp_path / "p.jsonl").touch()
-    assert posts.parts(tmp_path / "p.jsonl", 1)[1] == [((0, 0), 0)]
+    assert posts.split_file(tmp_path / "p.jsonl", 1)[1] == [((0, 0), 0)]
     with pytest.raises(UserError, match=r"none\.jsonl can't be read"):
-        posts.parts(tmp_path / "none.jsonl", 1)
+        posts.split_file(tmp_path / "none.jsonl", 1)

@@ -1,0 +1,21 @@
+"""Posts: their schema, readers that stream them, and the reject log."""
+
+from vise_jax.posts.readers import expand, is_empty, read, split_file
+from vise_jax.posts.reject_log import MAX_NAMED, RejectLog, summary
+from vise_jax.posts.schema import BEGINNING, REACTIONS, BadPost, Cursor, Post, parse
+
+__all__ = [
+    "BEGINNING",
+    "MAX_NAMED",
+    "REACTIONS",
+    "BadPost",
+    "Cursor",
+    "Post",
+    "RejectLog",
+    "expand",
+    "is_empty",
+    "parse",
+    "read",
+    "split_file",
+    "summary",
+]

@@ -1,0 +1,277 @@
+"""Readers of posts files: JSONL (plain, gzip or Zstandard) and Parquet, streamed post by post."""
+
+import contextlib
+import glob
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vise_jax import artifact
+from vise_jax.errors import UserError
+from vise_jax.posts.reject_log import RejectLog
+from vise_jax.posts.schema import BEGINNING, BadPost, Cursor, Post, parse
+
+# Longer lines are skipped unread, so that one can't fill the memory.
+MAX_LINE_BYTES = 64 * 2**20
+
+_POSTS_BEFORE_FIRST_CHECK = 1_000
+_PARQUET_ROWS = 256
+_BLOCK_BYTES = 2**20
+_PARQUET_NEEDS = ("post_id", "comments", "reactions")
+_GZIP, _ZSTANDARD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+# Decoded JSON or a Parquet row, or why there is none; and the cursor after it.
+_Record = tuple[object, Cursor]
+
+
+def expand(patterns: str) -> list[Path]:
+    """Return the files that comma-separated glob patterns match, sorted, each once.
+
+    A path that exists is taken literally, whatever brackets or commas it has.
+
+    Raises:
+        UserError: a pattern matches no file.
+    """
+    if Path(patterns).is_file():
+        return [Path(patterns)]
+    files: set[Path] = set()
+    pieces = [piece.strip() for piece in patterns.split(",")]
+    while pieces:
+        # The longest run of pieces that is a file: its name has commas.
+        for end in range(len(pieces), 0, -1):
+            name = ",".join(pieces[:end])
+            if name and Path(name).is_file():
+                files.add(Path(name))
+                break
+        else:
+            end, pattern = 1, pieces[0]
+            matches = {Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()}
+            if pattern and not matches:
+                raise UserError(
+                    f"No posts file matches {pattern!r}: give a .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, or a "
+                    "glob."
+                )
+            files |= matches
+        pieces = pieces[end:]
+    if not files:
+        raise UserError("The pattern of posts files is empty: give a .jsonl or .parquet file, or a glob.")
+    return sorted(files)
+
+
+def read(path: Path, reject_log: RejectLog, start: Cursor = BEGINNING, end: int | None = None) -> Iterator[Post]:
+    """Stream the posts of one file. Malformed ones are counted in `reject_log`.
+
+    Nothing is read ahead: the counts of `reject_log` are those up to the cursor after the last post.
+
+    Args:
+        path: a posts file. Its content decides between plain text, gzip, Zstandard and Parquet.
+        reject_log: of this file.
+        start: where to start, at the beginning of a line or row.
+        end: offset; posts that start at or after it are not read.
+
+    Raises:
+        UserError: the file is missing, of another kind, truncated or corrupt, or too many posts are malformed.
+    """
+    for record, after in _records(Path(path), start, end):
+        reject_log.posts += 1
+        try:
+            if isinstance(record, BadPost):
+                raise record
+            post = parse(record, reject_log.notes)
+        except BadPost as bad:
+            reject_log.reject(after.line, bad.reason)
+        else:
+            yield replace(post, source=Path(path), line=after.line, after=after)
+        if reject_log.posts >= _POSTS_BEFORE_FIRST_CHECK:
+            reject_log.check()
+    reject_log.check()
+
+
+def _kind(path: Path) -> str:
+    """Return "plain", "gzip", "zstandard" or "parquet", by the first bytes of a file."""
+    if not path.name.endswith(_SUFFIXES):
+        raise UserError(f"{path} is no posts file by its name: it has to end in {', '.join(_SUFFIXES)}.")
+    try:
+        with open(path, "rb") as file:
+            first = file.read(4)
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}): check the file.") from error
+    if path.name.endswith(".parquet"):
+        return "parquet"
+    kinds = {_GZIP: "gzip", _ZSTANDARD: "zstandard", _PARQUET: "parquet"}
+    return next((kind for magic, kind in kinds.items() if first.startswith(magic)), "plain")
+
+
+def _records(path: Path, start: Cursor, end: int | None) -> Iterator[_Record]:
+    kind = _kind(path)
+    try:
+        if kind == "parquet":
+            yield from _parquet_records(path, start, end)
+        else:
+            yield from _json_records(path, kind, start, end)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is truncated or corrupt ({error}): copy it again.") from error
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror or error}): check the file.") from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path, kind: str, offset: int) -> Iterator[gzip.GzipFile | io.BufferedReader]:
+    """Open a file to read unpacked bytes from `offset` on."""
+    if kind == "zstandard":
+        import pyarrow
+
+        with pyarrow.input_stream(str(path), compression="zstd") as stream, io.BufferedReader(stream) as file:
+            while offset:
+                offset -= len(file.read(min(offset, _BLOCK_BYTES))) or offset
+            yield file
+    else:
+        with gzip.open(path, "rb") if kind == "gzip" else open(path, "rb") as file:
+            file.seek(offset)
+            yield file
+
+
+def _json_records(path: Path, kind: str, start: Cursor, end: int | None) -> Iterator[_Record]:
+    with _opened(path, kind, start.offset) as file:
+        offset, number = start
+        while (end is None or offset < end) and (raw := file.readline(MAX_LINE_BYTES)):
+            number += 1
+            offset += len(raw)
+            if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
+                while rest := file.readline(MAX_LINE_BYTES):
+                    offset += len(rest)
+                    if rest.endswith(b"\n"):
+                        break
+                yield BadPost("line_too_long"), Cursor(offset, number)
+                continue
+            raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+            if raw.strip():
+                yield _decode(raw), Cursor(offset, number)
+
+
+def _decode(raw: bytes) -> object:
+    try:
+        # NaN and Infinity are read: a field of the schema that holds one is rejected, any other is not looked at.
+        return json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError:
+        return BadPost("invalid_utf8")
+    # Deep nesting exhausts the stack; an integer of thousands of digits is a ValueError, as bad syntax is.
+    except (ValueError, RecursionError):
+        return BadPost("malformed_json")
+
+
+def _parquet_records(path: Path, start: Cursor, end: int | None) -> Iterator[_Record]:
+    with _parquet_file(path) as file:
+        wanted = [name for name in (*_PARQUET_NEEDS, "image", "image_bytes") if name in file.schema_arrow.names]
+        groups = _row_groups(file)
+        kept = [group for group in range(file.num_row_groups) if groups[group + 1] > start.line]
+        if end is not None:
+            kept = [group for group in kept if groups[group] < end]
+        number = groups[kept[0]] if kept else 0
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=kept, columns=wanted):
+            for row in range(batch.num_rows):
+                number += 1
+                if number > start.line and (end is None or number <= end):
+                    yield _parquet_row(batch.slice(row, 1)), Cursor(number, number)
+
+
+def _row_groups(file: Any) -> list[int]:
+    """Return the number of rows before each row group, and of all rows."""
+    sizes = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+    return [0, *itertools.accumulate(sizes)]
+
+
+@contextlib.contextmanager
+def _parquet_file(path: Path) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            missing = [name for name in _PARQUET_NEEDS if name not in file.schema_arrow.names]
+            if missing:
+                raise UserError(f"{path} has no column {missing[0]}: a posts file has {', '.join(_PARQUET_NEEDS)}.")
+            yield file
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path} can't be read as Parquet ({str(error).splitlines()[0]}): write it again.") from error
+
+
+def _parquet_row(row: Any) -> Any:
+    try:
+        record = row.to_pylist()[0]
+        # A map column comes as pairs.
+        if isinstance(record["reactions"], list):
+            record["reactions"] = dict(record["reactions"])
+    except UnicodeDecodeError:
+        return BadPost("invalid_utf8")
+    except (TypeError, ValueError):
+        return BadPost("reactions_array")
+    return record
+
+
+def is_empty(path: Path) -> bool:
+    """Return whether a posts file holds no post and no malformed one, as an empty part file of Spark does.
+
+    Raises:
+        UserError: the file can't be read.
+    """
+    return next(_records(path, BEGINNING, None), None) is None
+
+
+def split_file(path: Path, split_bytes: float) -> tuple[str, list[tuple[Cursor, int | None]]]:
+    """Cut a posts file into input splits that can be read independently.
+
+    JSONL is cut at line ends, Parquet between row groups (by their unpacked size). Compressed JSONL is one split.
+
+    Args:
+        path: the file.
+        split_bytes: minimum size of a split; the last one may be smaller.
+
+    Returns:
+        SHA-256 (hex) of the file, and `start` and `end` of each split, as `read` takes them.
+
+    Raises:
+        UserError: the file can't be read.
+    """
+    kind = _kind(path)
+    try:
+        if kind == "plain":
+            return _split_lines(path, split_bytes)
+        sha256 = artifact.file_sha256(path)
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}): check the file.") from error
+    if kind != "parquet":
+        return sha256, [(BEGINNING, None)]
+    with _parquet_file(path) as file:
+        rows, starts, size = _row_groups(file), [0], 0
+        for group in range(file.num_row_groups):
+            if size >= split_bytes:
+                starts.append(rows[group])
+                size = 0
+            size += file.metadata.row_group(group).total_byte_size
+    return sha256, [(Cursor(first, first), end) for first, end in itertools.pairwise([*starts, rows[-1]])]
+
+
+def _split_lines(path: Path, split_bytes: float) -> tuple[str, list[tuple[Cursor, int | None]]]:
+    digest, starts = hashlib.sha256(), [BEGINNING]
+    offset = lines = 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+            while True:
+                newline = block.find(b"\n", max(0, int(starts[-1].offset + split_bytes) - 1 - offset))
+                if newline < 0:
+                    break
+                starts.append(Cursor(offset + newline + 1, lines + block.count(b"\n", 0, newline + 1)))
+            lines += block.count(b"\n")
+            offset += len(block)
+    kept = [start for start in starts if start.offset < offset] or [BEGINNING]
+    ends = [start.offset for start in kept[1:]]
+    return digest.hexdigest(), list(zip(kept, [*ends, offset], strict=True))

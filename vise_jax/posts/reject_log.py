@@ -1,0 +1,65 @@
+"""The reject log: what became of the posts of one input."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from vise_jax.errors import UserError
+
+# Reasons that don't count toward `labels.max_rejected_fraction`.
+HARMLESS = frozenset({"no_image", "no_label"})
+# Rejected posts located per reason; beyond that they are only counted.
+MAX_NAMED = 1_000
+
+
+class RejectLog:
+    """Count the posts of one input, and locate the rejected ones by line, never by what they say.
+
+    Args:
+        source: the posts file, for messages.
+        max_rejected_fraction: fraction of malformed posts above which reading stops.
+        min_posts: number of posts from which `max_rejected_fraction` applies.
+
+    Attributes:
+        posts: number of posts read.
+        rejected: rejected posts by reason.
+        named: file, line and reason of each rejected post, up to `MAX_NAMED` per reason.
+        notes: what was mended in posts that were kept, by kind, e.g. `comment_cut`.
+    """
+
+    def __init__(self, source: Path | str = "", max_rejected_fraction: float = 1.0, min_posts: int = 0):
+        self.source = source
+        self.max_rejected_fraction = max_rejected_fraction
+        self.min_posts = min_posts
+        self.posts = 0
+        self.rejected: Counter[str] = Counter()
+        self.named: list[dict[str, str | int]] = []
+        self.notes: Counter[str] = Counter()
+
+    def reject(self, line: int, reason: str) -> None:
+        """Count a rejected post."""
+        self.rejected[reason] += 1
+        if self.rejected[reason] <= MAX_NAMED:
+            self.named.append({"file": Path(self.source).name, "line": line, "reason": reason})
+
+    def check(self) -> None:
+        """Check the fraction of malformed posts.
+
+        Raises:
+            UserError: at least `min_posts` were read and the fraction is above `max_rejected_fraction`.
+        """
+        if self.posts < self.min_posts:
+            return
+        bad = {reason: count for reason, count in self.rejected.items() if reason not in HARMLESS}
+        if sum(bad.values()) > self.max_rejected_fraction * self.posts:
+            raise UserError(
+                f"{self.source}: {sum(bad.values()):,} of {self.posts:,} posts were rejected ({summary(bad)}), more "
+                f"than labels.max_rejected_fraction={self.max_rejected_fraction} allows: correct the file, or raise "
+                "that key."
+            )
+
+
+def summary(counts: Mapping[str, int]) -> str:
+    """Format counts by reason, largest first, e.g. `image_missing 3, malformed_json 1`."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{reason} {count:,}" for reason, count in ordered) or "none"

@@ -1,0 +1,224 @@
+"""The schema of a post.
+
+A post is a line of JSONL or a row of Parquet:
+
+    {"post_id": str, "image": path relative to the posts file or null, "comments": [str] or null,
+     "reactions": {"haha": int, "sorry": int, "angry": int, "wow": int, "love": int} or null}
+
+A Parquet file may hold the image itself in a column `image_bytes`.
+"""
+
+import decimal
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+# In the order of a post's reaction counts and of phi_R's five dimensions.
+REACTIONS = ("haha", "sorry", "angry", "wow", "love")
+# Other names of the five buttons, and buttons that phi_R leaves out.
+_SYNONYMS = {"sad": "sorry", "anger": "angry"}
+_OTHER_BUTTONS = frozenset({"like", "care", "thankful", "pride", "none"})
+
+MAX_COMMENT_CHARACTERS = 10_000
+MAX_POST_ID_CHARACTERS = 1_000
+MAX_REACTION_COUNT = 10**12
+
+
+class Cursor(NamedTuple):
+    """A position between two posts of a file.
+
+    Attributes:
+        offset: unpacked bytes before it; in a Parquet file, rows.
+        line: lines or rows before it.
+    """
+
+    offset: int = 0
+    line: int = 0
+
+
+BEGINNING = Cursor()
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A post that satisfies the schema.
+
+    Attributes:
+        post_id: not empty.
+        image: path of the image relative to the directory of `source`, as written.
+        image_bytes: the encoded image, instead of `image`.
+        comments: valid Unicode, each of at most `MAX_COMMENT_CHARACTERS`.
+        reactions: five counts in the order of `REACTIONS`.
+        source: the posts file.
+        line: line or row in `source`, from 1.
+        after: the cursor after this post, where reading resumes.
+    """
+
+    post_id: str
+    image: str | None = None
+    image_bytes: bytes | None = None
+    comments: tuple[str, ...] = ()
+    reactions: tuple[int, ...] | None = None
+    source: Path = Path()
+    line: int = 0
+    after: Cursor = BEGINNING
+
+
+class BadPost(Exception):
+    """A record that breaks the schema; `reason` is a short word for the reject log."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+def parse(record: object, mended: Counter[str] | None = None) -> Post:
+    """Check a record against the schema, and mend what has one obvious reading.
+
+    `image`, `comments`, `reactions` and single reactions may be missing or null. Integer post ids become text, an empty
+    image path means no image, null comments are dropped, `{"data": [{"message": str}]}` is read as comments, `sad` as
+    `sorry`, buttons outside the five are ignored, whole counts may be text, float or Decimal, lone surrogates become
+    U+FFFD and long comments are cut.
+
+    Args:
+        record: a decoded JSON value or Parquet row.
+        mended: counts what was mended, by kind.
+
+    Raises:
+        BadPost: the reason names the field and the type of its value, e.g. `comments_str`.
+    """
+    mended = Counter() if mended is None else mended
+    if not isinstance(record, Mapping):
+        raise BadPost(f"post_{_kind(record)}")
+    image_bytes = record.get("image_bytes")
+    if not isinstance(image_bytes, bytes | None):
+        raise BadPost(f"image_bytes_{_kind(image_bytes)}")
+    notes: Counter[str] = Counter()
+    post = Post(
+        post_id=_post_id(record.get("post_id"), notes),
+        image=_image(record.get("image"), notes),
+        image_bytes=image_bytes,
+        comments=_comments(record.get("comments"), notes),
+        reactions=_reactions(record.get("reactions"), notes),
+    )
+    mended.update(notes)
+    return post
+
+
+def _kind(value: object) -> str:
+    """Return the JSON name of a value's type."""
+    names = {dict: "object", list: "array", tuple: "array", str: "text", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number" if isinstance(value, int | float | decimal.Decimal) else "bytes")
+
+
+def _post_id(value: object, mended: Counter[str]) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        mended["mended_post_id_number"] += 1
+        value = str(value)
+    if not isinstance(value, str):
+        raise BadPost(f"post_id_{_kind(value)}")
+    if not value:
+        raise BadPost("post_id_empty")
+    if len(value) > MAX_POST_ID_CHARACTERS:
+        raise BadPost("post_id_too_long")
+    if not _encodable(value):
+        raise BadPost("post_id_not_unicode")
+    return value
+
+
+def _image(image: object, mended: Counter[str]) -> str | None:
+    if image == "":
+        mended["mended_image_empty"] += 1
+        return None
+    if image is None:
+        return None
+    if not isinstance(image, str):
+        raise BadPost(f"image_{_kind(image)}")
+    if "\0" in image or not _encodable(image):
+        raise BadPost("image_path_not_unicode")
+    path = PurePosixPath(image)
+    if path.is_absolute() or ".." in path.parts:
+        raise BadPost("image_path_leaves_folder")
+    return image
+
+
+def _comments(comments: object, mended: Counter[str]) -> tuple[str, ...]:
+    if comments is None:
+        return ()
+    if isinstance(comments, Mapping) and isinstance(comments.get("data"), list):
+        # The Graph API's page of comments.
+        comments = [entry.get("message") if isinstance(entry, Mapping) else entry for entry in comments["data"]]
+        mended["mended_comments_data"] += 1
+    if not isinstance(comments, list | tuple):
+        raise BadPost(f"comments_{_kind(comments)}")
+    texts = []
+    for comment in comments:
+        if comment is None:
+            mended["mended_comment_null"] += 1
+        elif isinstance(comment, str):
+            texts.append(comment)
+        else:
+            raise BadPost(f"comment_{_kind(comment)}")
+    if cut := sum(len(text) > MAX_COMMENT_CHARACTERS for text in texts):
+        mended["comment_cut"] += cut
+    return tuple(
+        text if _encodable(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        for text in (text[:MAX_COMMENT_CHARACTERS] for text in texts)
+    )
+
+
+def _reactions(reactions: object, mended: Counter[str]) -> tuple[int, ...] | None:
+    if reactions is None:
+        return None
+    if not isinstance(reactions, Mapping):
+        raise BadPost(f"reactions_{_kind(reactions)}")
+    counts = dict.fromkeys(REACTIONS, 0)
+    for name, value in reactions.items():
+        button = str(name).lower()
+        button = _SYNONYMS.get(button, button)
+        if button in _OTHER_BUTTONS:
+            mended["mended_reaction_ignored"] += 1
+        elif button not in counts:
+            raise BadPost("reaction_unknown")
+        else:
+            if button != name:
+                mended["mended_reaction_name"] += 1
+            counts[button] += _count(value, mended)
+    return tuple(counts.values())
+
+
+def _count(value: object, mended: Counter[str]) -> int:
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int | float | str | decimal.Decimal):
+        raise BadPost(f"reaction_{_kind(value)}")
+    try:
+        count = int(value) if isinstance(value, int | str) else _whole(value)
+    except (ValueError, OverflowError):
+        raise BadPost(f"reaction_{_kind(value)}") from None
+    if not 0 <= count <= MAX_REACTION_COUNT:
+        raise BadPost("reaction_out_of_range")
+    if isinstance(value, str):
+        mended["mended_reaction_text"] += 1
+    return count
+
+
+def _whole(value: float | decimal.Decimal) -> int:
+    """Convert 3.0 to 3.
+
+    Raises:
+        ValueError: the value is not a whole number.
+    """
+    if value != (count := int(value)):
+        raise ValueError(value)
+    return count
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

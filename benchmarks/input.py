@@ -45,7 +45,7 @@ from absl import flags
 from measuring import ratio
 from PIL import Image
 
-from vise_jax import cli, config
+from vise_jax import cli, config, machine
 
 QUICK = flags.DEFINE_bool("quick", False, "96 photographs, 2 short rounds: a smoke test.")
 PHOTOS = flags.DEFINE_integer("photos", None, "Photographs; 800 if not said.", 8)
@@ -113,7 +113,7 @@ def main(words: list[str]) -> None:
                 "batches": batches,
                 "rounds": rounds,
                 "threads": settings.threads,
-                "cores": os.cpu_count(),
+                "cores": machine.available_cpus(),
                 "versions": {
                     module: _version(module) for module in ("tensorflow", "torch", "PIL", "simplejpeg", "cv2")
                 },
@@ -218,7 +218,7 @@ def _ours(settings: Settings) -> Iterator[np.ndarray]:
 
     folder, data = settings.folder / "shards", config.base().data
     data.threads = settings.threads
-    bad = CorruptExamples(settings.folder / "corrupt_examples.jsonl", 0)
+    bad = CorruptExamples(settings.folder / "corrupt_examples.jsonl")
     manifest = shards.read_manifest(folder)
     for batch in loader.batches(folder, manifest, data, batch_size=settings.batch_size, seed=0, bad=bad):
         yield batch["images"]

@@ -39,7 +39,7 @@ from vise_jax import cli, config, models
 from vise_jax.errors import UserError
 from vise_jax.models import resnet
 from vise_jax.models.grouped_conv import GroupedConv
-from vise_jax.training import optimizer, sharding
+from vise_jax.training import pretrain, sharding
 from vise_jax.training import state as train_state
 from vise_jax.training.step import make_train_step
 
@@ -200,7 +200,7 @@ def examine(name: str, devices: int) -> dict[str, Any]:
     experiment.data.image_size = side
     experiment.training.batch_size = per_device * devices
     mesh = sharding.data_mesh()
-    layout = sharding.layout(experiment, mesh.size)
+    layout = sharding.layout(experiment.training.batch_size, mesh.size, bn_group=experiment.model.bn_group)
     began = time.perf_counter()
     compiled, parameters, equal = compile_step(experiment, mesh, layout)
     collectives = parse_collectives(compiled.as_text())
@@ -232,6 +232,7 @@ def compile_step(
         shortcut's norm has that of the block's last norm, and the compiler sums both only once.
     """
     total, held = 1_000_000, {}
+    rate, optimizer = pretrain.make_optimizer(experiment.training, total)
 
     def state() -> train_state.TrainState:
         model = models.build(
@@ -244,7 +245,7 @@ def compile_step(
         for _, module in nnx.iter_modules(model):
             if isinstance(module, GroupedConv):
                 module.method = "xla"  # what "auto" chooses on accelerators
-        held["graphdef"], first = train_state.create(model, optimizer.make(experiment.training, total), layout)
+        held["graphdef"], first = train_state.create(model, optimizer, layout)
         return first
 
     shapes, size, side = jax.eval_shape(state), layout.batch_size, experiment.data.image_size
@@ -253,13 +254,16 @@ def compile_step(
         "comment_labels": jax.ShapeDtypeStruct((size, LABELS_PER_IMAGE), np.int32),
         "comment_weights": jax.ShapeDtypeStruct((size, LABELS_PER_IMAGE), np.float32),
         "reaction_label": jax.ShapeDtypeStruct((size,), np.int32),
-        "bad": jax.ShapeDtypeStruct((size,), np.int32),
-        "signals": jax.ShapeDtypeStruct((size, 2), np.int32),
     }
-    step = make_train_step(held["graphdef"], experiment, total, mesh, layout)
+    control = {
+        "corrupt": jax.ShapeDtypeStruct((size,), np.int32),
+        "signals": jax.ShapeDtypeStruct((size, 3), np.int32),
+    }
+    task = pretrain.make_task(experiment, {"examples": total, "validation": {"examples": 0}}, models.build)
+    step = make_train_step(held["graphdef"], task, optimizer, rate, seed=0, mesh=mesh, layout=layout)
     sizes = {path: leaf.size for path, leaf in train_state.named_leaves(shapes.params).items()}
     equal = sum(size for path, size in sizes.items() if "downsample/1/bias" in path)
-    return step.lower(shapes, batch).compile(), sum(sizes.values()), equal
+    return step.lower(shapes, batch, control).compile(), sum(sizes.values()), equal
 
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast"

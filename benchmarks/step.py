@@ -30,7 +30,7 @@ from measuring import ratio
 
 from vise_jax import cli, config, models
 from vise_jax.errors import UserError
-from vise_jax.training import optimizer, sharding
+from vise_jax.training import pretrain, sharding
 from vise_jax.training import state as train_state
 from vise_jax.training.step import make_train_step
 
@@ -104,8 +104,6 @@ def synthetic_batch(size: int, side: int) -> dict[str, np.ndarray]:
         "comment_labels": generator.integers(0, HEADS["comments"], (size, LABELS_PER_IMAGE), np.int32),
         "comment_weights": np.ones((size, LABELS_PER_IMAGE), np.float32),
         "reaction_label": generator.integers(0, HEADS["reactions"], size, np.int32),
-        "bad": np.zeros(size, np.int32),
-        "signals": np.zeros((size, 2), np.int32),
     }
 
 
@@ -117,21 +115,30 @@ def prepare(name: str, batch: dict[str, np.ndarray], dtype: str) -> tuple[Step, 
     experiment.data.image_size = batch["images"].shape[1]
     config.validate(experiment)
     mesh = sharding.data_mesh(jax.devices()[:1])
-    layout = sharding.layout(experiment, mesh.size)
+    layout = sharding.layout(experiment.training.batch_size, mesh.size)
     model = models.build(name, heads=HEADS, bn_group=layout.bn_group, dtype=dtype)
     total = 1_000_000
-    graphdef, state = train_state.create(model, optimizer.make(experiment.training, total), layout)
-    place = [jax.device_put(state, train_state.shardings(mesh, layout)), sharding.put_batch(mesh, batch)]
-    compiled = make_train_step(graphdef, experiment, total, mesh, layout).lower(*place).compile()
+    rate, optimizer = pretrain.make_optimizer(experiment.training, total)
+    graphdef, state = train_state.create(model, optimizer, layout)
+    size = experiment.training.batch_size
+    control = {"corrupt": np.zeros(size, np.int32), "signals": np.zeros((size, 3), np.int32)}
+    place = [
+        jax.device_put(state, train_state.shardings(mesh, layout)),
+        sharding.put_batch(mesh, batch),
+        sharding.put_batch(mesh, control),
+    ]
+    task = pretrain.make_task(experiment, {"examples": total, "validation": {"examples": 0}}, lambda _: model)
+    step = make_train_step(graphdef, task, optimizer, rate, seed=0, mesh=mesh, layout=layout)
+    compiled = step.lower(*place).compile()
 
-    def step(count: int) -> None:
+    def run(count: int) -> None:
         for _ in range(count):
             place[0], metrics = compiled(*place)
         metrics["loss"].block_until_ready()
 
     memory = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return step, held + memory.temp_size_in_bytes
+    return run, held + memory.temp_size_in_bytes
 
 
 def measure(variants: dict[str, Step], rounds: int, steps: int) -> dict[str, list[float]]:

@@ -6,9 +6,9 @@ says, and their batches split over all devices. An image that can't be read is l
 again after a stop, and it goes on to the same bytes.
 
 Example:
-    python scripts/extract.py --encoder RUN/encoder --images PHOTOS --output extract.npz
-    python scripts/extract.py --encoder RUN/encoder --images photos.csv --output extract.parquet
-    python -c "import numpy; f = numpy.load('extract.npz'); print(f['paths'][0], f['features'].shape)"
+    python scripts/extract.py --encoder RUN/encoder --images PHOTOS --output features.npz
+    python scripts/extract.py --encoder RUN/encoder --images photos.csv --output features.parquet
+    python -c "import numpy; f = numpy.load('features.npz'); print(f['paths'][0], f['features'].shape)"
 """
 
 from pathlib import Path

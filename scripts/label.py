@@ -17,7 +17,6 @@ With --runner beam the work is done by Apache Beam, whose options come last:
 Keys are changed as in --config.labels.comment_clusters=32. The same command again goes on where it was stopped.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from vise_jax import cli, config
+from vise_jax import cli, config, machine
 from vise_jax.errors import UserError
 from vise_jax.labeling import jobs
 from vise_jax.posts import expand, summary
@@ -35,7 +34,7 @@ _POSTS = flags.DEFINE_string("posts", None, "Posts files: a glob, or several sep
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to write: the labeler (fit) or the shards (run).")
 _LABELER = flags.DEFINE_string("labeler", None, "run, relabel: the labeler that fit has written.")
 _EXCLUDE = flags.DEFINE_string("exclude", None, "A file with post ids to leave out, one a line.")
-_WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Processes; 0 = none but this one.", 0)
+_WORKERS = flags.DEFINE_integer("workers", machine.available_cpus(), "Processes; 0 = none but this one.", 0)
 _RUNNER = flags.DEFINE_enum("runner", "local", ["local", "beam"], "Where the work is done.")
 
 

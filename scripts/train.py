@@ -1,7 +1,7 @@
 """Train an encoder to predict engagement.
 
-The run folder gets checkpoints, metrics.jsonl, TensorBoard events and, at the end, the encoder. The same command goes
-on where an interrupted run stopped. On several machines every process gets the same command: see docs/pods.md.
+The run directory gets checkpoints, train.log, metrics.jsonl, TensorBoard events and, at the end, the encoder. The same
+command resumes an interrupted run. On several machines run the same command in every process: see docs/pods.md.
 
 EXAMPLE
     python scripts/train.py --config configs/demo.py --config.data.shards=demo/shards --workdir demo/run
@@ -14,11 +14,11 @@ from absl import flags
 
 from vise_jax import cli
 
-# Images of the probe through the encoder at a time.
+# Batch size of the probe.
 _PROBE_BATCH = 64
 
 CONFIG = cli.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "The run folder: new, or one to go on with.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run directory, a new one or one to resume.")
 
 
 def main(words: list[str]) -> None:
@@ -28,13 +28,12 @@ def main(words: list[str]) -> None:
 
     from vise_jax.encoder import imagenet_preprocessing
     from vise_jax.evaluation.protocols import knn
-    from vise_jax.training import loop
+    from vise_jax.training import pretrain
 
-    evaluators = ()
-    if config.training.probe:
-        preprocessing = imagenet_preprocessing(config.data.image_size)
-        evaluators = (knn.watcher(Path(config.training.probe), preprocessing, _PROBE_BATCH),)
-    encoder = loop.train(config, workdir, evaluators)
+    def make_probe() -> knn.Watcher:
+        return knn.watcher(Path(config.training.probe), imagenet_preprocessing(config.data.image_size), _PROBE_BATCH)
+
+    encoder = pretrain.train(config, workdir, make_probe if config.training.probe else None)
     if jax.process_index() == 0:
         print(encoder)
 

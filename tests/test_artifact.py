@@ -65,3 +65,24 @@ def test_json_is_written_sorted_and_read_back(tmp_path):
     artifact.write_json(tmp_path / "a.json", {"b": "❤", "a": 1})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1, "b": "❤"}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_lock_is_held_once_and_ends_with_its_block(tmp_path):
+    with artifact.lock(tmp_path / "lock", "busy"):
+        with pytest.raises(UserError, match="busy"), artifact.lock(tmp_path / "lock", "busy"):
+            pass
+        assert (tmp_path / "lock").is_file()
+    with artifact.lock(tmp_path / "lock", "busy"):
+        pass
+
+
+def test_processes_with_one_pid_on_two_hosts_have_different_temporary_names(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    with artifact.atomic_file(tmp_path / "a") as one, artifact.atomic_file(tmp_path / "a") as two:
+        assert one.name != two.name
+
+
+def test_json_has_no_nan(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        artifact.write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert not list(tmp_path.iterdir())

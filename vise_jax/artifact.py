@@ -1,15 +1,19 @@
-"""Folders that are written whole or not at all, and the fingerprints that tie them together.
+"""Atomic files and directories, locks, and fingerprints.
 
-Every stage hands the next one a folder that describes itself in a JSON file. It is built under a temporary
-name beside its place and renamed when it is complete, so that a reader never meets half of one.
+Each stage passes the next one a directory that describes itself in a JSON file. It is written under a temporary name in
+the same parent and renamed when complete, so that readers never see a partial one.
 """
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -53,15 +57,43 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _temporary(path: Path) -> Path:
+    """Return a name beside `path` that no other process uses, on this host or another."""
+    host = re.sub(r"[^\w-]", "_", socket.gethostname())
+    return path.with_name(f".{path.name}.tmp-{host}-{secrets.token_hex(4)}")
+
+
+@contextlib.contextmanager
+def lock(path: Path, busy: str) -> Iterator[None]:
+    """Hold an exclusive lock on a regular file, created if it doesn't exist, until the block ends.
+
+    The lock is advisory (`flock`) and ends with the process. Unlike a lock on a directory it holds across the hosts of
+    a network file system.
+
+    Args:
+        path: the lock file. It stays, so that all processes lock the same file.
+        busy: message of the error when another process holds the lock.
+
+    Raises:
+        UserError: another process holds the lock.
+    """
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(busy) from error
+        yield
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield an open file that becomes `path` when the block ends without an error, and replaces what was there.
+    """Yield an open temporary file that replaces `path` when the block ends without an error.
 
     Raises:
         UserError: the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = _temporary(path)
     try:
         with _disk_full(path):
             with open(temporary, "wb") as file:
@@ -75,29 +107,32 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole."""
+    """Write a UTF-8 text file atomically."""
     with atomic_file(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole, indented, with sorted keys."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    """Write a JSON file atomically, indented, with sorted keys.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON can't express.
+    """
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` when the block ends without an error.
+    """Yield a temporary directory that becomes `path` when the block ends without an error.
 
     Raises:
-        UserError: `path` exists and holds something (nothing is ever replaced), or the disk is full.
+        UserError: `path` exists and is not empty, or the disk is full.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} already exists: name a new folder, or delete it first.")
+        raise UserError(f"{path} already exists: name a new directory, or delete it first.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = _temporary(path)
     temporary.mkdir()
     try:
         with _disk_full(path):
@@ -112,27 +147,28 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def read_description(folder: Path, name: str, *, version: int, made_by: str) -> dict[str, Any]:
-    """Read the JSON file in which an artifact describes itself.
+    """Read the JSON description of an artifact.
 
     Args:
-        folder: the artifact.
+        folder: directory of the artifact.
         name: the description's file name, e.g. `manifest.json`.
         version: the `format_version` that this code reads.
-        made_by: the command that makes such a folder, for the error message.
+        made_by: the command that writes such a directory, for the error message.
 
     Raises:
-        UserError: no such folder or description, not JSON, or another format version.
+        UserError: no such directory or description, invalid JSON, or another format version.
     """
     path = Path(folder) / name
     if not path.is_file():
-        raise UserError(f"{folder} has no {name}: give a folder that `{made_by}` has finished writing.")
+        raise UserError(f"{folder} has no {name}: give a directory that `{made_by}` has finished writing.")
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): make the folder again with `{made_by}`.") from error
+        raise UserError(f"{path} is not valid JSON ({error}): write the directory again with `{made_by}`.") from error
     found = description.get("format_version") if isinstance(description, dict) else None
     if found != version:
         raise UserError(
-            f"{path} has format version {found}, this vise_jax reads {version}: make the folder again with `{made_by}`."
+            f"{path} has format version {found}, this vise_jax reads {version}: write the directory again with "
+            f"`{made_by}`."
         )
     return description

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from absl import flags, logging
 from ml_collections import config_flags
 
+from vise_jax import logging as vise_logging
 from vise_jax.errors import UserError
 
 
@@ -56,6 +57,7 @@ def run(main: Callable[[list[str]], None], description: str) -> None:
         print("FLAGS", flags.FLAGS.module_help(__name__), flags.FLAGS.main_module_help(), sep="\n")
         sys.exit(0)
     logging.set_verbosity(logging.WARNING)
+    vise_logging.to_stderr()
     words = _parse(program)
     try:
         main(words)

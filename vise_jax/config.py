@@ -187,8 +187,6 @@ TRAINING: Section = {
     "keep_checkpoints": (3, AT_LEAST_1),
     # Minutes between checkpoints, in addition; 0 = off.
     "checkpoint_minutes": (0.0, NOT_NEGATIVE),
-    # Keep the checkpoint with the lowest validation loss, too, in the folder `best`.
-    "keep_best": (True, ANY),
     # Steps between records of metrics.jsonl.
     "log_every": (10, AT_LEAST_1),
     # Steps between evaluations on the validation shards and the labeled images of `probe`; 0 = never.

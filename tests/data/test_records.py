@@ -1,8 +1,10 @@
-"""Records of damaged shards: each costs itself and no other; the reject_log names it once and has a limit."""
+"""Corrupt records cost themselves and no other; the log has each once."""
 
 import json
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -78,18 +80,28 @@ def test_a_shard_that_is_gone_is_named(tmp_path):
         read_shard(tmp_path / "gone.tfrecord", 1, range(1))
 
 
-def test_the_ledger_names_a_record_once_also_after_a_restart(tmp_path):
+def test_an_example_is_logged_once_also_after_a_restart(tmp_path):
     path = tmp_path / "corrupt_examples.jsonl"
-    reject_log = CorruptExamples(path, most=2)
+    reject_log = CorruptExamples(path)
     for _ in range(2):
         reject_log.add("a", 7, records.CHECKSUM)
     with open(path, "a") as file:
         file.write('{"shard": "a", "rec')  # a kill cut it short
-    reject_log = CorruptExamples(path, most=2)
+    reject_log = CorruptExamples(path)
     reject_log.add("a", 7, records.CHECKSUM)
     assert ("a", 7) in reject_log
     assert ("a", 8) not in reject_log
     reject_log.add("b", 0, records.CUT_OFF)
     assert [json.loads(line)["record"] for line in path.read_text().splitlines()] == [7, 0]
-    with pytest.raises(UserError, match=r"3 records .* the last one in c .*data\.max_corrupt_fraction"):
-        reject_log.add("c", 1, "cut off")
+    assert len(reject_log) == 2
+
+
+def test_the_next_header_is_found_in_zeros_and_noise(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, 100_000, np.uint8).tobytes()
+    record = struct.pack("<Q", 70_000)
+    record += struct.pack("<I", records._masked_crc(record))
+    # Across the border of two blocks, too.
+    for before in (noise, bytes(300_000), bytes((1 << 20) - 5)):
+        assert records._next_header(before + record + noise, 0) == len(before)
+    assert records._next_header(noise, 0) == len(noise)
+    assert records._next_header(b"", 0) == 0

@@ -104,7 +104,7 @@ def test_a_pickle_is_never_loaded(image_set, tmp_path):
 
 
 def test_export_to_npz(image_set, tmp_path):
-    encoder, path = CountingEncoder(), tmp_path / "new" / "extract.npz"
+    encoder, path = CountingEncoder(), tmp_path / "new" / "features.npz"
     about = export(image_set, path, encoder)
     assert about == extract.read_about(path)
     assert (about["images"], about["dim"], about["crop"], about["encoder"]) == (10, 3, 16, "a")
@@ -117,17 +117,17 @@ def test_export_to_npz(image_set, tmp_path):
     with pytest.raises(UserError, match=r"features\.npz already exists"):
         export(image_set, path, CountingEncoder("b"))
     with pytest.raises(UserError, match=r"ends in \.csv: name a file that ends in \.npz or \.parquet"):
-        export(image_set, tmp_path / "extract.csv")
-    assert [entry.name for entry in path.parent.iterdir()] == ["extract.npz"]
+        export(image_set, tmp_path / "features.csv")
+    assert [entry.name for entry in path.parent.iterdir()] == ["features.npz"]
 
 
 def test_parquet_holds_the_same_part_by_part(image_set, tmp_path, monkeypatch):
     monkeypatch.setattr(extract, "_PART", 4)
-    export(image_set, tmp_path / "extract.npz")
-    export(image_set, tmp_path / "extract.parquet")
-    assert rows(tmp_path / "extract.parquet") == rows(tmp_path / "extract.npz")
-    assert extract.read_about(tmp_path / "extract.parquet") == extract.read_about(tmp_path / "extract.npz")
-    file = pq.ParquetFile(tmp_path / "extract.parquet")
+    export(image_set, tmp_path / "features.npz")
+    export(image_set, tmp_path / "features.parquet")
+    assert rows(tmp_path / "features.parquet") == rows(tmp_path / "features.npz")
+    assert extract.read_about(tmp_path / "features.parquet") == extract.read_about(tmp_path / "features.npz")
+    file = pq.ParquetFile(tmp_path / "features.parquet")
     assert file.num_row_groups == 3
     assert file.schema_arrow.field("features").type == pa.list_(pa.float32(), 3)
 
@@ -175,10 +175,10 @@ def test_a_broken_image_is_left_out_of_an_export_and_stops_a_measurement(image_s
     for number in (3, 4, 5, 6, 7):
         (tmp_path / "images" / f"{number}.png").write_bytes(b"no image")
     image_set = datasets.open_unlabeled(tmp_path / "images")
-    about = export(image_set, tmp_path / "extract.npz")
+    about = export(image_set, tmp_path / "features.npz")
     assert "left out: The image 3.png in images is no JPEG or PNG" in capsys.readouterr().err
     assert list(about["rejected"]) == [f"{number}.png" for number in (3, 4, 5, 6, 7)]
-    assert rows(tmp_path / "extract.npz") == {f"{number}.png": [20 * number, 100, 0] for number in (0, 1, 2, 8, 9)}
+    assert rows(tmp_path / "features.npz") == {f"{number}.png": [20 * number, 100, 0] for number in (0, 1, 2, 8, 9)}
     with pytest.raises(UserError, match=r"The image 3\.png in images is no JPEG or PNG"):
         extract.cached(tmp_path / "kept", CountingEncoder(), image_set, PREPROCESSING, **SETTINGS)
     for number in (0, 1, 2, 8, 9):

@@ -47,7 +47,7 @@ def test_zeros_and_equal_ones(trained, folder, tmp_path, monkeypatch):
 
 
 def test_features_of_another_encoder_and_several_queries_are_refused(trained, folder, tmp_path):
-    images, path = datasets.open_unlabeled(folder), tmp_path / "extract.npz"
+    images, path = datasets.open_unlabeled(folder), tmp_path / "features.npz"
     extract.export(trained, images, trained.preprocessing, path, **SETTINGS)
     other = dataclasses.replace(trained, preprocessing=trained.preprocessing | {"interpolation": "bicubic"})
     with pytest.raises(UserError, match="were made by another encoder"):

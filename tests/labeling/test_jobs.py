@@ -230,7 +230,7 @@ def test_a_job_that_goes_on_remembers_how_many_posts_were_bad(
         if enough:
             assert jobs.run([path], corpus[1], labels, output)["rejected"]["malformed_json"] == 10
         else:
-            with pytest.raises(UserError, match=r"10 of \d+ posts are bad"):
+            with pytest.raises(UserError, match=r"10 of \d+ posts were rejected"):
                 jobs.run([path], corpus[1], labels, output)
 
 
@@ -271,10 +271,10 @@ def test_a_mistake_in_a_worker_is_told_as_one_sentence(
 ) -> None:
     (tmp_path / "p.jsonl").write_text('{"post_id": "a"\n' * 3)
     with pytest.raises(
-        UserError, match=r"^[^\n]*p\.jsonl: 3 of 3 posts are bad \(malformed_json 3\)[^\n]*raise that key.$"
+        UserError, match=r"^[^\n]*p\.jsonl: 3 of 3 posts were rejected \(malformed_json 3\)[^\n]*raise that key.$"
     ):
         jobs.run([tmp_path / "p.jsonl"], corpus[1], make_labels(), tmp_path / "shards", **options)
-    with pytest.raises(UserError, match=r"^[^\n]*p\.jsonl: 3 of 3 posts are bad"):
+    with pytest.raises(UserError, match=r"^[^\n]*p\.jsonl: 3 of 3 posts were rejected"):
         jobs.fit([tmp_path / "p.jsonl"], make_labels(), tmp_path / "labeler", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
 

@@ -1,4 +1,4 @@
-"""scripts/neighbors.py as people run it, on features that extract.py's room wrote, and what it says to mistakes."""
+"""scripts/neighbors.py as people run it, on features that extract.py wrote, and its errors."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Checkpoints that can't be written, can't be read, or are the best."""
+"""Checkpoints that can't be written or read."""
 
 import shutil
 from pathlib import Path
@@ -130,8 +130,6 @@ def test_a_disk_without_room_is_not_even_tried(tmp_path, monkeypatch):
             patched.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 909, 91))
             checkpoints.save(1, state(1))
             assert checkpoints.problem() == "the disk is full"
-            checkpoints.save_best(1, state(1), 2.0)
-            assert checkpoints.problem() == "the disk is full"
             assert not list(tmp_path.rglob("*.orbax*"))
             patched.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 908, 92))
             checkpoints.save(2, state(2))
@@ -148,12 +146,16 @@ def test_a_step_that_is_there_is_not_saved_again(three):
         assert same(checkpoints.restore(like=state(0))[1], 30)
 
 
-def test_the_best_is_kept_also_after_a_restart(tmp_path):
-    for losses in ({10: 3.0, 20: 2.0, 30: 2.5}, {30: 1.0, 40: 2.1, 20: 0.5}):
-        with Checkpoints(tmp_path, keep=3) as checkpoints:
-            for step, loss in losses.items():
-                checkpoints.save_best(step, state(step), loss)
-            checkpoints.wait()
-            assert not checkpoints.problem()
-        kept = [path.name for path in (tmp_path / "best").glob("[0-9]*")]
-        assert kept == (["20"] if losses[20] == 2.0 else ["30"])
+@pytest.mark.parametrize("error", [TypeError("a bug"), ValueError("a bug"), RuntimeError("a bug")])
+def test_an_error_of_the_program_is_raised(tmp_path, monkeypatch, error):
+    def broken(*_, **__):
+        raise error
+
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoints._manager, "save", broken)
+            with pytest.raises(type(error), match="a bug"):
+                checkpoints.save(1, state(1))
+        checkpoints.save(2, state(2))
+        checkpoints.wait()
+        assert checkpoints.latest() == 2

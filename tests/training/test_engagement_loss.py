@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vise_jax.training.engagement_loss import comment_loss, engagement_loss, hits, labeled, reaction_loss
+from vise_jax.training.engagement_loss import comment_loss, engagement_loss, labeled, reaction_loss, top_k_correct
 
 # softmax of these is 1/8, 1/8, 1/4, 1/2
 LOGITS = np.log(np.array([1, 1, 2, 4], np.float32))
@@ -119,7 +119,7 @@ def test_hits_are_examples_with_a_label_among_the_most_probable(k, comment_hits,
         "reaction_label": jnp.array([2, -1, 0], jnp.int32),
     }
     logits = {"comments": jnp.tile(LOGITS, (3, 1)), "reactions": jnp.tile(LOGITS, (3, 1))}
-    found = hits(logits, batch, k)
+    found = top_k_correct(logits, batch, k)
     assert {head: float(value) for head, value in found.items()} == {
         "comments": comment_hits,
         "reactions": reaction_hits,

@@ -3,7 +3,6 @@
 import jax
 import pytest
 
-from vise_jax import config as vise_config
 from vise_jax.errors import UserError
 from vise_jax.training import hosts
 
@@ -34,23 +33,17 @@ def calls(monkeypatch):
     ],
 )
 def test_the_environment_says_whether_there_are_others(calls, environment, expected):
-    config = vise_config.base().training
-    config.heartbeat_seconds = 17
-    hosts.initialize(config, environment)
+    hosts.initialize("auto", 17, environment)
     assert calls == ([{"heartbeat_timeout_seconds": 17}] if expected else [])
 
 
 def test_off_is_off(calls):
-    config = vise_config.base().training
-    config.distributed = "off"
-    hosts.initialize(config, SLURM)
+    hosts.initialize("off", 100, SLURM)
     assert not calls
 
 
 def test_a_coordinator_can_be_named(calls):
-    config = vise_config.base().training
-    config.distributed = "node1:1234,4,3"
-    hosts.initialize(config, {})
+    hosts.initialize("node1:1234,4,3", 100, {})
     where = {"coordinator_address": "node1:1234", "num_processes": 4, "process_id": 3}
     assert calls == [where | {"heartbeat_timeout_seconds": 100}]
 
@@ -61,4 +54,4 @@ def test_who_can_not_be_joined_is_said(calls, monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
     with pytest.raises(UserError, match=r"can't be joined \(DEADLINE_EXCEEDED: Barrier timed out\)"):
-        hosts.initialize(vise_config.base().training, SLURM)
+        hosts.initialize("auto", 100, SLURM)

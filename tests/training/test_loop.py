@@ -14,7 +14,7 @@ from vise_jax.data import loader, shards
 from vise_jax.data.records import CorruptExamples
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
-from vise_jax.training import loop
+from vise_jax.training import loop, pretrain
 from vise_jax.training.checkpoint import Checkpoints
 
 
@@ -46,7 +46,7 @@ def config(shards_folder) -> ConfigDict:
 def test_a_wrong_key_is_named_before_anything_is_written(config, tmp_path, key, value, sentence):
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=sentence):
-        loop.train(config, tmp_path / "run")
+        pretrain.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -57,27 +57,29 @@ def test_an_engagement_without_labels_is_named(config, tmp_path):
     artifact.write_json(folder / "manifest.json", manifest | {"classes": {"comments": 3, "reactions": 0}})
     config.data.shards = str(folder)
     with pytest.raises(UserError, match="no such labels") as caught:
-        loop.train(config, tmp_path / "run")
+        pretrain.train(config, tmp_path / "run")
     assert "reactions" in str(caught.value)
 
 
 def test_epochs_become_steps():
     config = vise_config.base()
-    assert loop.number_of_steps(config, 250_000_000) == 1_627_604
+    assert pretrain.number_of_steps(config, 250_000_000) == 1_627_604
     config.training.steps = 7
-    assert loop.number_of_steps(config, 250_000_000) == 7
+    assert pretrain.number_of_steps(config, 250_000_000) == 7
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(config, tmp_path: Path):
+def test_parameters_that_are_not_finite_stop_the_run_and_name_the_batch(config, tmp_path: Path):
     config.training.learning_rate = 1e30
-    config.training.checkpoint_every = 3
-    with pytest.raises(UserError, match=r"not finite at step [23] .* with the batch from example (8|16) of epoch 0"):
-        loop.train(config, tmp_path / "run")
-    # The state of step 3 is broken, so that it is not saved, and nothing is exported.
+    config.training.checkpoint_every = 1
+    with pytest.raises(
+        UserError, match=r"^parameter_norm is not finite at step 1 .* with the batch from example 0 of epoch 0"
+    ):
+        pretrain.train(config, tmp_path / "run")
+    # The parameters are broken, so that they are not saved, and nothing is exported.
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
     assert not (tmp_path / "run" / "encoder").exists()
     named = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
-    bad = CorruptExamples(tmp_path / "none", 0)
+    bad = CorruptExamples(tmp_path / "none")
     batches = loader.batches(
         Path(config.data.shards),
         shards.read_manifest(config.data.shards),
@@ -102,7 +104,7 @@ def validating(config: ConfigDict, tmp_path: Path) -> ConfigDict:
     return config
 
 
-def test_a_run_is_watched_and_its_best_is_kept(config, tmp_path, capsys):
+def test_a_run_is_evaluated_and_logged(config, tmp_path, caplog):
     config = validating(config, tmp_path)
     config.training.steps = 5
     config.training.log_every = 4
@@ -114,7 +116,7 @@ def test_a_run_is_watched_and_its_best_is_kept(config, tmp_path, capsys):
         seen.append(features.shape)
         return {"made_up": float(len(seen))}
 
-    loop.train(config, tmp_path / "run", (evaluator,))
+    pretrain.train(config, tmp_path / "run", lambda: evaluator)
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [2, 4, 5]
     assert [record["made_up"] for record in records] == [1, 2, 3]
@@ -124,9 +126,8 @@ def test_a_run_is_watched_and_its_best_is_kept(config, tmp_path, capsys):
         assert 0 <= record["validation_top1_comments"] <= record["validation_top5_comments"] <= 1
         assert {"learning_rate", "gradient_norm", "parameter_norm", "step_seconds", "data_seconds"} <= record.keys()
         assert 0 <= record["goodput"] <= 1
-    lowest = min(records, key=lambda record: record["validation_loss"])["step"]
-    assert [path.name for path in (tmp_path / "run" / "best").glob("[0-9]*")] == [str(lowest)]
-    said = capsys.readouterr().err
+    said = caplog.text
+    assert (tmp_path / "run" / "train.log").read_text().count("starting from scratch") == 1
     assert "training.evaluate_every = 2 (default 5000)" in said
     assert "starting from scratch: 5 steps of 8 images out of 31, on 4 x cpu, batch norm over 2" in said
     # The exported encoder is the last step's, with merged statistics: its validation loss is the last one's.
@@ -134,18 +135,18 @@ def test_a_run_is_watched_and_its_best_is_kept(config, tmp_path, capsys):
     assert encoder.feature_dim == 32
 
     # The same command has nothing left to do; a run of its own can start from there.
-    loop.train(config, tmp_path / "run", (evaluator,))
-    assert "nothing left to train" in capsys.readouterr().err
+    pretrain.train(config, tmp_path / "run", lambda: evaluator)
+    assert "nothing left to train" in caplog.text
     config.training.init_from = str(tmp_path / "run" / "encoder")
     config.training.steps = 1
-    loop.train(config, tmp_path / "run2")
-    assert f"starting from the encoder {tmp_path}/run/encoder: 1 steps" in capsys.readouterr().err
+    pretrain.train(config, tmp_path / "run2")
+    assert f"starting from the encoder {tmp_path}/run/encoder: 1 steps" in caplog.text
     config.training.steps = 2
     with pytest.raises(UserError, match=r"training\.steps differ"):
-        loop.train(config, tmp_path / "run2")
+        pretrain.train(config, tmp_path / "run2")
 
 
-def test_a_save_that_fails_is_tried_again(config, tmp_path, monkeypatch, capsys):
+def test_a_save_that_fails_is_tried_again(config, tmp_path, monkeypatch, caplog):
     config.training.steps, config.training.checkpoint_every = 6, 2
     monkeypatch.setattr(loop, "_SECONDS_TO_RETRY", 0.0)
     save, asked = Checkpoints.save, []
@@ -159,10 +160,10 @@ def test_a_save_that_fails_is_tried_again(config, tmp_path, monkeypatch, capsys)
             save(self, step, state)
 
     monkeypatch.setattr(Checkpoints, "save", full_at_first)
-    loop.train(config, tmp_path / "run")
+    pretrain.train(config, tmp_path / "run")
     # Asked with the batch of step 3, told with its metrics.
     assert asked == [2, 4, 6]
-    assert "could not be saved (the disk is full): the run goes on" in capsys.readouterr().err
+    assert "could not be saved (the disk is full): the run continues" in caplog.text
 
 
 def test_a_last_state_that_can_not_be_saved_is_an_error(config, tmp_path, monkeypatch):
@@ -172,7 +173,7 @@ def test_a_last_state_that_can_not_be_saved_is_an_error(config, tmp_path, monkey
 
     monkeypatch.setattr(Checkpoints, "save", full)
     with pytest.raises(UserError, match=r"Step 4 can't be saved \(the disk is full\)"):
-        loop.train(config, tmp_path / "run")
+        pretrain.train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "encoder").exists()
 
 
@@ -185,20 +186,44 @@ def test_damaged_records_are_counted(config, tmp_path):
     path.write_bytes(content)
     config.data.shards, config.data.max_corrupt_fraction, config.training.log_every = str(folder), 0.03, 1
     config.training.steps = 6
-    loop.train(config, tmp_path / "run")
+    pretrain.train(config, tmp_path / "run")
     counts = [
         json.loads(line)["corrupt_examples"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
     assert counts[-1] == 1
     assert len((tmp_path / "run" / "corrupt_examples.jsonl").read_text().splitlines()) == 1
     config.data.max_corrupt_fraction = 0.02
-    with pytest.raises(UserError, match=r"1 records of the shards can't be trained on, the last one in s-2\.tfrecord"):
-        loop.train(config, tmp_path / "other")
+    with pytest.raises(UserError, match=r"1 of 41 training examples are corrupt"):
+        pretrain.train(config, tmp_path / "other")
 
 
 def test_a_checkpoint_is_due_by_the_clock(config, tmp_path):
     config.training.checkpoint_minutes = 1e-9
     config.training.keep_checkpoints = 9
-    loop.train(config, tmp_path / "run")
+    pretrain.train(config, tmp_path / "run")
     # Asked with the batch of step 1, told with its metrics, when step 2 is under way.
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*"))[0] == "2"
+
+
+def test_an_example_that_two_processes_found_counts_once(tmp_path):
+    for name, entries in {"": [("a", 1), ("a", 2)], "-1": [("a", 2), ("b", 0), ("held-out", 5)]}.items():
+        lines = [json.dumps({"shard": shard, "record": record, "reason": "cut off"}) for shard, record in entries]
+        (tmp_path / f"corrupt_examples{name}.jsonl").write_text("\n".join(lines) + '\n{"sha')
+    assert pretrain.count_corrupt(tmp_path, {"a", "b"}) == 3
+
+
+def test_the_limit_on_corrupt_examples_is_of_all_processes(config, tmp_path, monkeypatch):
+    # Another process has found three; this one finds none.
+    lines = [json.dumps({"shard": "s-2.tfrecord", "record": record, "reason": ""}) for record in range(3)]
+    control = loop._Loop._control
+
+    def from_both(self, *args):
+        inputs = control(self, *args)
+        inputs["signals"][1, loop._CORRUPT] = 3
+        (tmp_path / "run" / "corrupt_examples-1.jsonl").write_text("\n".join(lines) + "\n")
+        return inputs
+
+    monkeypatch.setattr(loop._Loop, "_control", from_both)
+    config.data.max_corrupt_fraction = 2 / 41
+    with pytest.raises(UserError, match="3 of 41 training examples are corrupt"):
+        pretrain.train(config, tmp_path / "run")

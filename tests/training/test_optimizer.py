@@ -7,7 +7,11 @@ import optax
 import pytest
 
 from vise_jax import config as vise_config
-from vise_jax.training.optimizer import learning_rate, make
+from vise_jax.training.pretrain import make_optimizer
+
+
+def learning_rate(training, steps):
+    return make_optimizer(training, steps)[0]
 
 
 def training(**keys: float):
@@ -33,7 +37,7 @@ def test_one_step_without_warmup_starts_at_the_peak():
 def test_updates_are_torchs_and_vectors_do_not_decay():
     config = training(batch_size=256, learning_rate=0.1, momentum=0.9, weight_decay=0.01, warmup_fraction=0.0)
     steps = 4
-    optimizer, rate = make(config, steps), learning_rate(config, steps)
+    rate, optimizer = make_optimizer(config, steps)
     params = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([3.0])}
     state = optimizer.init(params)
     expected = {name: np.asarray(value, np.float64) for name, value in params.items()}
@@ -80,7 +84,7 @@ def test_adamw_is_loshchilovs_and_vectors_do_not_decay():
         warmup_fraction=0.0,
     )
     steps = 4
-    optimizer, rate = make(config, steps), learning_rate(config, steps)
+    rate, optimizer = make_optimizer(config, steps)
     params = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([3.0])}
     state = optimizer.init(params)
     expected = {name: np.asarray(value, np.float64) for name, value in params.items()}

@@ -16,25 +16,42 @@ HEADS = {"comments": 3, "reactions": 2}
 
 
 def test_a_run_of_other_shards_is_refused(tmp_path):
+    def claim(shards: str, bn_group: int) -> int:
+        with run_dir.acquire(tmp_path / "run", config, shards, bn_group) as size:
+            return size
+
     config = vise_config.base()
-    assert run_dir.claim(tmp_path / "run", config, "these shards", 8) == 8
-    config.training.checkpoint_every = 17
+    assert claim("these shards", 8) == 8
+    config.training.checkpoint_every = config.training.log_every = config.training.evaluate_every = 17
+    config.training.probe = "elsewhere"
     config.labels.seed = 9
     # On twice as many devices: the groups of batch norm stay.
-    assert run_dir.claim(tmp_path / "run", config, "these shards", 4) == 8
+    assert claim("these shards", 4) == 8
     with pytest.raises(UserError, match="the shards differ"):
-        run_dir.claim(tmp_path / "run", config, "other shards", 8)
+        claim("other shards", 8)
     config.training.momentum, config.data.flip = 0.5, False
     with pytest.raises(UserError, match=r"\(data\.flip, training\.momentum differ\)"):
-        run_dir.claim(tmp_path / "run", config, "these shards", 8)
+        claim("these shards", 8)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["training.momentum"] == 0.9
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("...")
-    with pytest.raises(UserError, match="no run folder"):
-        run_dir.claim(tmp_path, vise_config.base(), "these shards", 8)
+    with pytest.raises(UserError, match="no run directory"), run_dir.acquire(tmp_path, vise_config.base(), "", 8):
+        pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_second_process_in_a_run_directory_is_refused(tmp_path):
+    config = vise_config.base()
+    with (
+        run_dir.acquire(tmp_path / "run", config, "shards", 8),
+        pytest.raises(UserError, match=r"Another process trains in .*run"),
+        run_dir.acquire(tmp_path / "run", config, "shards", 8),
+    ):
+        pass
+    with run_dir.acquire(tmp_path / "run", config, "shards", 8):
+        pass
 
 
 def saved(tmp_path, preprocessing=None, **architecture):

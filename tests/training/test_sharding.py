@@ -4,15 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from vise_jax import config as vise_config
 from vise_jax.errors import UserError
 from vise_jax.training import sharding
 
 
-def layout(devices: int, batch_size: int, group: int | None, parts: int = 1, begun: int | None = None):
-    config = vise_config.base()
-    config.training.batch_size, config.training.microbatches, config.model.bn_group = batch_size, parts, group
-    return sharding.layout(config, devices, begun)
+def layout(devices: int, batch_size: int, group: int | None, parts: int = 1):
+    return sharding.layout(batch_size, devices, microbatches=parts, bn_group=group)
 
 
 @pytest.mark.parametrize(
@@ -35,9 +32,9 @@ def test_groups(devices, batch_size, group, parts, expected, local, groups):
 
 
 def test_a_run_keeps_the_groups_it_began_with():
-    assert layout(2, 32, None, begun=4).bn_group == 4
-    assert layout(2, 32, None, begun=4).local
-    assert not layout(16, 32, None, begun=4).local
+    assert layout(2, 32, 4).bn_group == 4
+    assert layout(2, 32, 4).local
+    assert not layout(16, 32, 4).local
 
 
 @pytest.mark.parametrize(

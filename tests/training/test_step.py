@@ -2,6 +2,9 @@
 
 import copy
 import re
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +16,10 @@ from flax import nnx
 from vise_jax import config as vise_config
 from vise_jax import models
 from vise_jax.encoder import imagenet_preprocessing, normalize
-from vise_jax.training import engagement_loss, optimizer, sharding
+from vise_jax.training import engagement_loss, pretrain, sharding
 from vise_jax.training import state as train_state
-from vise_jax.training.step import make_evaluation_step, make_train_step
+from vise_jax.training.evaluators import make_evaluation_step
+from vise_jax.training.step import make_train_step
 
 HEADS = {"comments": 5, "reactions": 3}
 BATCH = 16
@@ -27,8 +31,13 @@ def draw_batch(draw: np.random.Generator) -> dict[str, np.ndarray]:
         "comment_labels": draw.integers(-1, 5, (BATCH, 2), np.int32),
         "comment_weights": np.ones((BATCH, 2), np.float32),
         "reaction_label": draw.integers(-1, 3, BATCH, np.int32),
-        "bad": np.array([1, 0] * (BATCH // 2), np.int32),
-        "signals": np.array([[2, 0]] + [[0, 1]] * (BATCH - 1), np.int32),
+    }
+
+
+def control_inputs() -> dict[str, np.ndarray]:
+    return {
+        "corrupt": np.array([1, 0] * (BATCH // 2), np.int32),
+        "signals": np.array([[2, 0, 0]] + [[0, 1, 0]] * (BATCH - 1), np.int32),
     }
 
 
@@ -39,11 +48,32 @@ def prepare(devices: int, bn_group: int, microbatches: int = 1, remat: tuple[int
     config.training.microbatches = microbatches
     config.model.bn_group = bn_group
     mesh = sharding.data_mesh(jax.devices()[:devices])
-    layout = sharding.layout(config, devices)
+    layout = sharding.layout(BATCH, devices, microbatches=microbatches, bn_group=bn_group)
     model = models.build("resnet18", width=4, heads=HEADS, bn_group=layout.bn_group, remat=remat)
-    graphdef, state = train_state.create(model, optimizer.make(config.training, 10), layout)
+    graphdef, state = train_state.create(model, pretrain.make_optimizer(config.training, 10)[1], layout)
     state = jax.device_put(state, train_state.shardings(mesh, layout))
-    return config, mesh, layout, graphdef, state, make_train_step(graphdef, config, 10, mesh, layout)
+    return config, mesh, layout, graphdef, state, compile_step(config, mesh, layout, graphdef)
+
+
+def compile_step(config, mesh, layout, graphdef):
+    task = pretrain.make_task(config, {"examples": 100, "validation": {"examples": 0}}, build=None)
+    rate, optimizer = pretrain.make_optimizer(config.training, 10)
+    step = make_train_step(graphdef, task, optimizer, rate, seed=0, mesh=mesh, layout=layout)
+    control = sharding.put_batch(mesh, control_inputs())
+    return Step(step, control)
+
+
+class Step(NamedTuple):
+    """A compiled step with its control inputs."""
+
+    step: Callable
+    control: dict
+
+    def __call__(self, state, batch):
+        return self.step(state, batch, self.control)
+
+    def lower(self, state, batch):
+        return self.step.lower(state, batch, self.control)
 
 
 def run(*how, **settings) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
@@ -52,7 +82,7 @@ def run(*how, **settings) -> tuple[list[dict[str, float]], dict[str, np.ndarray]
     draw, found = np.random.default_rng(0), []
     for _ in range(3):
         state, metrics = step(state, sharding.put_batch(mesh, draw_batch(draw)))
-        np.testing.assert_array_equal(metrics.pop("signals"), [2, BATCH - 1])
+        np.testing.assert_array_equal(metrics.pop("signals"), [2, BATCH - 1, 0])
         found.append({name: float(value) for name, value in metrics.items()})
     assert int(state.step) == 3
     weights = train_state.named_leaves(train_state.on_one_device(state, mesh))
@@ -140,9 +170,9 @@ def test_local_groups_exchange_gradients_once_and_nothing_else(microbatches):
     found = collectives(4, 2, microbatches)
     sizes = sorted(sum(operands) for operands in found)
     # The gradients, perhaps once where two are the same (biases of the norms whose outputs a block adds up), with a
-    # loss for each head; before them two counts of labels, one of bad records, two signals.
+    # loss for each head; before them two counts of labels, one of corrupt examples, three signals.
     assert sizes[-1] in (parameters + 2, parameters - (8 + 16 + 32) + 2)
-    assert sum(sizes[:-1]) <= 5
+    assert sum(sizes[:-1]) <= 6
 
 
 def test_global_groups_exchange_statistics():
@@ -153,7 +183,7 @@ def test_flips_mirror_about_half_of_the_images_and_only_if_asked():
     config, mesh, layout, graphdef, state, step = prepare(1, 0)
     config = copy.deepcopy(config)
     config.data.flip = False
-    plain = make_train_step(graphdef, config, 10, mesh, layout)
+    plain = compile_step(config, mesh, layout, graphdef)
     batch = draw_batch(np.random.default_rng(0))
     even = batch | {"images": np.concatenate([batch["images"][:, :, :16], batch["images"][:, :, :16][:, :, ::-1]], 2)}
     copies = [jax.tree.map(jnp.copy, state) for _ in range(3)]
@@ -169,10 +199,10 @@ def test_flips_mirror_about_half_of_the_images_and_only_if_asked():
 
 
 def test_an_evaluation_sums_over_labeled_examples():
-    config, mesh, layout, graphdef, state, _ = prepare(4, 4)
+    _, mesh, layout, graphdef, state, _ = prepare(4, 4)
     batch = draw_batch(np.random.default_rng(2))
-    step = make_evaluation_step(graphdef, config, mesh, layout)
-    del batch["bad"], batch["signals"]
+    to_input = partial(normalize, preprocessing=imagenet_preprocessing(32))
+    step = make_evaluation_step(graphdef, to_input, mesh, layout)
     sums = {
         name: float(value)
         for name, value in step(state.params, state.batch_stats, sharding.put_batch(mesh, batch)).items()

@@ -5,7 +5,6 @@ Orientation tags (EXIF) are ignored and transparency is dropped, as torchvision'
 
 import collections
 import io
-import os
 import struct
 import warnings
 import zlib
@@ -18,6 +17,7 @@ from PIL import Image
 
 from vise_jax.data.datasets import ImageSet
 from vise_jax.errors import UserError
+from vise_jax.machine import available_cpus
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _FORMATS = ("JPEG", "PNG")
@@ -92,7 +92,7 @@ def decode_each(
             return UserError(f"{_named(images, index)} can't be decoded: replace it or drop it.")
 
     # Pillow lets go of Python's lock while it decodes and resizes.
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(threads or available_cpus()) as pool:
         waiting: collections.deque[Future[np.ndarray | UserError]] = collections.deque()
         try:
             for index in indices:

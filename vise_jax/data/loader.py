@@ -5,7 +5,6 @@ of epoch t // N, so that a run resumes anywhere by reading one group of shards, 
 once. Which process reads an example follows from its row in the batch: the order does not depend on their number.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from vise_jax.data.images import DAMAGE, decode_for_evaluation
 from vise_jax.data.records import CorruptExamples, read_shard
 from vise_jax.data.shards import MADE_BY
 from vise_jax.errors import UserError
+from vise_jax.machine import available_cpus
 
 Batch = dict[str, np.ndarray]
 # Records, [R] bytes, empty for a damaged one; the number of each example in the run, int64 [R]; and where it comes
@@ -316,7 +316,7 @@ def _pipeline(parts: Iterator[Part], parse: Parse, crop: Crop, size: int, thread
         encoded, number = example.pop("image/encoded"), example.pop("number")
         return example | {"images": crop(encoded, number)}
 
-    threads = threads or os.cpu_count() or 1
+    threads = threads or available_cpus()
     signature = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64))
     dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
     dataset = dataset.map(to_columns).prefetch(1).unbatch()

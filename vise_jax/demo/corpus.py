@@ -16,7 +16,6 @@ import hashlib
 import io
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -30,6 +29,7 @@ from vise_jax import artifact
 from vise_jax.demo.comments import comments, reactions
 from vise_jax.demo.scenes import AFFECTS, TOPICS, render
 from vise_jax.errors import UserError
+from vise_jax.machine import available_cpus
 from vise_jax.progress import Progress
 
 FORMAT_VERSION = 1
@@ -206,7 +206,7 @@ def _spread(function: Callable[[int], T], count: int, processes: int | None, wha
 
     They are spawned, not forked: the caller's threads (JAX has some) don't survive a fork.
     """
-    processes = processes or os.cpu_count() or 1
+    processes = processes or available_cpus()
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress(f"drawing {what}", count, "images"))
         if processes == 1:

@@ -76,7 +76,7 @@ def write(
                 if len(cards) < on_page:
                     cards.append({**record, **_picture(images, index, record, max_image_pixels)})
             text = templates.render(
-                "predict.html.j2",
+                "predictions.html.j2",
                 key=key,
                 encoder=encoder,
                 labeler=labeler,

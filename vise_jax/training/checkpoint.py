@@ -1,7 +1,8 @@
-"""Checkpoints of a run: Orbax behind a few verbs."""
+"""Checkpoints of a run, on Orbax's `CheckpointManager`."""
 
 import contextlib
 import logging as python_logging
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,29 +18,34 @@ from jax.experimental import multihost_utils
 from vise_jax.errors import UserError
 from vise_jax.training.state import named_leaves
 
-_METRIC = "validation_loss"
+# What a failed write raises: Orbax and TensorStore report the file system's errors as OSError, or as ValueError and
+# RuntimeError with a status code of TensorStore. Any other exception is an error of this program.
+_STATUS = re.compile(
+    r"RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|DATA_LOSS|PERMISSION_DENIED|No space left"
+)
 
 
 class Checkpoints:
-    """The folders `checkpoints` and `best` of a run, a subfolder a step, written asynchronously, each whole or absent.
+    """The directory `checkpoints` of a run, one subdirectory per step, written asynchronously and atomically.
 
-    A save that fails, on a full disk for instance, is no reason to end a run: `problem` says so, and another save can
-    be started at any time.
+    A failed save, on a full disk for instance, doesn't end a run: `problem` returns the reason, and another save can be
+    started at any time.
 
     Args:
-        workdir: the run folder.
-        keep: how many of the newest are kept in `checkpoints`.
+        workdir: the run directory.
+        keep: number of newest checkpoints to keep.
     """
 
     def __init__(self, workdir: Path, keep: int):
         self._folder = Path(workdir).absolute() / "checkpoints"
-        self._manager = _manager(self._folder, max_to_keep=keep)
-        best = {"max_to_keep": 1, "best_fn": lambda metrics: metrics[_METRIC], "best_mode": "min"}
-        self._best = _manager(Path(workdir).absolute() / "best", **best)
+        settings = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, max_to_keep=keep)
+        self._manager = ocp.CheckpointManager(
+            self._folder, options=settings, item_handlers=ocp.StandardCheckpointHandler()
+        )
         self._problem = ""
 
     def __enter__(self) -> "Checkpoints":
-        # Of a failed save, all that the error passed through is logged; `problem` says it in a line.
+        # The traceback of a failed save is not logged; `problem` says it in a line.
         logging.get_absl_logger().addFilter(_not_of_orbax)
         python_logging.getLogger("asyncio").addFilter(_not_of_a_task)
         return self
@@ -49,54 +55,41 @@ class Checkpoints:
     ) -> None:
         with self._tolerant():
             self._manager.close()
-            self._best.close()
         logging.get_absl_logger().removeFilter(_not_of_orbax)
         python_logging.getLogger("asyncio").removeFilter(_not_of_a_task)
 
     def latest(self) -> int | None:
-        """The newest step whose checkpoint is complete, as the disk says, or None."""
+        """Return the newest committed step on the disk, or None."""
         self._manager.reload()
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any) -> None:
-        """Start to save `state`, any pytree of arrays, when the save before is done."""
+        """Start to save `state`, any pytree of arrays, after the previous save."""
         with self._tolerant():
             self._manager.wait_until_finished()
-        with self._tolerant():
-            # A second SIGTERM, or a minute that ends at a step that is saved anyhow, asks for what is there.
-            if step not in self._manager.all_steps() and self._has_room(state):
-                self._manager.save(step, args=ocp.args.StandardSave(_leaves(state)))
-
-    def save_best(self, step: int, state: Any, loss: float) -> None:
-        """Start to save `state` in `best`, if its validation loss is lower than that of the one there."""
-        with self._tolerant():
-            self._best.wait_until_finished()
-        found = self._best.latest_step()
-        if found is None or (step > found and loss < self._best.metrics(found)[_METRIC]):
+        # A second SIGTERM, or a save that is due by the clock at a step of `checkpoint_every`, repeats a step.
+        if step not in self._manager.all_steps() and self._has_room(state):
+            leaves = _leaves(state)
             with self._tolerant():
-                if not self._has_room(state):
-                    return
-                self._best.save(step, args=ocp.args.StandardSave(_leaves(state)), metrics={_METRIC: loss})
+                self._manager.save(step, args=ocp.args.StandardSave(leaves))
 
     def wait(self) -> None:
-        """Return when all that was saved is on the disk, or has failed."""
-        for manager in (self._manager, self._best):
-            with self._tolerant():
-                manager.wait_until_finished()
+        """Wait until all saves are committed or have failed."""
+        with self._tolerant():
+            self._manager.wait_until_finished()
 
     def problem(self) -> str:
-        """Why a save has failed since this was last asked, in a few words; "" where none has."""
-        for manager in (self._manager, self._best):
-            if not manager.is_saving_in_progress():
-                with self._tolerant():
-                    manager.wait_until_finished()
+        """Return why a save has failed since the last call, in a few words; "" if none has."""
+        if not self._manager.is_saving_in_progress():
+            with self._tolerant():
+                self._manager.wait_until_finished()
         problem, self._problem = self._problem, ""
         return problem
 
     def _has_room(self, state: Any) -> bool:
-        """Whether the disk has room for a state; a save that fails half-way would say so in many tracebacks."""
+        """Return whether the disk has room for a state."""
         usage = shutil.disk_usage(self._folder)
-        # Several processes have to decide alike, and some file systems don't tell.
+        # Several processes have to decide alike, and some file systems don't report it.
         if jax.process_count() == 1 and usage.total > 0 and usage.free < sum(x.nbytes for x in jax.tree.leaves(state)):
             self._problem = "the disk is full"
             return False
@@ -104,16 +97,18 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:
+        """Turn a failed write into a `problem`; let every other exception through."""
         try:
             yield
-        except Exception as error:  # Orbax and TensorStore raise whatever the failure leads to
+        except (OSError, RuntimeError, ValueError) as error:
+            if not isinstance(error, OSError) and not _STATUS.search(str(error)):
+                raise
             full = "No space left" in str(error) or "quota" in str(error)
             self._problem = "the disk is full" if full else (str(error).strip().splitlines() or [repr(error)])[0][:300]
             if jax.process_index() == 0:
-                # What was begun only takes room, above all from the save that comes next.
-                for manager in (self._manager, self._best):
-                    for leftover in Path(manager.directory).glob("*.orbax-checkpoint-tmp*"):
-                        shutil.rmtree(leftover, ignore_errors=True)
+                # A partial checkpoint takes the room of the next save.
+                for leftover in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """Read the newest checkpoint that can be read into a pytree of the structure, types and shardings of `like`.
@@ -169,11 +164,6 @@ class Checkpoints:
             (self._folder / str(step)).rename(aside / str(step))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"set aside {step}")
-
-
-def _manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
-    settings = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, **options)
-    return ocp.CheckpointManager(folder, options=settings, item_handlers=ocp.StandardCheckpointHandler())
 
 
 def _leaves(state: Any) -> dict[str, jax.Array]:

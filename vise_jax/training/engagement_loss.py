@@ -1,4 +1,4 @@
-"""Eq. 1 of the paper: L_C + L_R, each the mean over the examples that carry the label."""
+"""The engagement loss, Eq. 1: L_C + L_R, each the mean over the labeled examples."""
 
 from collections.abc import Mapping
 
@@ -11,15 +11,15 @@ Batch = Mapping[str, jax.Array]
 def comment_loss(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     """L_C: cross-entropy with soft targets (Sec. 3.3, after Mahajan et al. 2018).
 
-    A post's m labels share its probability: 1/m each, or by their weights.
+    The targets of a post with m labels are 1/m each, or proportional to their weights.
 
     Args:
         logits: float32 [B, K].
-        labels: int32 [B, M], a post's clusters, filled up with -1.
-        weights: float32 [B, M], at least 0, not looked at where the label is -1.
+        labels: int32 [B, M], a post's clusters, padded with -1.
+        weights: float32 [B, M], nonnegative; ignored where the label is -1.
 
     Returns:
-        The loss of each example, float32 [B], 0 where it has no label; and which have one, float32 [B] of 0 and 1.
+        The loss of each example, float32 [B], 0 if it has no label; and the label mask, float32 [B] of 0 and 1.
     """
     weights, total = _label_weights(labels, weights)
     labeled = total > 0
@@ -29,20 +29,20 @@ def comment_loss(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> tu
 
 
 def _label_weights(labels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The weights [B, M], 0 where there is no label, and their sums [B]."""
+    """Return the weights [B, M], 0 where the label is -1, and their sums [B]."""
     weights = jnp.where(labels >= 0, weights, 0.0)
     return weights, weights.sum(axis=1)
 
 
 def reaction_loss(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """L_R: cross-entropy with one class.
+    """L_R: cross-entropy with a single class (Sec. 3.3).
 
     Args:
         logits: float32 [B, K].
         label: int32 [B], -1 for none.
 
     Returns:
-        The loss of each example, float32 [B], 0 where it has no label; and which have one, float32 [B] of 0 and 1.
+        The loss of each example, float32 [B], 0 if it has no label; and the label mask, float32 [B] of 0 and 1.
     """
     labeled = (label >= 0).astype(jnp.float32)
     log_probabilities = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(label, 0)[:, None], axis=1)
@@ -50,14 +50,14 @@ def reaction_loss(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.A
 
 
 def labeled(batch: Batch) -> dict[str, jax.Array]:
-    """Which examples carry a label, float32 [B] of 0 and 1, for `comments` and `reactions`."""
+    """Return the label masks of `comments` and `reactions`, float32 [B] of 0 and 1."""
     _, total = _label_weights(batch["comment_labels"], batch["comment_weights"])
     comments = (total > 0).astype(jnp.float32)
     return {"comments": comments, "reactions": (batch["reaction_label"] >= 0).astype(jnp.float32)}
 
 
 def loss_sums(logits: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
-    """The loss of each head there is, summed over the batch: float32 scalars.
+    """Return the loss of each head in `logits`, summed over the batch: float32 scalars.
 
     Args:
         logits: float32 [B, K] of each head, `comments` and `reactions`.
@@ -74,15 +74,15 @@ def loss_sums(logits: Mapping[str, jax.Array], batch: Batch) -> dict[str, jax.Ar
 def engagement_loss(
     logits: Mapping[str, jax.Array], batch: Batch, counts: Mapping[str, jax.Array] | None = None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Eq. 1 over the heads that there are.
+    """Compute Eq. 1 over the heads in `logits`.
 
-    Each term is the mean over the examples of the global batch that carry its label, 0 where none does.
+    Each term is the mean over the labeled examples of the global batch, 0 if there are none.
 
     Args:
         logits: float32 [B, K] of each head, `comments` and `reactions`.
         batch: `comment_labels`, `comment_weights` and `reaction_label` as above.
-        counts: how many examples carry each label in the global batch, where `batch` is a part of it; the parts'
-            losses then add up to the whole one's.
+        counts: number of labeled examples in the global batch per head, if `batch` is a microbatch of it. The losses of
+            the microbatches then add up to that of the global batch.
 
     Returns:
         The sum of the terms, and each term by its head's name: float32 scalars.
@@ -93,12 +93,12 @@ def engagement_loss(
     return sum(terms.values(), start=jnp.float32(0.0)), terms
 
 
-def hits(logits: Mapping[str, jax.Array], batch: Batch, k: int) -> dict[str, jax.Array]:
-    """How many labeled examples have a label of theirs among the k largest logits, for each head: float32 scalars."""
-    found = {}
+def top_k_correct(logits: Mapping[str, jax.Array], batch: Batch, k: int) -> dict[str, jax.Array]:
+    """Return the number of examples with one of their labels among the k largest logits, per head: float32 scalars."""
+    correct = {}
     labels = {"comments": batch["comment_labels"], "reactions": batch["reaction_label"][:, None]}
     for head, scores in logits.items():
         _, top = jax.lax.top_k(scores, min(k, scores.shape[1]))
         among = (top[:, :, None] == labels[head][:, None, :]).any(axis=(1, 2))
-        found[head] = among.astype(jnp.float32).sum()
-    return found
+        correct[head] = among.astype(jnp.float32).sum()
+    return correct

@@ -1,198 +1,79 @@
-"""What can be seen of a run while it goes on: its times, what is new in its config, and how well it does."""
+"""Evaluators: objects that measure a training state, `run(state) → {name: value}`."""
 
-import contextlib
-import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from vise_jax import config as vise_config
-from vise_jax.data import loader
-from vise_jax.data.records import CorruptExamples
-from vise_jax.encoder import imagenet_preprocessing, normalize
-from vise_jax.training import sharding
+from vise_jax.training import engagement_loss, sharding
 from vise_jax.training import state as train_state
 from vise_jax.training.sharding import Layout
 from vise_jax.training.state import TrainState
-from vise_jax.training.step import make_evaluation_step
+from vise_jax.training.task import Batch
 
-# Maps images, uint8 [B, S, S, 3], to features, float32 [B, D].
+# From images, uint8 [B, S, S, 3], to features, float32 [B, D].
 Features = Callable[[np.ndarray], np.ndarray]
-# Maps the encoder as it is to numbers by their names, e.g. {"knn_accuracy": 0.4}; runs on the first process alone.
-Evaluator = Callable[[Features], Mapping[str, float]]
+# Measures features; runs on the first process alone.
+Probe = Callable[[Features], Mapping[str, float]]
 
 
-def changed_keys(config: ConfigDict) -> list[str]:
-    """A line for each key that differs from its default, `key = value (default …)`."""
-    defaults = vise_config.flat(vise_config.base())
-    return [
-        f"{key} = {value!r} (default {defaults[key]!r})"
-        for key, value in vise_config.flat(config).items()
-        if value != defaults[key]
-    ]
-
-
-class Clock:
-    """Where the time of a run goes.
-
-    Everything is counted from the end of the first step on, which compiles. Time in steps is what is left when the rest
-    is taken away: waiting for data with nothing to do on the devices, blocking saves, evaluations.
-    """
-
-    def __init__(self) -> None:
-        self._begin = self._last = time.monotonic()
-        self._lost = {"data": 0.0, "other": 0.0}
-        self._lost_before = dict(self._lost)
-
-    def restart(self) -> float:
-        """Count from now on; returns the seconds since it was made."""
-        seconds = time.monotonic() - self._begin
-        self.__init__()  # type: ignore[misc]
-        return seconds
-
-    @contextlib.contextmanager
-    def lost(self, on: str = "other") -> Iterator[None]:
-        """Count the time of the block as lost, on "data" or on something "other"."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self._lost[on] += time.monotonic() - start
-
-    def next(self, batches: Iterator[Any], idle: Callable[[], bool]) -> Any:
-        """The next batch; the wait for it is lost if the devices are idle when it comes."""
-        start = time.monotonic()
-        batch = next(batches)
-        if idle():
-            self._lost["data"] += time.monotonic() - start
-        return batch
-
-    def measure(self, steps: int, images: int) -> dict[str, float]:
-        """The times of the steps since this was last asked: see `docs/pods.md`.
-
-        Args:
-            steps: how many there were.
-            images: of one step, over all processes.
-        """
-        now = time.monotonic()
-        data, other = (self._lost[key] - self._lost_before[key] for key in ("data", "other"))
-        seconds = now - self._last
-        values = {
-            "images_per_second": steps * images / seconds,
-            "step_seconds": (seconds - other) / steps,
-            "data_seconds": data / steps,
-            "goodput": 1 - sum(self._lost.values()) / (now - self._begin),
-        }
-        self._last, self._lost_before = now, dict(self._lost)
-        return {name: round(value, 4) for name, value in values.items()} | _device_memory()
-
-
-def _device_memory() -> dict[str, int]:
-    """Peak bytes in use on this process's first device, where the backend says."""
-    found = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return {} if found is None else {"device_bytes": found}
-
-
-class Trace:
-    """A JAX trace of the steps from `first` to `last`, in the folder `profile` of the run.
+class FeatureEvaluator:
+    """Measure the encoder's features with a probe, e.g. its kNN accuracy.
 
     Args:
-        workdir: the run folder.
-        steps: the config's `profile.steps`.
-    """
-
-    def __init__(self, workdir: Path, steps: tuple[int, ...]):
-        self._folder = workdir / "profile"
-        self._first, self._last = steps or (0, 0)
-        self._running = False
-
-    def before(self, step: int) -> None:
-        """To be called before each step."""
-        if step == self._first:
-            jax.profiler.start_trace(str(self._folder))
-            self._running = True
-
-    def after(self, step: int, state: Any) -> None:
-        """To be called with the state after each step."""
-        if self._running and step >= self._last:
-            jax.block_until_ready(state)
-            jax.profiler.stop_trace()
-            self._running = False
-
-
-class Evaluation:
-    """The validation shards and the evaluators.
-
-    Args:
-        config: the whole configuration.
-        manifest: of the shards.
-        graphdef: structure of the model.
+        probe: from the feature function to numbers by name; None on all processes but the first.
+        graphdef: graph definition of a model with an attribute `encoder`.
         mesh: all devices.
-        layout: how the batch is divided.
-        bad: where damaged examples are named.
-        evaluators: called on the first process.
+        normalize: from images to the encoder's input, on the device.
+    """
+
+    def __init__(
+        self, probe: Probe | None, graphdef: nnx.GraphDef, mesh: Mesh, normalize: Callable[[jax.Array], jax.Array]
+    ):
+        self._probe, self._mesh = probe, mesh
+        self._encode = jax.jit(
+            lambda weights, images: nnx.merge(graphdef, weights).encoder(normalize(images), train=False)[0]
+        )
+
+    def run(self, state: TrainState) -> dict[str, float]:
+        """Return the probe's numbers, on the first process."""
+        weights = train_state.on_one_device(state, self._mesh)
+        if self._probe is None:
+            return {}
+        return dict(self._probe(lambda images: np.asarray(self._encode(weights, images))))
+
+
+class ValidationEvaluator:
+    """Measure loss and accuracy on the validation examples, each counted once.
+
+    Args:
+        batches: returns an iterator over the validation batches of this process, as host arrays.
+        graphdef: graph definition of the model.
+        mesh: all devices.
+        layout: how a batch is divided.
+        normalize: from images to the model's input, on the device.
     """
 
     def __init__(
         self,
-        config: ConfigDict,
-        manifest: dict[str, Any],
+        batches: Callable[[], Iterator[dict[str, np.ndarray]]],
         graphdef: nnx.GraphDef,
         mesh: Mesh,
         layout: Layout,
-        bad: CorruptExamples,
-        evaluators: tuple[Evaluator, ...],
+        normalize: Callable[[jax.Array], jax.Array],
     ):
-        self._config, self._manifest, self._graphdef = config, manifest, graphdef
-        self._mesh, self._layout, self._bad, self._evaluators = mesh, layout, bad, evaluators
-        self._preprocessing = imagenet_preprocessing(config.data.image_size)
-        self._step = make_evaluation_step(graphdef, config, mesh, layout)
-        self._encode = jax.jit(self._features)
+        self._batches, self._mesh = batches, mesh
+        self._step = make_evaluation_step(graphdef, normalize, mesh, layout)
 
-    def __bool__(self) -> bool:
-        return bool(self._evaluators or self._manifest["validation"]["examples"])
-
-    def _features(self, weights: nnx.State, images: jax.Array) -> jax.Array:
-        model = nnx.merge(self._graphdef, weights)
-        return model.encoder(normalize(images, self._preprocessing), train=False)[0]
-
-    def __call__(self, state: TrainState) -> dict[str, float]:
-        """Evaluate; every process has to call it.
-
-        Returns:
-            `validation_loss`, and for each head `validation_loss_HEAD`, `validation_top1_HEAD` and
-            `validation_top5_HEAD` (means over its labeled examples), where there are validation shards; on the first
-            process, what the evaluators return.
-        """
-        values = self._on_validation_shards(state) if self._manifest["validation"]["examples"] else {}
-        if self._evaluators:
-            weights = train_state.on_one_device(state, self._mesh)
-            if jax.process_index() == 0:
-                for evaluator in self._evaluators:
-                    values |= evaluator(lambda images: np.asarray(self._encode(weights, images)))
-        return values
-
-    def _on_validation_shards(self, state: TrainState) -> dict[str, float]:
-        batches = loader.validation_batches(
-            Path(self._config.data.shards),
-            self._manifest,
-            self._config.data,
-            self._preprocessing,
-            batch_size=self._layout.batch_size,
-            bad=self._bad,
-            rows=sharding.local_rows(self._mesh, self._layout.batch_size),
-        )
+    def run(self, state: TrainState) -> dict[str, float]:
+        """Return `validation_loss`, and for each head `validation_{loss,top1,top5}_HEAD`, means over its examples."""
         sums: dict[str, float] = {}
-        for batch in batches:
-            del batch["post_id"]
-            found = self._step(state.params, state.batch_stats, sharding.put_batch(self._mesh, batch))
-            for name, value in found.items():
+        weights = nnx.merge_state(state.params, state.frozen)
+        for batch in self._batches():
+            del batch["example_id"]
+            for name, value in self._step(weights, state.batch_stats, sharding.put_batch(self._mesh, batch)).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         heads = [name.removeprefix("labeled_") for name in sums if name.startswith("labeled_")]
         means = {
@@ -201,3 +82,34 @@ class Evaluation:
             for head in heads
         }
         return {"validation_loss": sum(means[f"validation_loss_{head}"] for head in heads)} | means
+
+
+def make_evaluation_step(
+    graphdef: nnx.GraphDef, normalize: Callable[[jax.Array], jax.Array], mesh: Mesh, layout: Layout
+) -> Callable[[nnx.State, nnx.State, Batch], dict[str, jax.Array]]:
+    """Compile the evaluation of one batch.
+
+    Returns:
+        A function of parameters, batch statistics and a batch. It returns sums over the labeled examples, float32
+        scalars: `loss_HEAD`, `top1_HEAD`, `top5_HEAD` (top-k correct: one of the labels is among the k largest logits)
+        and their number, `labeled_HEAD`.
+    """
+
+    def evaluation_step(params: nnx.State, batch_stats: nnx.State, batch: Batch) -> dict[str, jax.Array]:
+        model = nnx.merge(graphdef, params, batch_stats, copy=True)
+        logits, _ = model(normalize(batch["images"]), train=False)
+        labeled = engagement_loss.labeled(batch)
+        sums = {
+            "loss": engagement_loss.loss_sums(logits, batch),
+            "top1": engagement_loss.top_k_correct(logits, batch, 1),
+            "top5": engagement_loss.top_k_correct(logits, batch, 5),
+            "labeled": {head: labeled[head].sum() for head in logits},
+        }
+        return {f"{name}_{head}": value for name, values in sums.items() for head, value in values.items()}
+
+    places = train_state.shardings(mesh, layout)
+    return jax.jit(
+        evaluation_step,
+        in_shardings=(places.params, places.batch_stats, sharding.split(mesh)),
+        out_shardings=sharding.replicated(mesh),
+    )

@@ -1,4 +1,4 @@
-"""Several processes, and what they tell each other."""
+"""The processes of a run: joining them, barriers, SIGTERM."""
 
 import contextlib
 import importlib.util
@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterator, Mapping
 
 import jax
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 
 from vise_jax.errors import UserError
 
 
-def initialize(config: ConfigDict, environment: Mapping[str, str] = os.environ) -> None:
-    """Join the other processes of a run, where there are any; before anything else asks JAX for devices.
+def initialize(distributed: str, heartbeat_seconds: int, environment: Mapping[str, str] = os.environ) -> None:
+    """Join the other processes of a run, if there are any. Call it before JAX looks for devices.
 
     Args:
-        config: the `training` section; `distributed` and `heartbeat_seconds` are looked at.
-        environment: the process' environment.
+        distributed: "auto", "off" or "HOST:PORT,PROCESSES,INDEX".
+        heartbeat_seconds: timeout after which a silent process counts as dead.
+        environment: environment variables of the process.
 
     Raises:
         UserError: the processes can't be joined.
@@ -27,25 +27,25 @@ def initialize(config: ConfigDict, environment: Mapping[str, str] = os.environ) 
     if jax.distributed.is_initialized():
         return
     where: dict[str, str | int] = {}
-    if config.distributed == "off" or (config.distributed == "auto" and not _one_of_several(environment)):
+    if distributed == "off" or (distributed == "auto" and not _one_of_several(environment)):
         return
-    if config.distributed != "auto":
-        address, count, index = config.distributed.split(",")
+    if distributed != "auto":
+        address, count, index = distributed.split(",")
         where = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
     # SIGTERM is ours: JAX's own notice of it would be a second one, and exists with several processes only.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**where, heartbeat_timeout_seconds=config.heartbeat_seconds)  # type: ignore[arg-type]
+        jax.distributed.initialize(**where, heartbeat_timeout_seconds=heartbeat_seconds)  # type: ignore[arg-type]
     except (RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [repr(error)])[0][:300]
         raise UserError(
-            f"The processes of this run can't be joined ({reason}): see docs/pods.md, or say "
-            "--config.training.distributed=off for one process alone."
+            f"The processes of this run can't be joined ({reason}): see docs/pods.md, or set "
+            "--config.training.distributed=off for a single process."
         ) from error
 
 
 def _one_of_several(environment: Mapping[str, str]) -> bool:
-    """Whether Slurm, Open MPI, Kubernetes or Cloud TPU started this process as one of several."""
+    """Return whether Slurm, Open MPI, Kubernetes or Cloud TPU started this process as one of several."""
 
     def more_than_one(key: str) -> bool:
         return environment.get(key, "1").isdigit() and int(environment.get(key, "1")) > 1
@@ -58,17 +58,17 @@ def _one_of_several(environment: Mapping[str, str]) -> bool:
 
 
 def barrier(name: str) -> None:
-    """Return when every process has come here."""
+    """Wait until every process has called this with the same name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 @contextlib.contextmanager
 def sigterm() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGTERM has come; it no longer ends the process at once."""
-    asked = threading.Event()
-    previous = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    """Yield a function that returns whether SIGTERM was received. The signal doesn't end the process meanwhile."""
+    received = threading.Event()
+    previous = signal.signal(signal.SIGTERM, lambda *_: received.set())
     try:
-        yield asked.is_set
+        yield received.is_set
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -1,4 +1,4 @@
-"""Optimizers and learning rates, by config."""
+"""Optimizers and learning-rate schedules."""
 
 import math
 from collections.abc import Callable
@@ -6,30 +6,31 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
+# From the number of steps done (int32 scalar) to the learning rate of the next step (float32 scalar).
 Rate = Callable[[jax.Array], jax.Array]
 
 
-def learning_rate(config: ConfigDict, steps: int) -> Rate:
-    """Linear warm-up to the peak, then what `schedule` says.
+def learning_rate(
+    peak: float, steps: int, *, schedule: str, warmup_fraction: float, decays: int, decay_factor: float
+) -> Rate:
+    """Return a schedule with linear warm-up.
 
     Args:
-        config: the `training` section. The peak is `learning_rate` per 256 images of the batch (Goyal et al. 2017).
-        steps: length of the whole run.
-
-    Returns:
-        From the number of steps done (int32 scalar) to the rate of the next one (float32 scalar).
+        peak: learning rate after the warm-up.
+        steps: length of the run.
+        schedule: "cosine" (to 0), "step" or "constant".
+        warmup_fraction: fraction of the steps with linear warm-up.
+        decays: for "step": `decays` drops split the run after the warm-up into `decays + 1` equal intervals.
+        decay_factor: for "step": factor of each drop.
     """
-    peak = config.learning_rate * config.batch_size / 256
-    warmup = round(config.warmup_fraction * steps)
+    warmup = round(warmup_fraction * steps)
 
     def after_warmup(progress: jax.Array) -> jax.Array:
-        if config.schedule == "cosine":
+        if schedule == "cosine":
             return 0.5 * (1.0 + jnp.cos(math.pi * progress))
-        if config.schedule == "step":
-            # So many decays part the run into one interval more.
-            return jnp.float32(config.decay_factor) ** jnp.floor(progress * (config.decays + 1))
+        if schedule == "step":
+            return jnp.float32(decay_factor) ** jnp.floor(progress * (decays + 1))
         return jnp.ones_like(progress)
 
     def rate(step: jax.Array) -> jax.Array:
@@ -41,25 +42,23 @@ def learning_rate(config: ConfigDict, steps: int) -> Rate:
     return rate
 
 
-def make(config: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """The optimizer that `optimizer` names, at the rate of `learning_rate`.
+def sgd(rate: Rate, *, momentum: float, weight_decay: float) -> optax.GradientTransformation:
+    """Return SGD as torch defines it: decay is added to the gradient, momentum accumulates, the rate scales both.
 
-    Biases and the parameters of batch norm, which have one dimension, don't decay.
-
-    Args:
-        config: the `training` section.
-        steps: length of the whole run.
+    Biases and batch-norm parameters, which have one dimension, don't decay.
     """
-    rate = learning_rate(config, steps)
-    if config.optimizer == "adamw":
-        (first, second), epsilon = config.adam_betas, config.adam_epsilon
-        return optax.adamw(rate, first, second, epsilon, weight_decay=config.weight_decay, mask=_decays)
-    # SGD as in torch: decay joins the gradient, momentum is summed, then the rate scales both.
     return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=_decays),
-        optax.trace(config.momentum),
+        optax.add_decayed_weights(weight_decay, mask=_decays),
+        optax.trace(momentum),
         optax.scale_by_learning_rate(rate),
     )
+
+
+def adamw(
+    rate: Rate, *, betas: tuple[float, float], epsilon: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """Return AdamW. Biases and batch-norm parameters don't decay."""
+    return optax.adamw(rate, betas[0], betas[1], epsilon, weight_decay=weight_decay, mask=_decays)
 
 
 def _decays(params: optax.Params) -> optax.Params:

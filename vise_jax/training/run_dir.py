@@ -1,6 +1,8 @@
-"""The run folder: whose it is, and the encoder at its end."""
+"""The run directory: its lock, its experiment, and the encoder that it exports."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from vise_jax.errors import UserError
 from vise_jax.training.hosts import barrier
 
 _FORMAT_VERSION = 1
-# Keys that may change when a run goes on: they don't change what is computed. The shards are known by fingerprint,
-# and what is in `labels` has become part of them. The groups of batch norm stay those that the run began with.
+# Keys that may change when a run is resumed: they don't change what is computed. The shards are compared by
+# fingerprint, and `labels` decided their content. The size of batch-norm groups stays that of the first start.
 _FREE_KEYS = frozenset(
     {
         "data.shards",
@@ -26,61 +28,81 @@ _FREE_KEYS = frozenset(
         "training.checkpoint_every",
         "training.checkpoint_minutes",
         "training.keep_checkpoints",
-        "training.keep_best",
+        "training.log_every",
+        "training.evaluate_every",
+        "training.probe",
         "training.distributed",
         "training.heartbeat_seconds",
         "profile.steps",
     }
 )
+# Keys that describe where and how a run was watched, not what the encoder is. They stay in the run directory.
+_PRIVATE_KEYS = _FREE_KEYS | {"training.init_from", "labels.salt_file", "labels.vectors"}
 
 
-def claim(workdir: Path, config: ConfigDict, shards_fingerprint: str, bn_group: int) -> int:
-    """Write `config.json`, or compare with the one that is there.
+@contextlib.contextmanager
+def acquire(workdir: Path, config: ConfigDict, shards_fingerprint: str, bn_group: int) -> Iterator[int]:
+    """Lock the run directory, and write `config.json` or compare with the one that is there.
 
     Args:
-        workdir: the run folder; made if need be.
-        config: the whole configuration.
+        workdir: the run directory, created if it doesn't exist.
+        config: the whole config.
         shards_fingerprint: the manifest's.
-        bn_group: how many examples would share batch statistics.
+        bn_group: size of a batch-norm group of a new run.
 
-    Returns:
-        How many share them in this run: as many as when it began.
+    Yields:
+        The size of a batch-norm group in this run, as of its first start.
 
     Raises:
-        UserError: the folder holds another experiment; names the keys that differ.
+        UserError: the directory holds another experiment (names the keys that differ), or another process trains in it.
     """
     path = workdir / "config.json"
-    # Through JSON, so that tuples compare equal to the lists that they are read back as.
-    mine = json.loads(json.dumps({"config": vise_config.flat(config), "shards": shards_fingerprint}))
-    begun = path.exists()
-    barrier("look at the run folder")
-    if begun:
-        theirs = artifact.read_description(workdir, path.name, version=_FORMAT_VERSION, made_by="train.py")
-        keys = {key for key in mine["config"] | theirs["config"] if not key.startswith("labels.")} - _FREE_KEYS
-        differing = sorted(key for key in keys if mine["config"].get(key) != theirs["config"].get(key))
-        if mine["shards"] != theirs["shards"]:
-            differing.append("the shards")
-        if differing:
-            raise UserError(
-                f"{workdir} holds another experiment ({', '.join(differing[:10])} differ): name a new --workdir, "
-                "or give the same config to go on."
-            )
-        return theirs["bn_group"]
-    if workdir.exists() and (not workdir.is_dir() or any(entry.name[0] != "." for entry in workdir.iterdir())):
-        raise UserError(f"{workdir} is no run folder: name a new --workdir.")
-    barrier("take the run folder")
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        artifact.write_json(path, {"format_version": _FORMAT_VERSION, "kind": "run", "bn_group": bn_group, **mine})
-    barrier("the run folder is taken")
-    return bn_group
+    if workdir.exists() and (
+        not workdir.is_dir() or (not path.exists() and any(entry.name[0] != "." for entry in workdir.iterdir()))
+    ):
+        raise UserError(f"{workdir} is no run directory: name a new --workdir.")
+    barrier("look at the run directory")
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            workdir.mkdir(parents=True, exist_ok=True)
+            busy = f"Another process trains in {workdir}: wait for it, or name a new --workdir."
+            stack.enter_context(artifact.lock(workdir / ".lock", busy))
+        # Through JSON, so that tuples compare equal to the lists that they are read back as.
+        mine = json.loads(json.dumps({"config": vise_config.flat(config), "shards": shards_fingerprint}))
+        begun = path.exists()
+        barrier("compare the run directory")
+        if begun:
+            theirs = artifact.read_description(workdir, path.name, version=_FORMAT_VERSION, made_by="train.py")
+            _compare(workdir, mine, theirs)
+            bn_group = theirs["bn_group"]
+        elif jax.process_index() == 0:
+            artifact.write_json(path, {"format_version": _FORMAT_VERSION, "kind": "run", "bn_group": bn_group, **mine})
+        barrier("the run directory is acquired")
+        yield bn_group
+
+
+def _compare(workdir: Path, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
+    keys = {key for key in mine["config"] | theirs["config"] if not key.startswith("labels.")} - _FREE_KEYS
+    differing = sorted(key for key in keys if mine["config"].get(key) != theirs["config"].get(key))
+    if mine["shards"] != theirs["shards"]:
+        differing.append("the shards")
+    if differing:
+        raise UserError(
+            f"{workdir} holds another experiment ({', '.join(differing[:10])} differ): name a new --workdir, or give "
+            "the same config to resume."
+        )
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Return whether the run has a checkpoint to resume from."""
+    return any((workdir / "checkpoints").glob("[0-9]*"))
 
 
 def warm_start(model: models.VisE, folder: Path, preprocessing: dict[str, Any]) -> None:
-    """Give a new model the weights of an encoder; its heads stay as they are.
+    """Initialize the encoder of a model from an encoder artifact. The heads keep their initial weights.
 
     Raises:
-        UserError: another architecture (names the first ten arrays), or images that are prepared in another way.
+        UserError: the architecture (the message names the first ten arrays) or the normalization differs.
     """
     source = Encoder.load(folder)
     weights = {name.removeprefix("encoder/"): value for name, value in source.weights.items()}
@@ -109,12 +131,15 @@ def warm_start(model: models.VisE, folder: Path, preprocessing: dict[str, Any]) 
 def export(
     workdir: Path, config: ConfigDict, architecture: dict[str, Any], manifest: dict[str, Any], model: models.VisE
 ) -> Path:
-    """Write the trained encoder, unless it is there already, and return its folder."""
+    """Write the trained encoder, unless it exists, and return its directory.
+
+    Its provenance holds the experiment, without paths, hosts and other keys of the run.
+    """
     folder = workdir / "encoder"
     if jax.process_index() == 0 and not folder.exists():
         trained = {
             "vise_jax": vise_jax.__version__,
-            "config": vise_config.flat(config) | {"data.shards": Path(config.data.shards).name},
+            "config": {key: value for key, value in vise_config.flat(config).items() if key not in _PRIVATE_KEYS},
             "shards": manifest["fingerprint"],
             "labeler": manifest["labeler"],
         }
@@ -123,7 +148,7 @@ def export(
             architecture=architecture,
             preprocessing=imagenet_preprocessing(config.data.image_size),
             provenance={"trained": trained},
-            license="not stated: whoever trained this encoder decides, within the rights to the posts",
+            license="not stated: to be decided by the trainer of this encoder, within the rights to the posts",
         ).save(folder)
     barrier("the encoder is written")
     return folder

@@ -1,4 +1,4 @@
-"""Where arrays live: the batch split over the devices, everything else on each of them; and how the batch is cut up."""
+"""Sharding: the batch is split over the devices, everything else is replicated."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from vise_jax.errors import UserError
 
@@ -18,10 +17,10 @@ class Layout(NamedTuple):
     """How the examples of a batch are divided.
 
     Attributes:
-        batch_size: examples over all devices, B.
-        devices: how many, D; each has B / D consecutive examples.
-        microbatches: parts of a step, M.
-        bn_group: consecutive examples that share batch statistics.
+        batch_size: number of examples over all devices, B.
+        devices: number of devices, D; each has B / D consecutive examples.
+        microbatches: number of gradient-accumulation steps, M.
+        bn_group: number of consecutive examples that share batch statistics.
     """
 
     batch_size: int
@@ -31,61 +30,60 @@ class Layout(NamedTuple):
 
     @property
     def local(self) -> bool:
-        """Whether each group of batch norm lies within one device's part of a microbatch."""
+        """Whether each batch-norm group lies on one device."""
         return (self.batch_size // self.devices // self.microbatches) % self.bn_group == 0
 
     @property
     def bn_groups(self) -> int:
-        """Groups of batch norm in a microbatch."""
+        """Number of batch-norm groups in a microbatch."""
         return self.batch_size // self.microbatches // self.bn_group
 
 
-def layout(config: ConfigDict, devices: int, bn_group: int | None = None) -> Layout:
-    """Divide the batch as the config says.
+def layout(batch_size: int, devices: int, *, microbatches: int = 1, bn_group: int | None = None) -> Layout:
+    """Divide a batch over devices, microbatches and batch-norm groups.
 
     Args:
-        config: the whole configuration.
-        devices: how many there are.
-        bn_group: the groups that a run began with; None = as `model.bn_group` says.
+        batch_size: number of examples over all devices.
+        devices: number of devices.
+        microbatches: number of gradient-accumulation steps.
+        bn_group: number of examples that share batch statistics; 0 = the whole batch, None = one group per device and
+            microbatch.
 
     Raises:
-        UserError: the batch can't be divided so.
+        UserError: the batch can't be divided evenly.
     """
-    batch_size, parts = config.training.batch_size, config.training.microbatches
-    if batch_size % (devices * parts):
-        among = f"{devices} devices" + (f" in {parts} microbatches" if parts > 1 else "")
+    if batch_size % (devices * microbatches):
+        among = f"{devices} devices" + (f" in {microbatches} microbatches" if microbatches > 1 else "")
         raise UserError(
             f"The config key training.batch_size is {batch_size}, which {among} can't share evenly: "
-            f"make it a multiple of {devices * parts}."
+            f"make it a multiple of {devices * microbatches}."
         )
-    group = config.model.bn_group if bn_group is None else bn_group
-    if group is None:
-        group = batch_size // devices // parts
-    group = group or batch_size
-    if (batch_size // parts) % group:
-        among = f"a microbatch's {batch_size // parts} examples" if parts > 1 else f"training.batch_size, {batch_size}"
+    group = batch_size // devices // microbatches if bn_group is None else bn_group or batch_size
+    if (batch_size // microbatches) % group:
+        size = batch_size // microbatches
+        among = f"a microbatch's {size} examples" if microbatches > 1 else f"training.batch_size, {batch_size}"
         raise UserError(f"The config key model.bn_group makes groups of {group}, but they must divide {among}.")
-    return Layout(batch_size, devices, parts, group)
+    return Layout(batch_size, devices, microbatches, group)
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """These devices along one axis; all of all processes if not said."""
+    """Return a mesh of one axis over `devices`; by default all devices of all processes."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on each device."""
+    """Return the sharding of replicated arrays."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """The first dimension split over the devices."""
+    """Return the sharding that splits the first dimension over the devices."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The rows of a batch that lie on this process's devices, sorted: int64 [L]."""
+    """Return the rows of a batch on this process's devices, sorted: int64 [L]."""
     indices = split(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices]))
 

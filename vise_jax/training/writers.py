@@ -1,6 +1,7 @@
-"""The record of a run: `metrics.jsonl` for programs, TensorBoard events for people."""
+"""Writers of metrics: `metrics.jsonl` and TensorBoard events."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -11,24 +12,25 @@ from vise_jax import artifact
 
 
 class MetricsWriter:
-    """Appends records to `metrics.jsonl` and to TensorBoard's events, in one process of a run.
+    """Append records to `metrics.jsonl` and to TensorBoard events.
 
     Args:
-        workdir: the run folder.
-        step: steps done. Records of later ones, left by a run that was killed after its last checkpoint, are dropped.
-        writing: whether this is that process; in others nothing is written.
+        workdir: the run directory.
+        step: number of steps done. Records of later steps, from a run that was killed after its last checkpoint, are
+            dropped.
+        writing: False in all processes but one: write nothing.
     """
 
     def __init__(self, workdir: Path, step: int, writing: bool = True):
         self._writing = writing
-        if not writing:
-            return
-        path = workdir / "metrics.jsonl"
-        artifact.write_text(path, "".join(line for line in _lines(path) if json.loads(line)["step"] <= step))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._path, self._workdir, self._step = workdir / "metrics.jsonl", workdir, step
 
     def __enter__(self) -> "MetricsWriter":
+        if self._writing:
+            lines = (line for line in _lines(self._path) if json.loads(line)["step"] <= self._step)
+            artifact.write_text(self._path, "".join(lines))
+            self._file = open(self._path, "a", encoding="utf-8")
+            self._events = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=self._step + 1)
         return self
 
     def __exit__(
@@ -42,14 +44,16 @@ class MetricsWriter:
         """Write the metrics of one step."""
         if not self._writing:
             return
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        # JSON has no NaN and no infinity: null says that there is no number.
+        values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in metrics.items():
             self._events.add_scalar(name, value, step)
 
 
 def _lines(path: Path) -> list[str]:
-    """The complete lines of the file: a kill can cut the last one short."""
+    """Return the complete lines of a file. A kill can cut the last one short."""
     if not path.exists():
         return []
     return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]

@@ -1,7 +1,8 @@
-"""Nearest neighbors in the features: what an encoder is worth with nothing fitted, cheap enough to watch it by."""
+"""kNN classification on features, without fitting; cheap enough to run during training."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from vise_jax.evaluation import metrics, splits
 
 # Rows of similarities in memory at a time.
 _ROWS = 1024
+
+# From the feature function to numbers by name.
+Watcher = Callable[[Callable[[np.ndarray], np.ndarray]], dict[str, float]]
 
 
 def predict(
@@ -49,9 +53,9 @@ def _unit(features: np.ndarray) -> np.ndarray:
 
 
 def watcher(
-    path: Path, preprocessing: Mapping[str, object], batch_size: int, *, k: int = 20, temperature: float = 0.07
-) -> Callable[[Callable[[np.ndarray], np.ndarray]], dict[str, float]]:
-    """An evaluator for `training.loop.train`: the accuracy of nearest neighbors on labeled images.
+    path: Path, preprocessing: Mapping[str, Any], batch_size: int, *, k: int = 20, temperature: float = 0.07
+) -> Watcher:
+    """Return a probe for `training.pretrain.train`: the kNN accuracy on labeled images, decoded once.
 
     Args:
         path: the images, see `datasets.open_folder`. Without official splits, the first of the random ones is taken.
@@ -69,13 +73,14 @@ def watcher(
     images = datasets.open_folder(path)
     config = vise_config.evaluation()
     split = splits.make(images, config)[0]
-    decoded = np.concatenate(
-        list(
-            data_images.batches(
-                images, np.arange(len(images)), preprocessing, batch_size, config.threads, config.max_image_pixels
-            )
-        )
-    )
+    size = preprocessing["crop"]
+    decoded = np.empty((len(images), size, size, 3), np.uint8)
+    filled = 0
+    for batch in data_images.batches(
+        images, np.arange(len(images)), preprocessing, batch_size, config.threads, config.max_image_pixels
+    ):
+        decoded[filled : filled + len(batch)] = batch
+        filled += len(batch)
 
     def evaluate(encode: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
         features = []

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from vise_jax import config as vise_config
-from vise_jax.training import evaluators
+from vise_jax.training import pretrain, timing
 
 
 class Watch:
@@ -18,7 +18,7 @@ class Watch:
 
 def test_time_is_steps_data_and_the_rest(monkeypatch):
     watch = Watch(monkeypatch)
-    clock = evaluators.Clock()
+    clock = timing.Clock()
     watch.now += 30  # the first step compiles
     assert clock.restart() == 30
 
@@ -43,9 +43,9 @@ def test_time_is_steps_data_and_the_rest(monkeypatch):
 
 def test_keys_that_differ_from_their_defaults_are_named():
     config = vise_config.base()
-    assert evaluators.changed_keys(config) == []
+    assert pretrain.changed_keys(config) == []
     config.training.steps, config.model.heads = 7, ("comments",)
-    assert evaluators.changed_keys(config) == [
+    assert pretrain.changed_keys(config) == [
         "model.heads = ('comments',) (default ('comments', 'reactions'))",
         "training.steps = 7 (default None)",
     ]
@@ -56,7 +56,7 @@ def test_a_trace_covers_the_steps_that_were_named(monkeypatch, tmp_path, steps, 
     seen = []
     monkeypatch.setattr("jax.profiler.start_trace", lambda folder: seen.append("start"))
     monkeypatch.setattr("jax.profiler.stop_trace", lambda: seen.append(step))
-    trace = evaluators.Trace(tmp_path, steps)
+    trace = timing.Trace(tmp_path, steps)
     for step in range(1, 8):
         trace.before(step)
         trace.after(step, 0)

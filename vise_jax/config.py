@@ -86,6 +86,8 @@ LABELS: Section = {
     "salt_file": ("", ANY),
     # Reject images with more pixels before they are decoded.
     "max_image_pixels": (50_000_000, AT_LEAST_1),
+    # JPEG quality of images that are transcoded: WebP, GIF, BMP, TIFF, AVIF, and JPEG files in CMYK.
+    "transcode_quality": (90, (lambda value: 1 <= value <= 95, "between 1 and 95")),
     # Size of a shard.
     "shard_megabytes": (128.0, POSITIVE),
     # Size of an input split: a range of a .jsonl or .parquet file that one worker labels.

@@ -66,7 +66,8 @@ def weights_of(model: nnx.Module) -> dict[str, jax.Array]:
     return dict(sorted(("/".join(map(str, path)), variable.get_value()) for path, variable in state))
 
 
-@dataclass(frozen=True)
+# Arrays have no truth value: two instances are equal if they are the same object.
+@dataclass(frozen=True, eq=False)
 class Encoder:
     """A trained (or random) network: architecture, weights and how to prepare images for it.
 

@@ -149,7 +149,11 @@ def test_a_damaged_archive_names_the_image(tmp_path):
         ([*OFFICIAL, "train/fox/1.jpg"], "class fox has images for train but none for"),
         ([*OFFICIAL, "more/fox/1.jpg"], "has more beside train and test"),
         (OFFICIAL[:4], "train and validation but none for test"),
-        ([*FLAT, "cat/3.webp"], "holds 3.webp: only JPEG and PNG"),
+        (
+            ["Train/cat/1.jpg", "training/dog/1.jpg", "test/cat/1.jpg"],
+            "Train and training, which both name the split train",
+        ),
+        (["Train/cat/1.jpg", "Test/cat/1.jpg", "extra/cat/1.jpg"], "has extra beside train and test"),
     ],
 )
 def test_folders_that_make_no_sense(tmp_path, names, message):
@@ -173,7 +177,7 @@ def test_folders_that_make_no_sense(tmp_path, names, message):
         ("image,label\n1.jpg,a\nlink.jpg,b\n", "link.jpg .* leads out"),
         ("image,label\n1.jpg,a\nsub,b\n", "is no file"),
         ("image,label\n1.jpg,a\n2.jpg,a\n", "one class only"),
-        ("image,label,split\n1.jpg,a,train\n2.jpg,b,dev\n", "split 'dev' for 2.jpg"),
+        ("image,label,split\n1.jpg,a,train\n2.jpg,b,later\n", "split 'later' for 2.jpg"),
         ("image,label,split\n1.jpg,a,train\n2.jpg,b,train\n", "none for test"),
         ('image,label\n"1.jpg,a\n', "can't be read as a CSV"),
         (b"image,label\n\xff\xfe.jpg,a\n", "can't be read as a CSV"),
@@ -229,3 +233,36 @@ def test_a_name_that_is_no_utf8(tmp_path):
     (tmp_path / os.fsdecode(b"\xff.png")).touch()
     with pytest.raises(UserError, match="a name that is no UTF-8"):
         datasets.open_unlabeled(tmp_path)
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("TRAINING", "testing"), ("training", "TEST")])
+def test_splits_are_recognized_in_any_case(tmp_path, train, test):
+    names = [f"{split}/{label}/1.jpg" for split in (train, test) for label in ("cat", "dog")]
+    images = datasets.open_folder(fill(tmp_path / "plain", names))
+    assert images.classes == ("cat", "dog")
+    assert dict(zip(images.names, images.splits, strict=True)) == {
+        name: "train" if name.startswith(train) else "test" for name in names
+    }
+    assert datasets.open_folder(pack(tmp_path / "set.zip", names)).splits == images.splits
+    rows = "".join(f"plain/{name},{name.split('/')[1]},{name.split('/')[0]}\n" for name in names)
+    assert datasets.open_folder(table(tmp_path / "t.csv", "image,label,split\n" + rows)).splits == images.splits
+
+
+@pytest.mark.parametrize("system", ["@eaDir", ".thumbnails", "$RECYCLE.BIN", "#recycle", "lost+found", "__MACOSX"])
+def test_directories_of_the_system_are_ignored(tmp_path, system):
+    names = [*FLAT, f"{system}/1.jpg", f"cat/{system}/1.jpg/SYNOPHOTO_THUMB_M.jpg"]
+    check(datasets.open_folder(fill(tmp_path / "plain", names)), FLAT)
+    check(datasets.open_folder(pack(tmp_path / "set.zip", names)), FLAT)
+    assert len(datasets.open_unlabeled(tmp_path / "plain")) == len(FLAT)
+
+
+def test_images_are_recognized_by_content(tmp_path):
+    fill(tmp_path, ["cat/1.jfif", "cat/2.jpe", "dog/3.webp", "cat/notes.txt", "dog/README"])
+    for name, content in {"cat/4.JPG_large": b"\xff\xd8\xff\xe0....", "dog/5": b"RIFF....WEBPVP8 "}.items():
+        (tmp_path / name).write_bytes(content)
+    expected = ("cat/1.jfif", "cat/2.jpe", "cat/4.JPG_large", "dog/3.webp", "dog/5")
+    assert datasets.open_folder(tmp_path).names == expected
+    with zipfile.ZipFile(tmp_path.parent / "content.zip", "w") as archive:
+        for path in tmp_path.rglob("*"):
+            archive.write(path, path.relative_to(tmp_path))
+    assert datasets.open_folder(tmp_path.parent / "content.zip").names == expected

@@ -94,8 +94,8 @@ def test_batches_keep_the_order_and_the_last_short_one(tmp_path):
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (b"", "no JPEG or PNG"),
-        (b"some text", "no JPEG or PNG"),
+        (b"", "no image that can be read"),
+        (b"some text", "no image that can be read"),
         (encode(picture(60, 60), "jpeg")[:-300], "can't be decoded"),
         (encode(picture(60, 60), "png")[:500], "can't be decoded"),
         (encode(picture(1100, 1000), "jpeg"), "more than 1,000,000 pixels"),

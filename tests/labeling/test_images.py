@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import tensorflow as tf
+from PIL import Image, PngImagePlugin
 
+from vise_jax.data import formats
 from vise_jax.labeling import images
 from vise_jax.posts import BadPost, Post
 
@@ -34,7 +36,6 @@ def bomb(width: int, height: int) -> bytes:
         encode(),
         encode(progressive=True),
         encode(mode="L"),
-        encode(mode="CMYK"),
         encode(size=(1, 1)),
         encode("PNG"),
         encode("PNG", mode="P"),
@@ -52,9 +53,9 @@ def test_good_images_come_back_as_they_are(encoded: bytes, tmp_path: Path) -> No
     [
         (b"", "image_empty"),
         (b"just text", "image_not_an_image"),
-        (encode("GIF"), "image_format"),
-        (encode("WEBP"), "image_format"),
-        (encode("BMP"), "image_format"),
+        (b"\0\0\1\0" + bytes(40), "image_format"),
+        (b"\0\0\0\x18ftypheic" + bytes(40), "image_format"),
+        (encode("WEBP")[:60], "image_truncated"),
         (encode()[:100], "image_truncated"),
         (encode()[:-200], "image_truncated"),
         (encode(progressive=True)[:-200], "image_truncated"),
@@ -104,3 +105,79 @@ def test_paths_stay_in_the_folder_of_the_posts(tmp_path: Path) -> None:
     assert reason(str(tmp_path / "secret.jpg")) == "image_path_leaves_folder"
     assert reason("circle.jpg") == reason("none.jpg") == reason("i") == reason("x" * 5000) == "image_missing"
     assert reason(None) == "no_image"
+
+
+def pillow_and_tensorflow(encoded: bytes) -> tuple[np.ndarray, np.ndarray]:
+    with Image.open(io.BytesIO(encoded)) as image:
+        pillow = np.asarray(formats.to_rgb(image), np.int32)
+    decode = tf.io.decode_jpeg if encoded.startswith(formats.JPEG) else tf.io.decode_png
+    options = {"dct_method": "INTEGER_ACCURATE"} if decode is tf.io.decode_jpeg else {}
+    return pillow, decode(encoded, channels=3, **options).numpy().astype(np.int32)
+
+
+def sixteen_bits(color: bool) -> bytes:
+    """A 16-bit PNG file, gray or RGB."""
+    values = np.random.default_rng(0).integers(0, 2**16, (24, 32, 3 if color else 1)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", 32, 24, 16, 2 if color else 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return formats.PNG + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+def transparent_palette() -> bytes:
+    file = io.BytesIO()
+    image = Image.open(io.BytesIO(encode("PNG", mode="P")))
+    image.save(file, "PNG", transparency=3)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        *(encode("PNG", mode=mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")),
+        *(encode("JPEG", mode=mode) for mode in ("L", "RGB", "CMYK", "YCbCr")),
+        sixteen_bits(False),
+        sixteen_bits(True),
+        transparent_palette(),
+        *(encode(kind) for kind in ("WEBP", "GIF", "BMP", "TIFF", "AVIF")),
+    ],
+)
+def test_evaluation_and_training_see_the_same_pixels(encoded: bytes) -> None:
+    accepted = images.read_image(Post("a", image_bytes=encoded), 40_000)
+    pillow, tensorflow = pillow_and_tensorflow(accepted)
+    # Decoders of JPEG may round differently.
+    assert np.abs(pillow - tensorflow).max() <= (3 if accepted.startswith(formats.JPEG) else 0)
+
+
+def test_sixteen_bits_keep_their_upper_half() -> None:
+    values = np.asarray(formats.to_rgb(Image.open(io.BytesIO(sixteen_bits(False)))))
+    expected = np.random.default_rng(0).integers(0, 2**16, (24, 32, 1)) >> 8
+    np.testing.assert_array_equal(values[:, :, 0], expected[:, :, 0])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_what_is_accepted_of_cut_files_can_be_decoded(kind: str) -> None:
+    encoded = encode(kind)
+    for end in np.linspace(len(encoded) - 60, len(encoded), 60).astype(int).tolist():
+        try:
+            accepted = images.read_image(Post("a", image_bytes=encoded[:end]), 40_000)
+        except BadPost as bad:
+            assert bad.reason == "image_truncated"  # noqa: PT017
+        else:
+            pillow_and_tensorflow(accepted)
+
+
+def test_metadata_is_removed_and_pixels_are_not_encoded_again() -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "where we live"
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", "where we live")
+    text.add_text("Long", "where we live " * 200_000, zip=True)
+    for kind, options in (
+        ("JPEG", {"exif": exif, "comment": b"where we live", "xmp": b"where we live"}),
+        ("PNG", {"exif": exif, "pnginfo": text}),
+    ):
+        accepted = images.read_image(Post("a", image_bytes=encode(kind, **options)), 40_000)
+        assert accepted == encode(kind)

@@ -1,11 +1,12 @@
-"""Labeled image sets for downstream tasks, read where they lie: folders, zip archives, CSV files."""
+"""Labeled image sets for downstream tasks: directories, zip archives, CSV files."""
 
 import csv
 import dataclasses
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -13,11 +14,28 @@ import numpy as np
 from vise_jax import artifact
 from vise_jax.errors import UserError
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
-_OTHER_IMAGES = (".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".avif")
-_SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif"),
+    # Not readable here, but named so that it is not left out silently.
+    *(".heic", ".heif"),
+)
+# First bytes of image files, and the offset where they stand.
+_MAGIC = (
+    *((0, magic) for magic in (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"BM")),
+    *((8, b"WEBP"), (4, b"ftypavif"), (4, b"ftyphei")),
+)
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+# Directories in which file servers, archivers and desktops keep thumbnails and deleted files.
+_SYSTEM = frozenset(
+    {"@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__macosx", "thumbs.db"}
+)
 # A longer file is no photo; an archive could otherwise unpack into all of the memory.
 _MAX_FILE_BYTES = 1 << 28
+_HEAD_BYTES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +139,7 @@ def open_unlabeled(path: str | Path) -> ImageSet:
     if path.suffix.lower() == ".csv":
         names = [row["image"] for row in _read_csv(path, ("image",))]
         return _image_set(path, {name: _place_inside(path.parent, name, path) for name in names}, None, None)
-    if path.suffix.lower() in _SUFFIXES and path.is_file():
+    if path.is_file() and _is_image(path.name, partial(_first_bytes, path)):
         return _image_set(path, {path.name: _place_inside(path.parent, path.name, path.parent)}, None, None)
     return _image_set(path, _list_images(path)[0], None, None)
 
@@ -176,7 +194,7 @@ def _list_images(path: Path) -> tuple[dict[str, _Place], set[str]]:
     else:
         raise UserError(f"{path} does not exist: give a folder of images, a .zip or a .csv file.")
     if not places:
-        raise UserError(f"{path} holds no images: it needs files that end in {', '.join(_SUFFIXES)}.")
+        raise UserError(f"{path} holds no images: it needs JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF files.")
     return places, folders
 
 
@@ -191,7 +209,7 @@ def _list_folder(root: Path) -> tuple[dict[str, _Place], set[str]]:
                 raise UserError(f"{Path(parent, name)} is a link to a folder: put the folder itself there.")
             folders.add((relative / name).as_posix())
         for name in files:
-            if _is_image(name, parent):
+            if _is_image(name, partial(_first_bytes, Path(parent, name))):
                 full = (relative / name).as_posix()
                 places[full] = _place_inside(root, full, root)
     return places, folders
@@ -201,16 +219,20 @@ def _list_archive(path: Path) -> tuple[dict[str, _Place], set[str]]:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = [info for info in archive.infolist() if all(map(_shown, PurePosixPath(info.filename).parts))]
+            files = [
+                info
+                for info in infos
+                if not info.is_dir() and _is_image(info.filename, partial(_first_bytes_of_member, archive, info))
+            ]
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         raise UserError(f"{path} can't be read as a zip archive: {error}.") from error
-    files = [info for info in infos if not info.is_dir() and _is_image(info.filename, path)]
     paths = {info.filename: PurePosixPath(info.filename) for info in infos}
     # `zip -r set.zip set` puts one folder above everything.
     tops = {paths[info.filename].parts[0] for info in infos}
     depth = min((len(paths[info.filename].parts) for info in files), default=0)
-    skip = 1 if len(tops) == 1 and depth > 2 and not tops & _SPLITS.keys() else 0
+    skip = 1 if len(tops) == 1 and depth > 2 and not any(map(_split_of, tops)) else 0
     # train.zip may hold the class folders themselves.
-    above = path.stem if path.stem in _SPLITS and not tops & _SPLITS.keys() else ""
+    above = path.stem if _split_of(path.stem) and not any(map(_split_of, tops)) else ""
 
     def name(info: zipfile.ZipInfo) -> str:
         return PurePosixPath(above, *paths[info.filename].parts[skip:]).as_posix()
@@ -222,14 +244,39 @@ def _list_archive(path: Path) -> tuple[dict[str, _Place], set[str]]:
 
 
 def _shown(part: str) -> bool:
-    return not part.startswith(".") and part != "__MACOSX"
+    """Return whether a file or directory belongs to the data: neither hidden nor a system's own."""
+    return not part.startswith(".") and part.lower() not in _SYSTEM
 
 
-def _is_image(name: str, where: str | Path) -> bool:
-    lower = name.lower()
-    if lower.endswith(_OTHER_IMAGES):
-        raise UserError(f"{where} holds {name}: only JPEG and PNG are read, convert it or take it away.")
-    return lower.endswith(_SUFFIXES) and _shown(name)
+def _split_of(name: str) -> str | None:
+    """Return the split that a directory or CSV value names, in any case, or None."""
+    return _SPLITS.get(name.lower())
+
+
+def _is_image(name: str, first_bytes: Callable[[], bytes]) -> bool:
+    """Return whether a file is an image, by its suffix or else by its first bytes."""
+    if not _shown(PurePosixPath(name).name):
+        return False
+    if name.lower().endswith(_SUFFIXES):
+        return True
+    head = first_bytes()
+    return any(head[offset : offset + len(magic)] == magic for offset, magic in _MAGIC)
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(_HEAD_BYTES)
+    except OSError:
+        return b""
+
+
+def _first_bytes_of_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    try:
+        with archive.open(info) as file:
+            return file.read(_HEAD_BYTES)
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError):
+        return b""
 
 
 def _place_inside(root: Path, name: str, named_by: Path) -> _Place:
@@ -254,10 +301,15 @@ def _read_layout(path: Path, names: Iterable[str], folders: set[str]) -> tuple[d
     """Labels, and official splits if there are any, from names like `train/cat/1.jpg` or `cat/1.jpg`."""
     parts = {name: name.split("/") for name in names}
     tops = {words[0] for words in parts.values()}
-    split = tops <= _SPLITS.keys()
-    if not split and {"train", "test"} <= tops:
-        other = sorted(tops - _SPLITS.keys())[0]
+    named = {top: _split_of(top) for top in sorted(tops)}
+    split = all(named.values())
+    if not split and {"train", "test"} <= set(named.values()):
+        other = next(top for top, name in named.items() if name is None)
         raise UserError(f"{path} has {other} beside train and test: there may be train, validation and test only.")
+    for name in set(filter(None, named.values())):
+        same = [top for top in named if named[top] == name]
+        if split and len(same) > 1:
+            raise UserError(f"{path} has {' and '.join(same)}, which both name the split {name}: merge them.")
     level = 1 if split else 0
     labels = {}
     for name, words in parts.items():
@@ -267,12 +319,12 @@ def _read_layout(path: Path, names: Iterable[str], folders: set[str]) -> tuple[d
     classes = {"/".join(words[: level + 1]) for words in parts.values()}
     for folder in sorted(folders - classes):
         words = folder.split("/")
-        if len(words) == level + 1 and (not split or words[0] in _SPLITS):
+        if len(words) == level + 1 and (not split or _split_of(words[0])):
             raise UserError(f"The class folder {folder} in {path} holds no images: fill it or delete it.")
     # One split alone says nothing about what to test on.
-    if not split or len({_SPLITS[top] for top in tops}) == 1:
+    if not split or len(tops) == 1:
         return labels, None
-    return labels, {name: _SPLITS[words[0]] for name, words in parts.items()}
+    return labels, {name: _SPLITS[words[0].lower()] for name, words in parts.items()}
 
 
 def _check_splits(path: Path, labels: dict[str, str], splits: dict[str, str]) -> None:
@@ -320,6 +372,6 @@ def _csv_splits(rows: list[dict[str, str]], path: Path) -> dict[str, str] | None
     if "split" not in rows[0]:
         return None
     for row in rows:
-        if row["split"] not in _SPLITS:
+        if not _split_of(row["split"]):
             raise UserError(f"{path} has the split {row['split']!r} for {row['image']}: use train, validation or test.")
-    return {row["image"]: _SPLITS[row["split"]] for row in rows}
+    return {row["image"]: _SPLITS[row["split"].lower()] for row in rows}

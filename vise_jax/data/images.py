@@ -16,11 +16,13 @@ import numpy as np
 from PIL import Image
 
 from vise_jax.data.datasets import ImageSet
+from vise_jax.data.formats import to_rgb
 from vise_jax.errors import UserError
 from vise_jax.machine import available_cpus
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_FORMATS = ("JPEG", "PNG")
+# What Pillow reads of people's images; of several frames the first.
+_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 # What Pillow raises on files that are cut off or damaged, depending on where.
 DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
 # The caller says how many pixels an image may have.
@@ -30,7 +32,7 @@ _AHEAD = 128
 
 
 def decode_for_evaluation(encoded: bytes, resize: int, crop: int, interpolation: str) -> np.ndarray:
-    """Decode a whole JPEG or PNG image, resize its shorter side, and cut out the center.
+    """Decode an image, resize its shorter side, and crop its center.
 
     Equal to torchvision's `Resize` and `CenterCrop` on a Pillow image that was converted to RGB, to the bit: two passes
     with fixed-point weights, the horizontal one first, rounded to 8 bits after each.
@@ -45,7 +47,7 @@ def decode_for_evaluation(encoded: bytes, resize: int, crop: int, interpolation:
         uint8 [crop, crop, 3].
     """
     with Image.open(io.BytesIO(encoded), formats=_FORMATS) as file:
-        image = file.convert("RGB")
+        image = to_rgb(file)
     width, height = (side * resize // min(image.size) for side in image.size)
     # Python's round takes halves to the even number, as in torchvision.
     left, top = round((width - crop) / 2), round((height - crop) / 2)
@@ -132,7 +134,7 @@ def batches(
 
 
 def read_bounded(images: ImageSet, index: int, resize: int, max_pixels: int) -> bytes:
-    """Read an image file whose header promises a JPEG or PNG image that stays within `max_pixels`.
+    """Read an image file whose header promises an image that stays within `max_pixels`.
 
     Args:
         images: the set it comes from.
@@ -151,7 +153,7 @@ def read_bounded(images: ImageSet, index: int, resize: int, max_pixels: int) -> 
     except Image.DecompressionBombError as error:
         raise UserError(too_large) from error
     except DAMAGE as error:
-        raise UserError(f"{_named(images, index)} is no JPEG or PNG image: replace it or drop it.") from error
+        raise UserError(f"{_named(images, index)} is no image that can be read: replace it or drop it.") from error
     # A line of pixels, a thousand times longer than it is wide, only grows large when it is resized.
     if max(shorter * longer, resize * resize * longer // max(shorter, 1)) > max_pixels:
         raise UserError(too_large)
@@ -175,7 +177,7 @@ def thumbnail(images: ImageSet, index: int, side: int, max_pixels: int) -> bytes
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             image.draft("RGB", (side, side))
-            small = image.convert("RGB")
+            small = to_rgb(image)
     except DAMAGE as error:
         raise UserError(f"{_named(images, index)} can't be decoded: replace it or drop it.") from error
     small.thumbnail((side, side))

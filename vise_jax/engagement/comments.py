@@ -72,7 +72,8 @@ def vectors_sha256(labels: ConfigDict) -> dict[str, str]:
         raise UserError(f"labels.vectors={path} can't be read ({error.strerror}): check that path.") from error
 
 
-@dataclass(frozen=True)
+# Arrays have no truth value: two instances are equal if they are the same object.
+@dataclass(frozen=True, eq=False)
 class CommentEncoder:
     """A fitted comment encoder.
 

@@ -50,7 +50,8 @@ class LabeledPost:
     reaction_label: int
 
 
-@dataclass(frozen=True)
+# Arrays have no truth value: two instances are equal if they are the same object.
+@dataclass(frozen=True, eq=False)
 class Labeler:
     """A fitted labeler: `Labeler.fit(posts, labels)`, `.label(posts)`, `.save(folder)`, `Labeler.load(folder)`.
 

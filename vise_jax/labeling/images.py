@@ -1,4 +1,4 @@
-"""Whether a post's image is one that can be trained on; nothing large or foreign is ever decoded."""
+"""Images of posts: what labeling accepts, training can decode; nothing large or foreign is ever decoded."""
 
 import io
 import struct
@@ -7,23 +7,32 @@ import zlib
 
 from PIL import Image
 
+from vise_jax.data.formats import JPEG, PNG, strip_metadata, to_rgb
 from vise_jax.posts import BadPost, Post
 
 MAX_IMAGE_BYTES = 64 * 2**20
 
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-# First bytes of images that are real but of a format that training does not read.
-_OTHER_FORMATS = (b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\1\0", b"\xff\x0a", b"8BPS")
-# What Pillow raises on files that are cut off or damaged, depending on where.
+_KEPT = ("JPEG", "PNG")
+# Transcoded to JPEG once; of several frames the first.
+_TRANSCODED = ("WEBP", "GIF", "BMP", "TIFF", "AVIF")
+# First bytes of images of other formats: icons, JPEG XL, Photoshop; and, after four bytes, HEIC.
+_OTHER_FORMATS = (b"\0\0\1\0", b"\xff\x0a", b"8BPS")
+# Pixel modes of JPEG and PNG files that TensorFlow decodes as Pillow does.
+_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
+# What Pillow raises on truncated or corrupt files, depending on the position.
 _DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
 
 
-def read_image(post: Post, max_pixels: int) -> bytes:
-    """The encoded image of a post, decoded once to its end to be sure of it.
+def read_image(post: Post, max_pixels: int, quality: int = 90) -> bytes:
+    """Return the encoded image of a post, a JPEG or PNG file without metadata.
+
+    The image is decoded to its end, so that training can decode it. JPEG and PNG files keep their pixels' bytes. Other
+    formats, and JPEG files that are not gray or RGB, are transcoded to JPEG.
 
     Args:
         post: with `image` or `image_bytes`.
-        max_pixels: an image whose header says more is not decoded.
+        max_pixels: an image with more, by its header, is not decoded.
+        quality: of the transcoded JPEG files, 1 to 95.
 
     Raises:
         BadPost: `no_image`, `image_missing`, `image_path_leaves_folder` (also through a link), `image_empty`,
@@ -34,23 +43,33 @@ def read_image(post: Post, max_pixels: int) -> bytes:
         raise BadPost("image_empty")
     if len(encoded) > MAX_IMAGE_BYTES:
         raise BadPost("image_too_large")
-    if not encoded.startswith((_JPEG, _PNG)):
-        other = encoded.startswith(_OTHER_FORMATS) or encoded[4:8] == b"ftyp"
-        raise BadPost("image_format" if other else "image_not_an_image")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG"))
+            image = Image.open(io.BytesIO(encoded), formats=(*_KEPT, *_TRANSCODED))
         if image.width * image.height > max_pixels:
             raise BadPost("image_too_large")
-        # An eighth of the size takes a JPEG's decoder through all its bytes at a fraction of the work.
-        image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
-        image.load()
+        if image.format in _KEPT and image.mode in _MODES:
+            # An eighth of the size takes a JPEG decoder through all its bytes at a fraction of the work.
+            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+            image.load()
+            return strip_metadata(encoded)
+        file = io.BytesIO()
+        to_rgb(image).save(file, "JPEG", quality=quality, comment=b"")
+        return file.getvalue()
     except Image.DecompressionBombError as error:
         raise BadPost("image_too_large") from error
+    except Image.UnidentifiedImageError as error:
+        raise BadPost(_unidentified(encoded)) from error
     except _DAMAGE as error:
         raise BadPost("image_truncated") from error
-    return encoded
+
+
+def _unidentified(encoded: bytes) -> str:
+    if encoded.startswith((JPEG, PNG)):
+        return "image_truncated"
+    other = encoded.startswith(_OTHER_FORMATS) or encoded[4:8] == b"ftyp"
+    return "image_format" if other else "image_not_an_image"
 
 
 def _read_file(post: Post) -> bytes:

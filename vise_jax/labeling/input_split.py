@@ -31,6 +31,7 @@ SHARD_KEYS = (
     "validation_fraction",
     "train_fraction",
     "max_image_pixels",
+    "transcode_quality",
     "shard_megabytes",
     "part_megabytes",
 )
@@ -240,7 +241,7 @@ def _batch(
         if split not in ("train", "validation"):
             continue
         try:
-            encoded = read_image(post, labels.max_image_pixels)
+            encoded = read_image(post, labels.max_image_pixels, labels.transcode_quality)
         except BadPost as bad:
             reject_log.reject(post.line, bad.reason)
             continue

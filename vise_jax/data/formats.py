@@ -1,0 +1,76 @@
+"""Image files: the one rule for pixels, and JPEG and PNG files without metadata.
+
+Evaluation decodes with Pillow, training with TensorFlow. Both ignore orientation tags (EXIF), drop transparency, and
+take the upper 8 bits of 16.
+"""
+
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+# Text and ICC profiles of a PNG file, unpacked. Pillow's bounds of 1 MiB per chunk refuse sound files.
+PngImagePlugin.MAX_TEXT_CHUNK = 16 * 2**20
+PngImagePlugin.MAX_TEXT_MEMORY = 64 * 2**20
+
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+# Of a JPEG file: EXIF and XMP (APP1), IPTC (APP13), comments (COM).
+_JPEG_METADATA = frozenset({0xE1, 0xED, 0xFE})
+_PNG_METADATA = frozenset({b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME"})
+_START_OF_SCAN = 0xDA
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a Pillow image to RGB, without transparency. Of 16-bit gray values the upper 8 bits are taken.
+
+    Pillow's own `convert` clips 16-bit gray values to 255.
+    """
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def strip_metadata(encoded: bytes) -> bytes:
+    """Remove EXIF, XMP, IPTC, comments and text from a JPEG or PNG file; the pixels are not encoded again.
+
+    Raises:
+        ValueError: the file ends within a segment or chunk, or a PNG file has no last chunk.
+    """
+    if encoded.startswith(JPEG):
+        return b"".join(_jpeg_segments(encoded))
+    return PNG + b"".join(chunk for kind, chunk in _png_chunks(encoded) if kind not in _PNG_METADATA)
+
+
+def _jpeg_segments(encoded: bytes) -> Iterator[bytes]:
+    yield encoded[:2]
+    offset = 2
+    while True:
+        marker = offset
+        while encoded[offset : offset + 1] == b"\xff":  # fill bytes may come before the marker's code
+            offset += 1
+        if offset == marker or offset + 3 > len(encoded):
+            raise ValueError("no JPEG marker")
+        code, end = encoded[offset], offset + 1 + struct.unpack_from(">H", encoded, offset + 1)[0]
+        if code == _START_OF_SCAN:
+            yield encoded[marker:]
+            return
+        if end > len(encoded):
+            raise ValueError("cut off within a JPEG segment")
+        if code not in _JPEG_METADATA:
+            yield encoded[marker:end]
+        offset = end
+
+
+def _png_chunks(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield kind and bytes of each chunk up to the last one, IEND."""
+    offset, kind = len(PNG), b""
+    while kind != b"IEND":
+        if offset + 12 > len(encoded):
+            raise ValueError("a PNG file without its last chunk")
+        length, kind = struct.unpack_from(">I4s", encoded, offset)
+        end = offset + 12 + length
+        if end > len(encoded):
+            raise ValueError("cut off within a PNG chunk")
+        yield kind, encoded[offset:end]
+        offset = end

@@ -61,7 +61,7 @@ def _fit(output: Path, beam_options: list[str] | None) -> None:
     rows = {
         "posts": f"{fitted['posts']:,}, of them {fitted['cluster_posts']:,} in the cluster split",
         "rejected": summary(fitted["rejected"]),
-        "excluded": f"{fitted['excluded']:,}",
+        "excluded": f"{fitted['excluded']:,}; {fitted['unmatched']:,} ids match no post",
         "comments": f"{fitted['comments']:,}, {fitted['tokens']:,} tokens, {fitted['comment_dim']} dimensions",
         "tokens covered": f"{labeler.comments.coverage:.1%}" if labeler.comments else "",
         "comment clusters": _clusters(fitted["comment_clusters"]),
@@ -122,6 +122,7 @@ def _print_manifest(output: Path, manifest: dict) -> None:
         "rejected": summary(manifest["rejected"]),
         "mended": summary(manifest["notes"]),
         "excluded, deleted": f"{manifest['excluded']:,}, {manifest['deleted']:,}",
+        "excluded ids without a post": f"{manifest['unmatched']:,}",
         "examples": f"{manifest['examples']:,} in {len(manifest['shards']):,} shards",
         "validation examples": f"{validation['examples']:,} in {len(validation['shards']):,} shards",
         "with comment labels": f"{manifest['labeled']['comments']:,}",

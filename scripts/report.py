@@ -15,6 +15,7 @@ Example:
 """
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from absl import flags
 
 from vise_jax import cli
 from vise_jax.errors import UserError
-from vise_jax.posts import RejectLog, expand, read
+from vise_jax.posts import Post, RejectLog, expand, read
 from vise_jax.progress import track
 
 _RESULTS = flags.DEFINE_string("results", None, "The folder that evaluate.py wrote results to.")
@@ -82,8 +83,18 @@ def _read_clusters() -> tuple[dict[str, Any], dict[int, list[str]]]:
     labeler, statistics = clusters.read(labeler_folder, shards_folder)
     excluded = frozenset(hashing.read_ids(Path(_EXCLUDE.value))) if _EXCLUDE.value else frozenset()
     every = itertools.chain.from_iterable(read(path, RejectLog(path)) for path in paths)
-    posts = (post for post in every if post.post_id not in excluded)
-    examples = clusters.draw_examples(labeler, track(posts, "drawing examples", "posts"), _SHOW_EXAMPLES.value)
+    matched = set()
+
+    def kept() -> Iterator[Post]:
+        for post in every:
+            if post.post_id in excluded:
+                matched.add(post.post_id)
+            else:
+                yield post
+
+    examples = clusters.draw_examples(labeler, track(kept(), "drawing examples", "posts"), _SHOW_EXAMPLES.value)
+    if excluded and not matched:
+        raise UserError(f"None of the ids in --exclude={_EXCLUDE.value} is that of a post: give one post id per line.")
     return clusters.summarize(labeler, statistics), examples
 
 

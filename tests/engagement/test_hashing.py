@@ -76,5 +76,5 @@ def test_ids_to_leave_out(tmp_path: Path) -> None:
     }
     assert hashing.read_excluded(None, secret) == frozenset()
     (tmp_path / "ids").write_bytes(b"\xff")
-    with pytest.raises(UserError, match="one post id a line"):
+    with pytest.raises(UserError, match="one post id per line"):
         hashing.read_ids(tmp_path / "ids")

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import random
@@ -425,7 +426,7 @@ def test_two_jobs_in_one_folder(corpus: tuple[list[Path], Path], tmp_path: Path)
     output = tmp_path / "shards"
     jobs.run(paths, folder, make_labels(), output)
     (output / "manifest.json").unlink()
-    with jobs._locked(output), pytest.raises(UserError, match="Another job is writing into"):
+    with jobs._locked(output, jobs._LOCK), pytest.raises(UserError, match="Another job is writing into"):
         jobs.run(paths, folder, make_labels(), output)
     jobs.run(paths, folder, make_labels(), output)
 
@@ -476,7 +477,7 @@ def test_a_full_disk_is_one_sentence_and_the_job_goes_on_when_there_is_room(
         with pytest.raises(UserError, match=r"The disk is full: .* free some space, and run the same command again"):
             jobs.run(paths, folder, labels, tmp_path / "shards")
     assert list(tmp_path.glob("shards/*.tfrecord"))
-    assert not list(tmp_path.glob("shards/**/.*"))
+    assert not [path for path in tmp_path.glob("shards/**/.*") if path.name != ".lock"]
     jobs.run(paths, folder, labels, tmp_path / "shards")
     assert bytes_of(tmp_path / "shards") == bytes_of(tmp_path / "expected")
 
@@ -623,3 +624,91 @@ def test_fitting_again_keeps_the_labeler_and_refuses_other_posts(
         jobs.fit(paths[:1], make_labels(), folder)
     with pytest.raises(UserError, match="other posts or other labels keys"):
         jobs.fit(paths, make_labels(comment_clusters=2), folder)
+
+
+def test_a_deletion_can_be_killed_at_any_write(
+    corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, folder = corpus
+    labels = make_labels(shard_megabytes=0.01, validation_fraction=0.2)
+    before = jobs.run(paths, folder, labels, tmp_path / "shards")
+    salt = hashing.salt("", 0)
+    first, *_ = (example["post_id"][0] for example in of_shard(tmp_path / "shards" / before["shards"][0]["name"]))
+    gone = next(f"post-{number}" for number in range(100) if hashing.hash_id(f"post-{number}", salt) == first)
+    (tmp_path / "ids.txt").write_text(gone)
+    shutil.copytree(tmp_path / "shards", tmp_path / "expected")
+    expected = jobs.relabel(tmp_path / "expected", labels, folder, tmp_path / "ids.txt")
+    replace, killed = os.replace, 0
+    for after in (False, True):
+        for number in itertools.count(1):
+            output, done = tmp_path / f"{after}-{number}", 0
+            shutil.copytree(tmp_path / "shards", output)
+
+            def kill(source: str, target: str, number: int = number, after: bool = after) -> None:
+                nonlocal done
+                done += 1
+                if after and done == number:
+                    replace(source, target)
+                if done == number:
+                    raise Killed
+                replace(source, target)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "replace", kill)
+                try:
+                    jobs.relabel(output, labels, folder, tmp_path / "ids.txt")
+                    break
+                except Killed:
+                    killed += 1
+            # A reader that starts now works, with the old manifest or with the new one.
+            assert shards.read_manifest(output)["examples"] in (before["examples"], expected["examples"])
+            assert jobs.run(paths, folder, labels, output)["examples"] in (before["examples"], expected["examples"])
+            assert jobs.relabel(output, labels, folder, tmp_path / "ids.txt")["fingerprint"] == expected["fingerprint"]
+            assert ids_of(output) == ids_of(tmp_path / "expected")
+            assert {path.name for path in output.glob("*.tfrecord")} == {
+                path.name for path in (tmp_path / "expected").glob("*.tfrecord")
+            }
+    # Shard, table, record, statistics, manifest; before and after each.
+    assert killed >= 10
+
+
+@pytest.mark.parametrize("text", ["\ufeffpost-3\n", '"post-3","asked for it"\r\n', '\ufeff"post-3"\n'])
+def test_a_deletion_list_may_have_a_mark_or_quotes(corpus: tuple[list[Path], Path], tmp_path: Path, text: str) -> None:
+    paths, folder = corpus
+    (tmp_path / "ids.txt").write_text(text, "utf-8")
+    manifest = jobs.run(paths, folder, make_labels(), tmp_path / "shards", exclude=tmp_path / "ids.txt")
+    assert (manifest["excluded"], manifest["unmatched"]) == (1, 0)
+
+
+def test_ids_that_match_no_post_are_counted_and_a_list_of_none_is_an_error(
+    corpus: tuple[list[Path], Path], tmp_path: Path
+) -> None:
+    paths, folder = corpus
+    ids = tmp_path / "ids.txt"
+    ids.write_text("post-3\nnever-seen\n")
+    jobs.run(paths, folder, make_labels(), tmp_path / "finished")
+    assert jobs.fit(paths, make_labels(), tmp_path / "labeler", exclude=ids).fitted["unmatched"] == 1
+    assert jobs.run(paths, folder, make_labels(), tmp_path / "shards", exclude=ids)["unmatched"] == 1
+    ids.write_text("post_id\nnever-seen\n")
+    with pytest.raises(UserError, match="None of the 2 ids in --exclude"):
+        jobs.fit(paths, make_labels(), tmp_path / "other", exclude=ids)
+    with pytest.raises(UserError, match="None of the 2 ids in --exclude"):
+        jobs.run(paths, folder, make_labels(), tmp_path / "shards2", exclude=ids)
+    with pytest.raises(UserError, match="None of the 2 ids in --exclude"):
+        jobs.relabel(tmp_path / "finished", make_labels(), folder, ids)
+
+
+def test_too_many_clusters_do_not_cost_what_was_read(
+    corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, folder = corpus
+    with pytest.raises(UserError, match="distinct points"):
+        jobs.fit(paths, make_labels(comment_clusters=5000), tmp_path / "labeler")
+    monkeypatch.setattr(jobs, "_gather", lambda *_: pytest.fail("read again"))
+    assert jobs.fit(paths, make_labels(), tmp_path / "labeler").fingerprint == Labeler.load(folder).fingerprint
+
+
+def test_a_job_that_was_killed_before_its_first_file_resumes(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
+    paths, folder = corpus
+    (tmp_path / "shards" / "records").mkdir(parents=True)
+    assert jobs.run(paths, folder, make_labels(), tmp_path / "shards")["posts"] == 100

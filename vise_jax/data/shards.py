@@ -157,7 +157,10 @@ def read_manifest(folder: Path | str, damaged: bool = False) -> dict[str, Any]:
                 f"The shard {folder / name} has {found:,} bytes instead of {size:,}: copy it again, or make it again "
                 f"with `{MADE_BY}`."
             )
-    if strangers := sorted(path.name for path in folder.glob("*.tfrecord") if path.name not in sizes):
+    # A deletion writes new revisions of shards, NAME.rN.tfrecord, before the manifest that names them, and removes the
+    # old ones afterwards.
+    named = {_base(name) for name in sizes} | {path.stem for path in (folder / "records").glob("*.json")}
+    if strangers := sorted(path.name for path in folder.glob("*.tfrecord") if _base(path.name) not in named):
         raise UserError(
             f"{folder} holds {strangers[0]}, which its manifest does not name: shards of two labeling jobs don't "
             "belong in one folder, move one job's away."
@@ -166,6 +169,11 @@ def read_manifest(folder: Path | str, damaged: bool = False) -> dict[str, Any]:
         for shard in every:
             _check_origin(folder / shard["name"], shard, damaged)
     return manifest
+
+
+def _base(name: str) -> str:
+    """Return a shard's name without split, revision and suffix."""
+    return name.split(".")[0]
 
 
 def _check_origin(path: Path, shard: Mapping[str, Any], damaged: bool) -> None:

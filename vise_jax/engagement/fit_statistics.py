@@ -129,6 +129,8 @@ def gather(posts: Iterable[Post], labels: ConfigDict, excluded: frozenset[bytes]
     corpus = Corpus.empty(labels)
     for post in posts:
         corpus.counts["posts"] += 1
+        if excluded and hashing.hash_id(post.post_id, secret) in excluded:
+            corpus.counts["matched"] += 1
         if hashing.split(post.post_id, secret, labels.cluster_fraction) != "cluster":
             continue
         owner = hashing.hash_id(post.post_id, secret)

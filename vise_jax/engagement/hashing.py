@@ -1,5 +1,6 @@
 """Salted hashes of post ids, and the splits that follow from them (Sec. 3.1)."""
 
+import csv
 import hashlib
 import os
 import secrets
@@ -87,18 +88,26 @@ def _uniform(post_id: str, salt: bytes, purpose: bytes) -> float:
 
 
 def read_ids(path: Path) -> list[str]:
-    """The post ids in a file, one a line: posts to leave out, e.g. since their authors asked for it.
+    """Return the post ids in a text file, one per line, or in the first column of a CSV file.
+
+    A byte-order mark, quotes and empty lines are ignored.
 
     Raises:
-        UserError: the file can't be read, or isn't UTF-8.
+        UserError: the file can't be read, isn't UTF-8, or holds no id.
     """
     try:
-        lines = Path(path).read_text("utf-8").replace("\r\n", "\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        text = Path(path).read_text("utf-8-sig").replace("\r\n", "\n")
+        lines = [line for line in text.split("\n") if line]
+        # Only quotes and a .csv suffix say that a comma separates columns: ids may hold commas.
+        table = Path(path).suffix.lower() == ".csv"
+        ids = [next(csv.reader([line]))[0] if table or line.startswith('"') else line for line in lines]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
-            f"--exclude={path} can't be read ({error}): give a text file with one post id a line."
+            f"--exclude={path} can't be read ({error}): give a text file with one post id per line."
         ) from error
-    return [line for line in lines if line]
+    if not any(ids):
+        raise UserError(f"--exclude={path} holds no post id: give a text file with one post id per line.")
+    return [post_id for post_id in ids if post_id]
 
 
 def read_excluded(path: Path | None, salt: bytes) -> frozenset[bytes]:

@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vise_jax.engagement.fit_statistics import Corpus, Lowest
-from vise_jax.errors import UserError
+from vise_jax.errors import Interrupted, UserError
 from vise_jax.labeling import local_runner
 from vise_jax.labeling.input_split import Part
 
@@ -118,9 +118,15 @@ def _pipeline(options: Sequence[str]) -> Iterator[Any]:
         found = re.search(
             r"(?:UserError|Interrupted): (.*?)(?: \[while running|\\n|\n|$)", f"{type(error).__name__}: {error}"
         )
+        if found is None and "No space left on device" in str(error):
+            raise Interrupted(
+                "The disk of a worker is full: free some space, and run the same command again."
+            ) from error
         if found is None:
             raise
-        raise UserError(found[1]) from error
+        # An interruption keeps what was done, whatever process it came from.
+        kind = Interrupted if found[0].startswith("Interrupted") else UserError
+        raise kind(found[1]) from error
 
 
 def _call(work: local_runner.Work, part: Part) -> None:

@@ -5,9 +5,7 @@ which comes last and makes the folder an artifact. The same command goes on wher
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import shutil
 import sys
 from collections import Counter
@@ -28,11 +26,18 @@ from vise_jax.engagement.labeler import PATHS, Labeler
 from vise_jax.errors import Interrupted, UserError
 from vise_jax.labeling import beam_runner, local_runner
 from vise_jax.labeling.input_split import SHARD_KEYS, Part, checked_salt, is_labeled, label_part, parts_of
-from vise_jax.labeling.manifest import finish, without
+from vise_jax.labeling.manifest import excluded_in, finish, read_records, without
 from vise_jax.posts import Post, RejectLog, is_empty, read
 
 # What decides nothing of what is fitted.
+# What decides the statistics that are gathered; splits of another size have the same names.
+_GATHERED = (
+    *("comment_encoder", "cluster_fraction", "max_comments", "max_fit_comments", "max_fit_reactions"),
+    *("part_megabytes", "seed"),
+)
 _NOT_FITTED = (*SHARD_KEYS, *PATHS, "max_rejected_fraction", "min_posts_to_stop")
+# The lock of an output directory. It stays there.
+_LOCK = "records/.lock"
 # What a labeler decides, whatever the config of a later run says.
 _LABELER_KEYS = ("cluster_fraction", "max_comments", "label_weights", "seed")
 
@@ -80,15 +85,18 @@ def fit(
         # Of a fit that was killed when it had saved the labeler.
         shutil.rmtree(work, ignore_errors=True)
         return labeler
-    # Parts of another size have the same names.
-    begun = artifact.fingerprint([origin, labels.part_megabytes])
+    # Only what decides the gathered statistics: with another number of clusters nothing is read again.
+    gathered = {key: labels[key] for key in _GATHERED}
+    begun = artifact.fingerprint(
+        [files, gathered, vectors, hashing.salt_check(secret), _excluded_check(excluded), beam_options is not None]
+    )
     work.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(work):
+        if not (work / "origin").exists() or (work / "origin").read_text() != begun:
+            _empty(work)
+            artifact.write_text(work / "origin", begun)
+        gather = partial(_gather, labels.to_dict(), exclude)
         try:
-            if not (work / "origin").exists() or (work / "origin").read_text() != begun:
-                _empty(work)
-                artifact.write_text(work / "origin", begun)
-            gather = partial(_gather, labels.to_dict(), exclude)
             if beam_options is None:
                 local_runner.each(partial(_gather_to, gather, work), parts, workers, "reading")
                 found = Corpus.empty(labels)
@@ -98,18 +106,20 @@ def fit(
                 if not (work / "fit_statistics.json.gz").exists():
                     beam_runner.gather(gather, parts, labels, work / "fit_statistics.json.gz", beam_options)
                 found = Corpus.load(work / "fit_statistics.json.gz", labels)
-            labeler = Labeler.from_corpus(found, labels, work)
-        except Interrupted:
+        except UserError as error:
+            if not isinstance(error, Interrupted) and not any(work.glob("*.json.gz")):
+                shutil.rmtree(work)
             raise
-        except UserError:
-            shutil.rmtree(work)
-            raise
+        unmatched = _unmatched(exclude, excluded, found.counts["matched"])
+        # An error keeps what was gathered: the same posts with other clusters don't have to be read again.
+        labeler = Labeler.from_corpus(found, labels, work)
         about = {
             "origin": origin,
             "inputs": inputs,
             "vectors": vectors,
             "rejected": dict(sorted(found.rejected.items())),
             "notes": dict(sorted(found.notes.items())),
+            "unmatched": unmatched,
         }
         labeler = replace(labeler, fitted={**labeler.fitted, **about})
         labeler.save(output)
@@ -196,7 +206,7 @@ def run(
     if _holds_something(output):
         _check_job(output, job)
     (output / "records").mkdir(parents=True, exist_ok=True)
-    with _locked(output):
+    with _locked(output, _LOCK):
         try:
             artifact.write_json(output / "job.json", job)
             _clear(output, parts)
@@ -208,7 +218,9 @@ def run(
                 local_runner.each(work, todo, workers, "labeling")
             elif todo:
                 beam_runner.each(work, todo, beam_options)
-            return finish(output, job, fitted.classes, _inputs(parts))
+            matched = sum(record["excluded"] for record in read_records(output))
+            unmatched = _unmatched(exclude, excluded, matched)
+            return finish(output, job, fitted.classes, _inputs(parts), unmatched)
         except BaseException:
             if not any(output.glob("*.tfrecord")):
                 _remove(output)
@@ -259,20 +271,25 @@ def relabel(output: Path, labels: ConfigDict, labeler: Path, exclude: Path) -> d
         )
     excluded = hashing.read_excluded(exclude, checked_salt(fitted, labels))
     gone = {bytes.fromhex(post_id.decode()) for post_id in excluded}
-    with _locked(output):
+    with _locked(output, _LOCK):
         _clear_temporary(output)
         job = json.loads((output / "job.json").read_text("utf-8"))
+        matched = set(excluded_in(output, gone))
+        deleted = sum(record.get("deleted", 0) for record in read_records(output))
+        if excluded and not (matched or deleted or before["excluded"]):
+            _unmatched(exclude, excluded, 0)
         for path in sorted((output / "records").glob("*.json")):
             record = json.loads(path.read_text("utf-8"))
             kept = {split: without(output, shard, gone) for split, shard in record["shards"].items()}
             if kept != record["shards"]:
-                deleted = sum(shard["examples"] for shard in record["shards"].values()) - sum(
-                    shard["examples"] for shard in kept.values() if shard
-                )
-                record["deleted"] = record.get("deleted", 0) + deleted
+                left = sum(shard["examples"] for shard in kept.values() if shard)
+                removed = sum(shard["examples"] for shard in record["shards"].values()) - left
+                record["deleted"] = record.get("deleted", 0) + removed
                 record["shards"] = {split: shard for split, shard in kept.items() if shard}
                 artifact.write_json(path, record)
-        return finish(output, job, fitted.classes, before["inputs"])
+        # Lists grow: ids that were deleted before count as matched.
+        unmatched = max(len(gone) - len(matched) - deleted, 0)
+        return finish(output, job, fitted.classes, before["inputs"], unmatched)
 
 
 def _parts(paths: Sequence[Path], labels: ConfigDict) -> list[Part]:
@@ -299,33 +316,43 @@ def _excluded_check(excluded: frozenset[bytes]) -> str:
     return artifact.fingerprint(sorted(post_id.decode() for post_id in excluded))
 
 
+def _unmatched(exclude: Path | None, excluded: frozenset[bytes], matched: int) -> int:
+    """Return the number of ids of the exclusion list that no post has.
+
+    Raises:
+        UserError: none of them matches, so that the list can't be what was meant.
+    """
+    if excluded and not matched:
+        raise UserError(
+            f"None of the {len(excluded):,} ids in --exclude={exclude} is that of a post: give one post id per line, "
+            "as in the posts files."
+        )
+    return max(len(excluded) - matched, 0)
+
+
 def _holds_something(folder: Path) -> bool:
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other jobs out of a folder; the lock ends with this process, however it ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise UserError(
-            f"Another job is writing into {folder}: wait until it is done, or name a new folder."
-        ) from error
-    finally:
-        os.close(descriptor)
+def _locked(directory: Path, lock: str = ".lock") -> contextlib.AbstractContextManager[None]:
+    """Keep other jobs out of a directory."""
+    busy = f"Another job is writing into {directory}: wait until it is done, or name a new directory."
+    return artifact.lock(directory / lock, busy)
 
 
 def _empty(folder: Path) -> None:
     for entry in folder.iterdir():
+        if entry.name == ".lock":
+            continue
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _check_job(output: Path, job: dict[str, Any]) -> None:
     """Check that a folder that holds something holds this job."""
     if not (output / "job.json").is_file():
+        entries = {path.relative_to(output).as_posix() for path in output.rglob("*")} if output.is_dir() else {"file"}
+        if entries <= {"records", _LOCK} or all(".tmp-" in name for name in entries - {"records", _LOCK}):
+            return  # of a job that was killed before it wrote job.json
         raise UserError(f"{output} holds something that is no labeling job: name a new folder.")
     found = json.loads((output / "job.json").read_text("utf-8"))
     if {**found, "excluded": job["excluded"]} != job:

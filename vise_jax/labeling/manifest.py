@@ -6,7 +6,7 @@ A record says of one shard, and of the posts that went into it, what a manifest 
 import itertools
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,34 @@ from vise_jax.labeling.input_split import read_table, write_table
 from vise_jax.posts import MAX_NAMED, summary
 
 
+def read_records(output: Path) -> list[dict[str, Any]]:
+    """Return the records of a directory of shards, in order."""
+    return [json.loads(path.read_text("utf-8")) for path in sorted((output / "records").glob("*.json"))]
+
+
+def excluded_in(output: Path, post_ids: set[bytes]) -> Iterator[bytes]:
+    """Yield those of the hashed post ids that an example of the shards has."""
+    for record in read_records(output):
+        for shard in record["shards"].values():
+            table = read_table(output / "records" / shard["table"])
+            yield from post_ids.intersection(post_id.tobytes() for post_id in table["post_ids"])
+
+
 def finish(
-    output: Path, job: dict[str, Any], classes: dict[str, int], inputs: Sequence[dict[str, Any]]
+    output: Path,
+    job: dict[str, Any],
+    classes: dict[str, int],
+    inputs: Sequence[dict[str, Any]],
+    unmatched: int = 0,
 ) -> dict[str, Any]:
-    """Write the statistics and the manifest of a labeled folder, and remove what neither names.
+    """Write the statistics and the manifest of a labeled directory, and remove the files that neither names.
 
     Args:
         output: the folder; all of its records are there.
         job: what `job.json` says.
         classes: clusters of `comments` and `reactions`.
         inputs: name and SHA-256 of each posts file.
+        unmatched: number of ids of the exclusion list that no post has.
 
     Returns:
         The manifest.
@@ -38,8 +56,8 @@ def finish(
     Raises:
         UserError: no example at all.
     """
-    records = [json.loads(path.read_text("utf-8")) for path in sorted((output / "records").glob("*.json"))]
-    manifest = _manifest(job, classes, records, inputs)
+    records = read_records(output)
+    manifest = {"unmatched": unmatched} | _manifest(job, classes, records, inputs)
     written = [record["shards"]["train"] for record in records if "train" in record["shards"]]
     statistics = shards.count_labels((read_table(output / "records" / shard["table"]) for shard in written), classes)
     with artifact.atomic_file(output / shards.STATISTICS) as file:

@@ -33,12 +33,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import flags
-from flax import nnx
 
 from vise_jax import cli, config, models
 from vise_jax.errors import UserError
 from vise_jax.models import resnet
-from vise_jax.models.grouped_conv import GroupedConv
 from vise_jax.training import pretrain, sharding
 from vise_jax.training import state as train_state
 from vise_jax.training.step import make_train_step
@@ -242,9 +240,6 @@ def compile_step(
             bn_group=layout.bn_group,
             dtype=experiment.model.dtype,
         )
-        for _, module in nnx.iter_modules(model):
-            if isinstance(module, GroupedConv):
-                module.method = "xla"  # what "auto" chooses on accelerators
         held["graphdef"], first = train_state.create(model, optimizer, layout)
         return first
 

@@ -24,6 +24,8 @@ _SOURCE = flags.DEFINE_string(
 _ARCH = flags.DEFINE_string("arch", None, "Its architecture, e.g. resnet50; by default the source's first one.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "The file: .pth, .pt, .th, .safetensors or .npz.")
 _SHA256 = flags.DEFINE_string("sha256", None, "What the file's SHA-256 must be; checked before it is opened.")
+_PREFIX = flags.DEFINE_string("prefix", "", "What stands before every key of the encoder in the file, e.g. module.")
+_EMA = flags.DEFINE_bool("ema", None, "Of weights and their moving average in one file, take the average, or not.")
 _MAX_GIGABYTES = flags.DEFINE_float(
     "max_gigabytes", 4.0, "A file that is larger, or unpacks to more, is refused.", lower_bound=0
 )
@@ -61,6 +63,8 @@ def _convert(source: str, weights: Path, output: Path) -> None:
         _ARCH.value,
         sha256=_SHA256.value,
         max_bytes=int(_MAX_GIGABYTES.value * 2**30),
+        prefix=_PREFIX.value,
+        ema=_EMA.value,
     )
     made = encoder.provenance["converted"]
     print(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import vise_jax
+from vise_jax import config as vise_config
 from vise_jax import models
 from vise_jax.encoder import Encoder, imagenet_preprocessing, normalize, weights_of
 from vise_jax.errors import UserError
@@ -115,7 +116,7 @@ def test_weights_are_as_many_as_the_architecture_has(encoder):
 
 
 def test_weights_of_another_architecture_are_refused(folder):
-    _edit(folder, architecture={**ARCHITECTURE, "width": 16})
+    _edit(folder, architecture=models.resolve(**{**ARCHITECTURE, "width": 16}))
     with pytest.raises(UserError, match=r"encoder/bn1/bias is float32 \[8\] instead of float32 \[16\]"):
         Encoder.load(folder)
 
@@ -139,8 +140,9 @@ def test_a_damaged_file_is_said(folder):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format_version": 2}, "format version 2"),
-        ({"architecture": {"name": "vgg"}}, "no encoder 'vgg'"),
+        ({"format_version": 3}, "format version 3"),
+        ({"modality": "text"}, "not of images"),
+        ({"architecture": models.resolve("resnet18") | {"name": "vgg"}}, "no encoder 'vgg'"),
         ({"architecture": {"width": 8}}, "no architecture"),
         ({"architecture": [1]}, "no valid 'architecture'"),
         ({"license": None}, "no valid 'license'"),
@@ -191,7 +193,7 @@ def test_random_encoders(encoder, folder):
         "crop": 224,
         "interpolation": "bilinear",
     }
-    assert named.architecture == {"name": "resnet18", "zero_init_last_bn": False}
+    assert named.architecture == models.resolve("resnet18", zero_init_last_bn=False)
     assert (named.weights["layer1/0/bn2/scale"] == 1).all()
     alike = Encoder.random(f"random:{folder}", 3)
     assert alike.architecture == {**encoder.architecture, "zero_init_last_bn": False}
@@ -201,3 +203,33 @@ def test_random_encoders(encoder, folder):
     assert (alike.weights[kernel] != Encoder.random(folder, 4).weights[kernel]).any()
     assert (alike.weights[kernel] != encoder.weights[kernel]).any()
     assert alike.fingerprint != encoder.fingerprint
+
+
+def test_a_changed_default_changes_neither_features_nor_fingerprint(folder, monkeypatch):
+    before = Encoder.load(folder)
+    features = before.features(IMAGES)
+    for key, value in {"bn_epsilon": 0.1, "stem": "cifar", "width": 8}.items():
+        monkeypatch.setitem(models._SETTINGS, key, (value, *models._SETTINGS[key][1:]))
+    after = Encoder.load(folder)
+    assert after.fingerprint == before.fingerprint
+    np.testing.assert_array_equal(after.features(IMAGES), features)
+    assert models.is_resolved(json.loads((folder / "encoder.json").read_text())["architecture"])
+
+
+def test_an_encoder_of_version_1_is_read(folder):
+    before = Encoder.load(folder)
+    description = json.loads((folder / "encoder.json").read_text())
+    left_out = {"bn_momentum", "bn_epsilon", "stem"}
+    description["architecture"] = {
+        key: value for key, value in description["architecture"].items() if key not in left_out
+    }
+    description |= {"format_version": 1, "licence": description.pop("license")}
+    del description["modality"]
+    (folder / "encoder.json").write_text(json.dumps(description))
+    after = Encoder.load(folder)
+    assert (after.fingerprint, after.license) == (before.fingerprint, before.license)
+
+
+def test_the_config_has_the_defaults_of_the_models():
+    section = vise_config.base().model
+    assert {key: section[key] for key in models._SETTINGS} == {key: row[0] for key, row in models._SETTINGS.items()}

@@ -146,13 +146,16 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_description(folder: Path, name: str, *, version: int, made_by: str) -> dict[str, Any]:
+def read_description(
+    folder: Path, name: str, *, version: int, made_by: str, older: tuple[int, ...] = ()
+) -> dict[str, Any]:
     """Read the JSON description of an artifact.
 
     Args:
         folder: directory of the artifact.
         name: the description's file name, e.g. `manifest.json`.
-        version: the `format_version` that this code reads.
+        version: the `format_version` that this code writes.
+        older: earlier versions that the caller reads, too.
         made_by: the command that writes such a directory, for the error message.
 
     Raises:
@@ -166,7 +169,7 @@ def read_description(folder: Path, name: str, *, version: int, made_by: str) -> 
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}): write the directory again with `{made_by}`.") from error
     found = description.get("format_version") if isinstance(description, dict) else None
-    if found != version:
+    if found not in (version, *older):
         raise UserError(
             f"{path} has format version {found}, this vise_jax reads {version}: write the directory again with "
             f"`{made_by}`."

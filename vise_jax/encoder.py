@@ -21,10 +21,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from vise_jax import artifact, models
 from vise_jax.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _DESCRIPTION = "encoder.json"
 _WEIGHTS = "weights"
 _MADE_BY = "train.py or convert.py"
+# Version 1 left settings out that had these values.
+_VERSION_1_SETTINGS = {
+    "width": 64,
+    "stem": "imagenet",
+    "bn_momentum": 0.9,
+    "bn_epsilon": 1e-5,
+    "zero_init_last_bn": True,
+}
 
 # Of RGB values between 0 and 1: torchvision's, and everybody's since.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -88,6 +96,7 @@ class Encoder:
 
     def __post_init__(self) -> None:
         _check_preprocessing(self.preprocessing)
+        object.__setattr__(self, "architecture", models.resolve(**self.architecture))
         differences = _differences(expected_weights(self.architecture), self.weights)
         if differences:
             raise UserError(f"The weights don't fit the architecture {self.architecture}: {differences}.")
@@ -103,7 +112,7 @@ class Encoder:
         license: str,
     ) -> "Encoder":
         """An encoder with the weights of a model that `vise_jax.models.build(**architecture)` made."""
-        return cls(architecture, weights_of(model), preprocessing, provenance, license)
+        return cls(models.resolve(**architecture), weights_of(model), preprocessing, provenance, license)
 
     @classmethod
     def random(cls, source: str | Path, seed: int) -> "Encoder":
@@ -128,7 +137,7 @@ class Encoder:
             architecture, preprocessing = description["architecture"], description["preprocessing"]
         architecture = {key: value for key, value in architecture.items() if key != "seed"}
         # Blocks that start as the identity make an untrained network weaker than torchvision's, the usual baseline.
-        architecture["zero_init_last_bn"] = False
+        architecture = models.resolve(**{**architecture, "zero_init_last_bn": False})
         model = models.build(**architecture, seed=seed)
         provenance = {"random": {"seed": seed}}
         return cls.from_model(
@@ -182,6 +191,7 @@ class Encoder:
             _checkpointer().save((temporary / _WEIGHTS).absolute(), traverse_util.unflatten_dict(arrays, "/"))
             description = {
                 "format_version": FORMAT_VERSION,
+                "modality": "image",
                 "architecture": self.architecture,
                 "preprocessing": self.preprocessing,
                 "provenance": self.provenance,
@@ -316,7 +326,22 @@ def _as_numpy(expected: Mapping[str, Any]) -> Any:
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
-    description = artifact.read_description(folder, _DESCRIPTION, version=FORMAT_VERSION, made_by=_MADE_BY)
+    description = artifact.read_description(folder, _DESCRIPTION, version=FORMAT_VERSION, made_by=_MADE_BY, older=(1,))
+    if description["format_version"] == 1 and isinstance(description.get("architecture"), dict):
+        description |= {
+            "modality": "image",
+            "architecture": _VERSION_1_SETTINGS | description["architecture"],
+            "license": description.pop("licence", description.get("license")),
+        }
+    if isinstance(description.get("architecture"), dict) and not models.is_resolved(description["architecture"]):
+        raise UserError(
+            f"{folder / _DESCRIPTION} holds no architecture of an encoder, or leaves settings to defaults: write the "
+            f"directory again with {_MADE_BY}."
+        )
+    if description.get("modality") != "image":
+        raise UserError(
+            f"{folder} holds an encoder of {description.get('modality')!r}, not of images: give an image encoder."
+        )
     kinds = {"architecture": dict, "preprocessing": dict, "provenance": dict, "license": str, "sha256": str}
     for key, kind in kinds.items():
         if not isinstance(description.get(key), kind):

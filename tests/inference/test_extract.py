@@ -156,7 +156,7 @@ def test_a_stopped_export_goes_on_to_the_same_bytes(image_set, tmp_path, monkeyp
         export(image_set, path, StoppingEncoder(), batch_size=2)
     assert not path.exists()
     (work,) = tmp_path.glob(f".features.{ending}.parts-*")
-    first, second = sorted(work.iterdir())
+    first, second = sorted(work.glob("*.npz"))
     second.write_bytes(second.read_bytes()[:-9])
     with pytest.raises(Stopped):  # another encoder takes nothing from these parts, nor does it lose them
         export(image_set, path, StoppingEncoder("b"), batch_size=2)
@@ -176,10 +176,10 @@ def test_a_broken_image_is_left_out_of_an_export_and_stops_a_measurement(image_s
         (tmp_path / "images" / f"{number}.png").write_bytes(b"no image")
     image_set = datasets.open_unlabeled(tmp_path / "images")
     about = export(image_set, tmp_path / "features.npz")
-    assert "left out: The image 3.png in images is no JPEG or PNG" in capsys.readouterr().err
+    assert "left out: The image 3.png in images is no image that can be read" in capsys.readouterr().err
     assert list(about["rejected"]) == [f"{number}.png" for number in (3, 4, 5, 6, 7)]
     assert rows(tmp_path / "features.npz") == {f"{number}.png": [20 * number, 100, 0] for number in (0, 1, 2, 8, 9)}
-    with pytest.raises(UserError, match=r"The image 3\.png in images is no JPEG or PNG"):
+    with pytest.raises(UserError, match=r"The image 3\.png in images is no image that can be read"):
         extract.cached(tmp_path / "kept", CountingEncoder(), image_set, PREPROCESSING, **SETTINGS)
     for number in (0, 1, 2, 8, 9):
         (tmp_path / "images" / f"{number}.png").unlink()
@@ -202,3 +202,15 @@ def test_another_size_is_resized_in_proportion():
     preprocessing = {"resize": 256, "crop": 224, "interpolation": "bilinear"}
     assert extract.preprocessing_at(preprocessing, 112) == preprocessing | {"resize": 128, "crop": 112}
     assert extract.preprocessing_at(preprocessing, 0) == preprocessing
+
+
+def test_two_runs_of_one_encoder_and_set_do_not_disturb_each_other(image_set, tmp_path):
+    encoder, path = CountingEncoder(), tmp_path / "features.npz"
+    settings = {"strict": False, "batch_size": 2, "threads": 1, "max_image_pixels": 10**6}
+    with extract.computed(encoder, image_set, PREPROCESSING, path, **settings) as (first, about):
+        with extract.computed(encoder, image_set, PREPROCESSING, path, **settings) as (second, other):
+            assert about == other
+            assert not {part.parent for part in first} & {part.parent for part in second}
+        # The second one has ended and cleared its parts; the first one's are there.
+        assert all(part.exists() for part in first)
+    assert not list(tmp_path.glob(".features*"))

@@ -79,7 +79,7 @@ def test_an_encoder_that_can_t_predict_this_labeler_s_clusters(trained, labeler)
     not_this = "was not trained on the labels of this labeler"
     cases = [
         (no_heads, rebuilt(trained, heads=None)),
-        (no_heads, rebuilt(trained, heads=None, num_classes=4)),
+        (no_heads, rebuilt(trained, heads={"classes": 4})),
         (not_this, dataclasses.replace(trained, provenance={"trained": {"labeler": "0"}})),
         (not_this, dataclasses.replace(trained, provenance={})),
         (not_this, rebuilt(trained, heads={"comments": 9})),

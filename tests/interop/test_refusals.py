@@ -89,16 +89,6 @@ CHANGES: dict[str, tuple[str, Callable[[Tensors], Tensors], tuple[str, ...]]] = 
         _with(visual__layer2__0__conv1__weight=lambda value: (value.float() * 1e7).half()),
         ("not finite: visual.layer2.0.conv1.weight.",),
     ),
-    "fp16 where it is not published": (
-        "torchvision",
-        _with(conv1__weight=lambda value: value.half()),
-        ("of another type: conv1.weight is float16.",),
-    ),
-    "bfloat16": (
-        "clip-state",
-        _with(visual__bn1__bias=lambda value: value.bfloat16()),
-        ("visual.bn1.bias is bfloat16",),
-    ),
     "a negative variance": (
         "torchvision",
         _with(bn1__running_var=lambda value: -value),
@@ -316,3 +306,60 @@ def test_sources_that_there_are_not(source, arch, words, tmp_path):
     (tmp_path / "file.pth").touch()
     assert words in _refusal(tmp_path / "file.pth", source, arch)
     assert "There is no file" in _refusal(tmp_path / "nothing.pth", "moco")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer: fetch the file itself"),
+        (b"\n<!DOCTYPE html><html>", "an HTML page"),
+        (b'<?xml version="1.0"?><Error/>', "an XML document"),
+        (b'{"error": "not found"}', "a JSON document"),
+    ],
+)
+def test_what_servers_send_instead_of_weights_is_named(content, words, tmp_path):
+    for name in ("file.pth", "file.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        assert words in _refusal(tmp_path / name, "torchvision")
+
+
+def test_torchs_advice_to_load_unsafely_is_not_passed_on(tmp_path):
+    (tmp_path / "file.pth").write_bytes(bytes(range(128, 256)) * 4)
+    said = _refusal(tmp_path / "file.pth", "torchvision")
+    assert "can't be read" in said
+    assert "weights_only" not in said
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module.model.", "teacher."])
+def test_a_known_wrapper_is_named_with_its_flag(prefix, tmp_path):
+    tensors = _tensors("torchvision")
+    torch.save({prefix + key: value for key, value in tensors.items()}, tmp_path / "file.pth")
+    assert f"add --prefix={prefix}" in _refusal(tmp_path / "file.pth", "torchvision")
+    torch.save(tensors, tmp_path / "plain.pth")
+    wrapped = interop.convert(tmp_path / "file.pth", "torchvision", width=4, prefix=prefix)
+    plain = interop.convert(tmp_path / "plain.pth", "torchvision", width=4)
+    assert wrapped.fingerprint == plain.fingerprint
+
+
+def test_a_moving_average_beside_the_weights_has_to_be_chosen(tmp_path):
+    tensors = _tensors("torchvision")
+    average = {key: value * 0.5 if value.is_floating_point() else value for key, value in tensors.items()}
+    torch.save({"state_dict": tensors, "model_ema": average, "loss": np.float64(0.5)}, tmp_path / "file.pth")
+    said = _refusal(tmp_path / "file.pth", "torchvision")
+    assert "weights (state_dict) and their moving average (model_ema): choose with --ema or --noema" in said
+    chosen = [interop.convert(tmp_path / "file.pth", "torchvision", width=4, ema=ema) for ema in (True, False)]
+    kernels = [np.asarray(encoder.weights["conv1/kernel"]) for encoder in chosen]
+    np.testing.assert_array_equal(kernels[0], kernels[1] * 0.5)
+    torch.save({"state_dict": tensors}, tmp_path / "alone.pth")
+    assert "no moving average" in _refusal(tmp_path / "alone.pth", "torchvision", ema=True)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_upcast_with_a_note(dtype, tmp_path):
+    change = {key: value.to(getattr(torch, dtype)) for key, value in _tensors("torchvision").items() if value.ndim == 4}
+    torch.save(_tensors("torchvision") | change, tmp_path / "file.pth")
+    encoder = interop.convert(tmp_path / "file.pth", "torchvision", width=4)
+    assert encoder.weights["conv1/kernel"].dtype == np.float32
+    expected = change["conv1.weight"].float().numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(encoder.weights["conv1/kernel"], expected)
+    assert any(dtype in note for note in encoder.provenance["converted"]["notes"])

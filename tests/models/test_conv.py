@@ -40,10 +40,11 @@ def test_conv(kernel_size, stride, side):
     np.testing.assert_allclose(conv(jnp.asarray(x)), _by_hand(x, np.asarray(conv.kernel[...]), stride), atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["xla", "batched"])
+@pytest.mark.parametrize("backend", ["gpu", "cpu"])
 @pytest.mark.parametrize(("stride", "side"), [(1, 5), (2, 6), (2, 7)])
-def test_grouped_conv(method, stride, side):
-    conv = GroupedConv(12, 3, stride=stride, dtype="float32", rngs=nnx.Rngs(0), method=method)
+def test_grouped_conv(monkeypatch, backend, stride, side):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    conv = GroupedConv(12, 3, stride=stride, dtype="float32", rngs=nnx.Rngs(0))
     assert conv.kernel.shape == (3, 3, 4, 12)
     x = _images(side, 12)
     expected = _by_hand(x, np.asarray(conv.kernel[...]), stride, groups=3)
@@ -51,11 +52,12 @@ def test_grouped_conv(method, stride, side):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_both_ways_of_a_grouped_conv_have_one_gradient(stride):
+def test_both_ways_of_a_grouped_conv_have_one_gradient(monkeypatch, stride):
     x = jnp.asarray(_images(7, 12))
     gradients = []
-    for method in ("xla", "batched"):
-        graph, params = nnx.split(GroupedConv(12, 3, stride=stride, dtype="float32", rngs=nnx.Rngs(0), method=method))
+    for backend in ("gpu", "cpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        graph, params = nnx.split(GroupedConv(12, 3, stride=stride, dtype="float32", rngs=nnx.Rngs(0)))
         objective = lambda params, x: jnp.sin(nnx.merge(graph, params)(x)).sum()  # noqa: B023, E731
         gradients.append(jax.tree.leaves(jax.grad(objective, (0, 1))(params, x)))
     for one, other in zip(*gradients, strict=True):

@@ -1,9 +1,9 @@
-"""The policy of types."""
+"""The dtype of activations."""
 
 import jax
 import pytest
 
-from vise_jax.models.precision import policy
+from vise_jax.models.precision import compute_dtype
 
 
 @pytest.mark.parametrize(
@@ -18,4 +18,4 @@ from vise_jax.models.precision import policy
 )
 def test_only_products_and_activations_are_ever_bfloat16(monkeypatch, dtype, backend, compute):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert policy(dtype) == (compute, "float32", "float32")
+    assert compute_dtype(dtype) == compute

@@ -66,7 +66,7 @@ def test_a_line_for_each_image_and_a_page_of_the_first(trained, labeler, folder,
     assert [line["image"] for line in found] == [HOSTILE, "a.png", "b.png", "c.png", "d.png", "e.png"]
     assert found[2] == {
         "image": "b.png",
-        "error": "The image b.png in photos is no JPEG or PNG image: replace it or drop it.",
+        "error": "The image b.png in photos is no image that can be read: replace it or drop it.",
     }
     extract.export(
         trained, images, trained.preprocessing, tmp_path / "f.npz", batch_size=4, threads=1, max_image_pixels=10**6

@@ -40,7 +40,7 @@ def test_lines_and_a_page(made: Path, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["image"] for line in lines] == ["0.png", "1.png", "2.png", "3.jpg"]
     assert [len(line["comments"]) for line in lines[:3]] == [1, 1, 1]
-    assert "no JPEG or PNG" in lines[3]["error"]
+    assert "no image that can be read" in lines[3]["error"]
     assert (tmp_path / "p.html").read_text(encoding="utf-8").count("data:image/jpeg") == 2
     again = predict(*given, "--output", tmp_path / "p.jsonl", "--top=1", "--on_page=2")
     assert (again.returncode, again.stdout) == (0, result.stdout)

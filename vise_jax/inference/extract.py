@@ -6,6 +6,7 @@ import glob
 import json
 import shutil
 import sys
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -130,27 +131,56 @@ def computed(
     size = min(batch_size, len(images))
     length = max(_PART // size, 1) * size
     bits = artifact.fingerprint([key_of(encoder, images, preprocessing), size, jax.local_device_count()])
-    work = output.with_name(f".{output.name}.parts-{bits[:12]}")
-    work.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        work = _acquire(output, bits[:12], stack)
+        yield from _computed_in(work, encoder, images, preprocessing, length, size, strict, threads, max_image_pixels)
+        shutil.rmtree(work)
+    clear(output)
+
+
+def _acquire(output: Path, bits: str, stack: contextlib.ExitStack) -> Path:
+    """Lock the directory of the parts; while another process computes the same, take one of our own."""
+    shared = output.with_name(f".{output.name}.parts-{bits}")
+    shared.mkdir(parents=True, exist_ok=True)
+    try:
+        stack.enter_context(artifact.lock(shared / ".lock", ""))
+    except UserError:
+        own = Path(tempfile.mkdtemp(prefix=f"{shared.name}-", dir=output.parent))
+        stack.enter_context(artifact.lock(own / ".lock", ""))
+        return own
+    return shared
+
+
+def _computed_in(
+    work: Path,
+    encoder: FeatureExtractor,
+    images: ImageSet,
+    preprocessing: Mapping[str, Any],
+    length: int,
+    size: int,
+    strict: bool,
+    threads: int,
+    max_image_pixels: int,
+) -> Iterator[tuple[list[Path], dict[str, Any]]]:
     parts = [range(start, min(start + length, len(images))) for start in range(0, len(images), length)]
     paths = [work / f"{part.start:012d}.npz" for part in parts]
     done = next((number for number, path in enumerate(paths) if not _whole(path)), len(paths))
     todo = range(parts[done].start, len(images)) if done < len(parts) else range(0)
     with Progress("features", len(images), "images", done=len(images) - len(todo)) as progress:
         if done:
-            progress.print(f"going on behind {len(images) - len(todo):,} of {len(images):,} images, kept in {work}")
+            progress.print(f"resuming after {len(images) - len(todo):,} of {len(images):,} images, kept in {work}")
         decoded = data_images.decode_each(images, todo, preprocessing, threads, max_image_pixels)
         with contextlib.closing(decoded):
             for part, path in zip(parts[done:], paths[done:], strict=True):
                 _compute(encoder, part, decoded, size, strict, progress).save(path)
     yield paths, _about(encoder, images, preprocessing, paths)
-    clear(output)
 
 
 def clear(output: Path) -> None:
-    """Delete the parts that were kept beside a file, which is whole now."""
+    """Delete the parts that were kept beside a complete file, except those that a process is computing."""
     for work in output.parent.glob(f".{glob.escape(output.name)}.parts-*"):
-        shutil.rmtree(work)
+        with contextlib.suppress(UserError, FileNotFoundError), artifact.lock(work / ".lock", ""):
+            shutil.rmtree(work)
 
 
 def _compute(

@@ -24,8 +24,17 @@ import safetensors
 from vise_jax import artifact
 from vise_jax.errors import UserError
 
-# Where training loops put the weights beside their other state.
+# Where training loops put the weights beside their other state, and their exponential moving average.
 _WRAPPERS = ("state_dict", "model")
+_AVERAGES = ("ema", "model_ema", "ema_state_dict", "state_dict_ema", "ema_model")
+# What is downloaded instead of a file of weights: the beginning, in lower case, and what it is.
+_IMPOSTORS = (
+    (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
+    (b"<!doctype html", "an HTML page: the download needs a direct link, or a login"),
+    (b"<html", "an HTML page: the download needs a direct link, or a login"),
+    (b"<?xml", "an XML document, perhaps an error message of the server: download the file again"),
+    (b"{", "a JSON document, perhaps an error message of the server: download the file again"),
+)
 # Zipped weights are stored, or compressed by a little; what unpacks to more times its size is made to fill a disk.
 _MAX_RATIO = 20
 # weights_only was bypassed in releases before 2.6; this is the oldest one that the tests' bad files were tried with.
@@ -66,7 +75,7 @@ def check(path: Path, *, sha256: str | None, max_bytes: int) -> str:
     return found
 
 
-def read(path: Path, *, max_bytes: int) -> dict[str, np.ndarray]:
+def read(path: Path, *, max_bytes: int, ema: bool | None = None) -> dict[str, np.ndarray]:
     """Read the weights in a `.safetensors`, `.npz`, TorchScript or PyTorch file (zip or the older format).
 
     Weights that lie in an entry "state_dict" or "model" are taken from there, and the rest of such a file is left.
@@ -74,6 +83,7 @@ def read(path: Path, *, max_bytes: int) -> dict[str, np.ndarray]:
     Args:
         path: the file; its suffix decides, and anything but `.safetensors` and `.npz` is PyTorch's.
         max_bytes: of what is in it.
+        ema: of a file with weights and their moving average: take the average, or not; None = refuse to choose.
 
     Returns:
         key → array, as the file has them. Of a PyTorch file they are views, not read from the disk yet.
@@ -82,6 +92,7 @@ def read(path: Path, *, max_bytes: int) -> dict[str, np.ndarray]:
         UserError: the file is damaged, would unpack to too much, asks for code to be run, holds something else than
             tensors, or PyTorch is needed and missing.
     """
+    _check_kind(path)
     try:
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, "numpy") as file:
@@ -98,7 +109,11 @@ def read(path: Path, *, max_bytes: int) -> dict[str, np.ndarray]:
             raise UserError(
                 f"{path} is compressed, which PyTorch's files never are: get the file again from its source."
             )
-        loaded = _torch(path).load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        torch = _torch(path)
+        # Training loops store losses and accuracies as NumPy scalars beside the weights.
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        loaded = _choose(path, loaded, ema)
         for key in _WRAPPERS:
             if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
                 loaded = loaded[key]
@@ -107,6 +122,43 @@ def read(path: Path, *, max_bytes: int) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # the readers raise whatever the damage leads to
         raise UserError(_why(path, error)) from error
+
+
+# What `pickle` needs to rebuild a NumPy scalar; none of it runs code of the file.
+_NUMPY_SCALARS = [
+    np._core.multiarray.scalar,  # type: ignore[attr-defined]
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
+]
+
+
+def _check_kind(path: Path) -> None:
+    """Check that a file isn't what servers send in the place of weights.
+
+    Raises:
+        UserError: it is; names what it is.
+    """
+    with open(path, "rb") as file:
+        first = file.read(64).lstrip().lower()
+    for beginning, what in _IMPOSTORS:
+        if first.startswith(beginning):
+            raise UserError(f"{path} holds no weights, it is {what}.")
+
+
+def _choose(path: Path, loaded: Any, ema: bool | None) -> Any:
+    """Return the weights or their moving average, of a checkpoint that may hold both."""
+    if not isinstance(loaded, dict):
+        return loaded
+    averages = [key for key in _AVERAGES if isinstance(loaded.get(key), dict)]
+    weights = [key for key in _WRAPPERS if isinstance(loaded.get(key), dict)]
+    if ema and not averages:
+        raise UserError(f"{path} holds no moving average of the weights: leave --ema out.")
+    if averages and weights and ema is None:
+        raise UserError(
+            f"{path} holds weights ({weights[0]}) and their moving average ({averages[0]}): choose with --ema or "
+            "--noema."
+        )
+    return loaded[averages[0]] if averages and (ema or not weights) else loaded
 
 
 def read_metadata(path: Path, key: str) -> Any:
@@ -212,4 +264,7 @@ def _why(path: Path, error: Exception) -> str:
             f"{path} asks for {called[1]} to be called, which weights never need: nothing of it was run; get the file "
             "again from its source, or save its state_dict() alone."
         )
-    return f"{path} can't be read ({text[:200] or type(error).__name__}): get the file again from its source."
+    # Torch's advice after the first sentence is to load without its safeguards.
+    first = re.split(r"(?<=[.!])\s|weights_only|Weights only", text)[0].strip(" .") or type(error).__name__
+    reason = first if len(first) <= 200 else type(error).__name__
+    return f"{path} can't be read ({reason}): get the file again from its source."

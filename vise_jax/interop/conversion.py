@@ -10,7 +10,7 @@ import numpy as np
 import safetensors.numpy
 
 import vise_jax
-from vise_jax import artifact
+from vise_jax import artifact, models
 from vise_jax.encoder import Encoder, expected_weights
 from vise_jax.errors import UserError
 from vise_jax.interop import containers
@@ -33,6 +33,8 @@ def convert(
     *,
     sha256: str | None = None,
     max_bytes: int = MAX_BYTES,
+    prefix: str = "",
+    ema: bool | None = None,
     **settings: Any,
 ) -> Encoder:
     """Make an encoder of somebody's checkpoint.
@@ -43,6 +45,8 @@ def convert(
         arch: one of the source's architectures; None = its first.
         sha256: what the file's SHA-256 (hex) must be, checked before it is opened.
         max_bytes: of the file and of what is in it.
+        prefix: what stands before every key of the encoder, e.g. "module."; keys without it are left out.
+        ema: of a file with weights and their moving average: take the average, or not; None = refuse to choose.
         **settings: what else `vise_jax.models.build` takes, e.g. `width`.
 
     Raises:
@@ -54,13 +58,22 @@ def convert(
         return _convert_ours(path, arch, sha256=sha256, max_bytes=max_bytes)
     row, name = _row(source, arch)
     found = _check(path, row, sha256, max_bytes)
-    tensors = containers.read(path, max_bytes=max_bytes)
-    architecture = {"name": name, **settings}
+    tensors = containers.read(path, max_bytes=max_bytes, ema=ema)
+    if prefix:
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    tensors, half = _upcast(tensors)
+    architecture = models.resolve(name, **settings)
     expected = expected_weights(architecture)
     layouts = row.layouts or _any_prefix(tensors)
     # Of several layouts the one that most keys follow; what it lacks is said.
     label = max(layouts, key=lambda one: sum(layouts[one](torch_name(key)) in tensors for key in expected))
-    weights = _fill(path, f"{source}'s {name}", expected, tensors, layouts[label], row.drop, half=row.half)
+    try:
+        weights = _fill(path, f"{source}'s {name}", expected, tensors, layouts[label], row.drop)
+    except UserError as error:
+        if not (wrapper := _wrapper(tensors, [torch_name(key) for key in expected], layouts)):
+            raise
+        raise UserError(f"{error} Its keys are below {wrapper!r}: add --prefix={wrapper}") from error
+
     usual = row.preprocessing["resize"]
     resize = next((value for beginning, value in row.resize.items() if found.startswith(beginning)), usual)
     return Encoder(
@@ -76,7 +89,7 @@ def convert(
                 "layout": label,
                 "layout_verified": row.layout_verified,
                 "where": row.where,
-                "notes": list(row.notes),
+                "notes": [*row.notes, *half],
                 "vise_jax": vise_jax.__version__,
             }
         },
@@ -92,6 +105,8 @@ def convert_to(
     *,
     sha256: str | None = None,
     max_bytes: int = MAX_BYTES,
+    prefix: str = "",
+    ema: bool | None = None,
 ) -> tuple[Encoder, bool]:
     """As `convert`, and save the encoder; or read it, where the same file was converted to that folder before.
 
@@ -110,7 +125,7 @@ def convert_to(
         if (made.get("source"), made.get("sha256"), named) == (source, found, name):
             return there, True
         raise UserError(f"{folder} holds another encoder: name a new folder, or delete it first.")
-    encoder = convert(path, source, arch, sha256=sha256, max_bytes=max_bytes)
+    encoder = convert(path, source, arch, sha256=sha256, max_bytes=max_bytes, prefix=prefix, ema=ema)
     encoder.save(folder)
     return encoder, False
 
@@ -134,7 +149,7 @@ def export(encoder: Encoder, layout: str, path: str | Path, *, head: str = "") -
         raise UserError(f"There is no layout {layout!r} to export to: choose one of {', '.join(EXPORTS)}.")
     if path.suffix != ".safetensors":
         raise UserError(f"{path} must end in .safetensors: that is what is written.")
-    architecture = {key: value for key, value in encoder.architecture.items() if key not in ("heads", "num_classes")}
+    architecture = {key: value for key, value in encoder.architecture.items() if key != "heads"}
     _check_exportable(architecture)
     body = {key.removeprefix("encoder/"): value for key, value in encoder.weights.items() if key[:6] != "heads/"}
     arrays = {EXPORTS[layout](torch_name(key)): _to_torch(key, value) for key, value in body.items()}
@@ -192,6 +207,28 @@ def _any_prefix(tensors: Mapping[str, Any]) -> dict[str, Layout]:
     return {f"torchvision behind {prefix!r}": prefixed(prefix) for prefix in prefixes or [""]}
 
 
+# What wrappers of training loops put before the keys: data parallelism, torch.compile, self-distillation.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "teacher.", "student.", "backbone.", "encoder.", "ema.")
+
+
+def _wrapper(tensors: Mapping[str, Any], names: list[str], layouts: Mapping[str, Layout], depth: int = 3) -> str:
+    """Return the known prefix below which all weights are, e.g. "module.model."; "" if there is none."""
+    for prefix in _PREFIXES if depth else ():
+        below = {key.removeprefix(prefix) for key in tensors if key.startswith(prefix)}
+        if below and any(all(layout(name) in below for name in names) for layout in layouts.values()):
+            return prefix
+        if below and (inner := _wrapper(dict.fromkeys(below), names, layouts, depth - 1)):
+            return prefix + inner
+    return ""
+
+
+def _upcast(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Convert half-precision weights to float32, and return a note that says so."""
+    half = sorted({str(array.dtype) for array in tensors.values()} & {"float16", "bfloat16"})
+    upcast = {key: array.astype(np.float32) if str(array.dtype) in half else array for key, array in tensors.items()}
+    return upcast, [f"weights in {' and '.join(half)} were converted to float32"] if half else []
+
+
 def _fill(
     path: Path,
     what: str,
@@ -199,14 +236,11 @@ def _fill(
     tensors: Mapping[str, np.ndarray],
     layout: Layout,
     drop: tuple[str, ...],
-    *,
-    half: bool = False,
 ) -> dict[str, Any]:
-    """Every expected weight from its tensor, as float32 in our order of axes; see `Source` for `drop` and `half`."""
+    """Every expected weight from its tensor, as float32 in our order of axes; see `Source` for `drop`."""
     names = {key: layout(torch_name(key)) for key in expected}
     counters = {re.sub("running_mean$", "num_batches_tracked", name) for name in names.values()}
     known = {*names.values(), *counters}
-    allowed = (np.float32, np.float16) if half else (np.float32,)
     dropped = [name for name in tensors if any(re.fullmatch(one, name) for one in drop)]
     wrong: dict[str, list[str]] = {
         "missing": [name for name in names.values() if name not in tensors],
@@ -224,7 +258,7 @@ def _fill(
         shape = tuple(expected[key].shape[axis] for axis in axes)
         if array.shape != shape:
             wrong["of another shape"].append(f"{name} is {list(array.shape)} instead of {list(shape)}")
-        elif array.dtype not in allowed:
+        elif array.dtype != np.float32:
             wrong["of another type"].append(f"{name} is {array.dtype}")
         elif not np.isfinite(array).all():
             wrong["not finite"].append(name)

@@ -34,7 +34,6 @@ class Source:
         preprocessing: as in `vise_jax.Encoder`.
         license: of the weights.
         where: where the file is to be had.
-        half: whether weights may be float16.
         layout_verified: whether the layout is documented.
         notes: what is not known for sure.
         published: SHA-256 of a published file, or its beginning → the file's name. It is compared before the file is
@@ -49,7 +48,6 @@ class Source:
     preprocessing: Mapping[str, Any]
     license: str
     where: str
-    half: bool = False
     layout_verified: bool = True
     notes: tuple[str, ...] = ()
     published: Mapping[str, str] = field(default_factory=dict)
@@ -149,7 +147,6 @@ SOURCES: dict[str, Source] = {
         preprocessing=_CLIP,
         license="MIT",
         where="https://github.com/openai/CLIP, or timm/resnet50_clip.openai",
-        half=True,
         published={"afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762": "RN50.pt"},
     ),
     "vqagrid": Source(

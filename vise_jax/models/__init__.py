@@ -1,109 +1,137 @@
 """Encoders and VisE, built by name from plain values."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from flax import nnx
-from ml_collections import ConfigDict
 
-from vise_jax import config
 from vise_jax.errors import UserError
 from vise_jax.models import resnet
 from vise_jax.models.clip_resnet import CLIPResNet
 from vise_jax.models.norm import BatchNorm, FrozenBatchNorm
-from vise_jax.models.precision import policy
+from vise_jax.models.precision import compute_dtype
 from vise_jax.models.resnet import ResNet
 from vise_jax.models.vise import VisE
 
-__all__ = ["ENCODERS", "CLIPResNet", "ResNet", "VisE", "build"]
+__all__ = ["ENCODERS", "CLIPResNet", "ResNet", "VisE", "build", "is_resolved", "resolve"]
 
 # Names of encoders.
 ENCODERS = (*resnet.ENCODERS, "clip_resnet50")
 
-_SETTINGS = ("width", "stem", "bn_momentum", "bn_epsilon", "zero_init_last_bn")
+# Settings of every encoder: default, and the rule for its value in words.
+_SETTINGS: dict[str, tuple[int | float | str | bool, str, Callable[[Any], bool]]] = {
+    "width": (64, "an integer of at least 1", lambda value: isinstance(value, int) and value >= 1),
+    "stem": ("imagenet", '"imagenet" or "cifar"', lambda value: value in ("imagenet", "cifar")),
+    "bn_momentum": (0.9, "a number between 0 and 1", lambda value: _is_number(value) and 0 <= value <= 1),
+    "bn_epsilon": (1e-5, "a number above 0", lambda value: _is_number(value) and value > 0),
+    "zero_init_last_bn": (True, "True or False", lambda value: isinstance(value, bool)),
+}
+
+
+def resolve(
+    name: str, *, heads: Mapping[str, int] | None = None, **settings: int | float | str | bool
+) -> dict[str, Any]:
+    """Return the full architecture: every setting that decides what the encoder computes, with defaults filled in.
+
+    Args:
+        name: one of `ENCODERS`.
+        heads: from the name of a head to its number of classes; None for the bare encoder.
+        **settings: `width`, `stem`, `bn_momentum`, `bn_epsilon`, `zero_init_last_bn`; the config's section `model`
+            explains them.
+
+    Returns:
+        JSON values, the arguments of `build`.
+
+    Raises:
+        UserError: an unknown encoder or setting, or an invalid value.
+    """
+    if name not in ENCODERS:
+        raise UserError(f"There is no encoder {name!r}: choose one of {', '.join(ENCODERS)}.")
+    unknown = sorted(settings.keys() - _SETTINGS.keys())
+    if unknown:
+        raise UserError(f"Encoders have no setting {unknown[0]!r}: choose from {', '.join(_SETTINGS)}.")
+    resolved: dict[str, Any] = {"name": name}
+    for key, (default, words, allowed) in _SETTINGS.items():
+        resolved[key] = settings.get(key, default)
+        if not allowed(resolved[key]):
+            raise UserError(f"The encoder's setting {key} is {resolved[key]!r}, but must be {words}.")
+    for head, classes in (heads or {}).items():
+        if classes < 1:
+            raise UserError(f"The head {head!r} has {classes} classes, but needs at least 1.")
+    return resolved if heads is None else resolved | {"heads": dict(heads)}
+
+
+def is_resolved(architecture: Mapping[str, Any]) -> bool:
+    """Return whether an architecture leaves no setting to a default."""
+    return {"name", *_SETTINGS} <= architecture.keys()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def build(
     name: str,
     *,
-    num_classes: int | None = None,
     heads: Mapping[str, int] | None = None,
     bn_group: int = 0,
     dtype: str = "float32",
     remat: Iterable[int] = (),
     seed: int = 0,
-    **settings: Any,
+    **settings: int | float | str | bool,
 ) -> ResNet | CLIPResNet | VisE:
     """Build a model with fresh float32 weights.
 
     Args:
         name: one of `ENCODERS`. The batch norms of "detectron2_resnet50" are frozen, whatever `bn_group` and
-            `bn_momentum` say.
-        num_classes: give it one head of so many classes, named "classes".
-        heads: give it these heads: name → number of classes. With neither, the bare encoder.
-        bn_group: examples that share batch statistics; 0 = the whole batch.
-        dtype: of activations and products, as the config key `model.dtype`.
-        remat: stages whose activations are computed again in the backward pass, as `training.remat`.
+            `bn_momentum` are.
+        heads: from the name of a linear head to its number of classes; None for the bare encoder.
+        bn_group: number of examples that share batch statistics; 0 = the whole batch.
+        dtype: of activations and matrix products: "float32", "bfloat16" or "auto", as the config key `model.dtype`.
+        remat: stages to rematerialize in the backward pass, as `training.remat`.
         seed: of the initial weights.
-        **settings: `width`, `stem`, `bn_momentum`, `bn_epsilon`, `zero_init_last_bn`; what they mean and
-            their defaults stand in `vise_jax.config.base().model`.
+        **settings: see `resolve`.
 
     Returns:
-        The encoder without heads, else `VisE`. Both map (images: float32 [B, H, W, 3], train=) to a result and
-        intermediates, and say their `feature_dim`.
+        The encoder, or `VisE` with heads. Both map (images: float32 [B, H, W, 3], train=) to a result and
+        intermediates, and have `feature_dim`.
 
     Raises:
-        UserError: no such encoder, a setting that nobody knows, or a value that is not allowed.
+        UserError: an unknown encoder or setting, or an invalid value.
     """
-    if name not in ENCODERS:
-        raise UserError(f"There is no encoder {name!r}: choose one of {', '.join(ENCODERS)}.")
-    unknown = sorted(settings.keys() - set(_SETTINGS))
-    if unknown:
-        raise UserError(f"Encoders have no setting {unknown[0]!r}: choose from {', '.join(_SETTINGS)}.")
-    if num_classes is not None and heads is not None:
-        raise UserError("Give an encoder either num_classes or heads, not both.")
-    for head, classes in (heads or {"classes": 1 if num_classes is None else num_classes}).items():
-        if classes < 1:
-            raise UserError(f"The head {head!r} has {classes} classes, but needs at least 1.")
-    model = _checked({**settings, "bn_group": int(bn_group), "dtype": dtype})
+    model = resolve(name, heads=heads, **settings)
+    if bn_group < 0:
+        raise UserError(f"bn_group is {bn_group}, but must be at least 0.")
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise UserError(f'dtype is {dtype!r}, but must be "auto", "float32" or "bfloat16".')
     rngs = nnx.Rngs(seed)
-    encoder = _encoder(name, model, tuple(remat), rngs)
-    if num_classes is not None:
-        heads = {"classes": num_classes}
+    encoder = _encoder(model, int(bn_group), dtype, tuple(remat), rngs)
     return encoder if heads is None else VisE(encoder, heads, rngs=rngs)
 
 
-def _encoder(name: str, model: ConfigDict, remat: tuple[int, ...], rngs: nnx.Rngs) -> ResNet | CLIPResNet:
+def _encoder(
+    model: Mapping[str, Any], bn_group: int, dtype: str, remat: tuple[int, ...], rngs: nnx.Rngs
+) -> ResNet | CLIPResNet:
+    name, width, epsilon = model["name"], model["width"], model["bn_epsilon"]
     row = resnet.ENCODERS.get(name, {})
     # A group of ResNeXt has a channel or more, CLIP's attention a head of 64 channels or more.
     narrowest = 64 // row.get("group_width", 64) if row else 2
-    if model.width < narrowest or (not row and model.width % 2):
-        raise UserError(f"{name} needs {'a' if row else 'an even'} width of at least {narrowest}, not {model.width}.")
-    norm: resnet.Norm = partial(BatchNorm, group=model.bn_group, momentum=model.bn_momentum, epsilon=model.bn_epsilon)
+    if width < narrowest or (not row and width % 2):
+        raise UserError(f"{name} needs {'a' if row else 'an even'} width of at least {narrowest}, not {width}.")
+    norm: resnet.Norm = partial(BatchNorm, group=bn_group, momentum=model["bn_momentum"], epsilon=epsilon)
     if name == "detectron2_resnet50":
-        norm = partial(FrozenBatchNorm, epsilon=model.bn_epsilon)
+        norm = partial(FrozenBatchNorm, epsilon=epsilon)
     settings = {
-        "width": model.width,
-        "zero_init_last_bn": model.zero_init_last_bn,
+        "width": width,
+        "zero_init_last_bn": model["zero_init_last_bn"],
         "norm": norm,
-        "dtype": policy(model.dtype).compute,
+        "dtype": compute_dtype(dtype),
         "remat": remat,
         "rngs": rngs,
     }
     if row:
-        return ResNet(**row, stem=model.stem, **settings)
-    if model.stem != "imagenet":
-        raise UserError(f'{name} has a stem of its own: leave the setting stem at "imagenet", not {model.stem!r}.')
+        return ResNet(**row, stem=model["stem"], **settings)
+    if model["stem"] != "imagenet":
+        raise UserError(f'{name} has a stem of its own: leave the setting stem at "imagenet", not {model["stem"]!r}.')
     return CLIPResNet(blocks=(3, 4, 6, 3), **settings)
-
-
-def _checked(settings: dict[str, Any]) -> ConfigDict:
-    """The config's section `model` with these settings instead of its own."""
-    whole = config.base()
-    try:
-        whole.model.update(settings)
-    except TypeError as error:
-        raise UserError(f"A setting of the encoder has the wrong type: {' '.join(str(error).split())}") from error
-    config.validate(whole)
-    return whole.model

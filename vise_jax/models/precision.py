@@ -1,31 +1,17 @@
-"""What is computed in which type, for everything that trains or encodes."""
-
-from typing import NamedTuple
+"""The dtype of activations and matrix products."""
 
 import jax
 
 
-class Policy(NamedTuple):
-    """Types by their names.
+def compute_dtype(dtype: str) -> str:
+    """Return the dtype for the config key `model.dtype`.
 
-    Attributes:
-        compute: of activations, and of parameters where they enter a product.
-        parameters: of parameters, gradients and the optimizer's state.
-        reductions: of batch statistics, features, logits, losses and sums over devices.
-    """
-
-    compute: str
-    parameters: str = "float32"
-    reductions: str = "float32"
-
-
-def policy(dtype: str) -> Policy:
-    """The policy for the config key `model.dtype`.
+    Parameters, gradients, statistics, reductions and losses are float32 in any case.
 
     Args:
         dtype: "float32", "bfloat16", or "auto": bfloat16 on accelerators and float32 on CPUs, which have no fast
             bfloat16.
     """
     if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return Policy(dtype)
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return dtype

@@ -1,6 +1,7 @@
 # make setup    .venv with everything, once
 # make demo     the whole of VisE on a simulated corpus, in ./demo (another one: make demo SEED=1 DEMO=demo1)
 # make test     the tests (those of conversions where torch is there)
+# make test-all the slow ones, too
 # make convert  torch, to convert encoders from and to PyTorch
 # make lint     format, lint, types
 # make bench    the benchmarks, quick
@@ -10,7 +11,7 @@ BIN := .venv/bin
 DEMO ?= demo
 SEED ?= 0
 
-.PHONY: setup convert demo test lint bench clean-demo
+.PHONY: setup convert demo test test-all lint bench clean-demo
 
 setup: .venv/ready
 
@@ -42,6 +43,9 @@ clean-demo:
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+test-all: setup
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "slow or not slow"
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -233,3 +233,17 @@ def test_an_encoder_of_version_1_is_read(folder):
 def test_the_config_has_the_defaults_of_the_models():
     section = vise_config.base().model
     assert {key: section[key] for key in models._SETTINGS} == {key: row[0] for key, row in models._SETTINGS.items()}
+
+
+def test_the_public_api_is_what_the_package_exports(folder):
+    assert vise_jax.load_encoder(folder).fingerprint == vise_jax.Encoder.load(folder).fingerprint
+    for name in vise_jax.__all__:
+        assert getattr(vise_jax, name) is not None
+    assert vise_jax.Labeler is vise_jax.engagement.Labeler
+
+
+def test_encoders_can_be_compared_and_hashed(folder):
+    one, other = Encoder.load(folder), Encoder.load(folder)
+    assert one == one  # noqa: PLR0124
+    assert one != other
+    assert len({one, other}) == 2

@@ -78,6 +78,7 @@ def wait_for_step(processes: list[subprocess.Popen], workdir: Path, step: int) -
     assert all(process.poll() is None for process in processes), workdir.with_name(f"{workdir.name}-0.log").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_one_goes_on_to_the_same_losses(shards_folder, tmp_path):
     alone(shards_folder, tmp_path / "alone", devices=4)
     with two_processes(shards_folder, tmp_path / "run") as processes:
@@ -98,6 +99,7 @@ def test_two_processes_stop_together_and_one_goes_on_to_the_same_losses(shards_f
     assert (tmp_path / "run" / "encoder" / "encoder.json").exists()
 
 
+@pytest.mark.slow
 def test_when_one_of_two_is_killed_the_other_ends_with_an_error(shards_folder, tmp_path):
     with two_processes(shards_folder, tmp_path / "run", "--config.training.steps=100000") as processes:
         wait_for_step(processes, tmp_path / "run", 2)

@@ -20,6 +20,7 @@ def labeling(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
     return load_benchmark("labeling")
 
 
+@pytest.mark.slow
 def test_quick_run_on_posts(tmp_path: Path) -> None:
     posts = tmp_path / "posts.jsonl"
     texts = ["the sea 😀", "the storm, the sea", "a storm http://a.bc/d"]

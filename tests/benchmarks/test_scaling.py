@@ -135,6 +135,7 @@ def run(*options: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_quick_run() -> None:
     done = run("--systems", "h200", "--links", "100,10")
     assert done.returncode == 0, done.stderr
@@ -152,6 +153,7 @@ def test_quick_run() -> None:
     assert [found["devices"] for found in result["planned"]] == [2, 8]
 
 
+@pytest.mark.slow
 def test_batch_norm_that_communicates_is_refused() -> None:
     done = run("--bn_group", "0", "--devices", "2")
     assert done.returncode == 1

@@ -21,6 +21,7 @@ runpy.run_path("benchmarks/step.py", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_quick_run_alone():
     done = subprocess.run([sys.executable, "-c", WITHOUT], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -109,6 +109,7 @@ def test_beam_gives_the_same_shards_and_relabel_takes_posts_out(posts: Path, lab
     assert f"0, {after['deleted']}" in result.stdout
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_killed_job_and_the_next_run_ends_with_the_same_bytes(
     posts: Path, labeler: Path, tmp_path: Path
 ) -> None:

@@ -244,6 +244,6 @@ def test_the_public_api_is_what_the_package_exports(folder):
 
 def test_encoders_can_be_compared_and_hashed(folder):
     one, other = Encoder.load(folder), Encoder.load(folder)
-    assert one == one  # noqa: PLR0124
+    assert one == one
     assert one != other
     assert len({one, other}) == 2

@@ -133,6 +133,11 @@ def test_a_run_is_evaluated_and_logged(config, tmp_path, caplog):
     # The exported encoder is the last step's, with merged statistics: its validation loss is the last one's.
     encoder = Encoder.load(tmp_path / "run" / "encoder")
     assert encoder.feature_dim == 32
+    # Where the run was and who watched it stay in the run directory.
+    published = json.dumps(encoder.provenance)
+    assert str(tmp_path) not in published
+    kept = encoder.provenance["trained"]["config"].keys()
+    assert not {"training.init_from", "training.probe", "training.distributed"} & kept
 
     # The same command has nothing left to do; a run of its own can start from there.
     pretrain.train(config, tmp_path / "run", lambda: evaluator)

@@ -24,7 +24,7 @@ from vise_jax.errors import Interrupted, UserError
 from vise_jax.posts import REACTIONS, BadPost, Post, parse
 from vise_jax.progress import Progress, track
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _MADE_BY = "label.py fit"
 # Keys that say where something lies: what lies there decides.
 PATHS = ("salt_file", "vectors")
@@ -236,7 +236,8 @@ class Labeler:
                 "format_version": FORMAT_VERSION,
                 "kind": "labeler",
                 "vise_jax": vise_jax.__version__,
-                "labels": dict(self.labels),
+                # Where files of the fit were is not published: what was in them decides.
+                "labels": {key: value for key, value in self.labels.items() if key not in PATHS},
                 "comment_coverage": self.comments.coverage if self.comments else 0.0,
                 "classes": self.classes,
                 "fitted": dict(self.fitted),

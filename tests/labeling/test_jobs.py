@@ -1,5 +1,6 @@
 """The labeling job: what reaches a shard, what is rejected, and going on after a stop."""
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -8,8 +9,9 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,8 @@ from PIL import Image
 from vise_jax import config
 from vise_jax.data import shards
 from vise_jax.engagement import Labeler, hashing
-from vise_jax.errors import UserError
-from vise_jax.labeling import input_split, jobs
+from vise_jax.errors import Interrupted, UserError
+from vise_jax.labeling import beam_runner, input_split, jobs
 from vise_jax.posts import RejectLog
 
 SECRET = "unmistakable"
@@ -712,3 +714,28 @@ def test_a_job_that_was_killed_before_its_first_file_resumes(corpus: tuple[list[
     paths, folder = corpus
     (tmp_path / "shards" / "records").mkdir(parents=True)
     assert jobs.run(paths, folder, make_labels(), tmp_path / "shards")["posts"] == 100
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "OSError: [Errno 28] No space left on device [while running 'label']",
+        "vise_jax.errors.Interrupted: The disk is full: a can't be written [while running 'label']",
+    ],
+)
+def test_a_full_disk_of_a_beam_worker_is_an_interruption(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+    @contextlib.contextmanager
+    def pipeline(**_: Any) -> Iterator[None]:
+        yield
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(beam_runner, "import_beam", lambda: SimpleNamespace(Pipeline=pipeline))
+    with pytest.raises(Interrupted, match="disk"), beam_runner._pipeline([]):
+        pass
+
+
+def test_a_published_labeler_has_no_paths(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
+    paths, _ = corpus
+    jobs.fit(paths, make_labels(salt_file=str(tmp_path / "secret" / "salt")), tmp_path / "labeler")
+    for path in (tmp_path / "labeler").iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes()

@@ -62,7 +62,8 @@ def write(
     ours = page.is_file() and f'content="{key}"' in page.read_text(encoding="utf-8", errors="replace")
     if ours and output.is_file():
         extract.clear(output)
-        return page, len(images), sum("error" in json.loads(line) for line in open(output, encoding="utf-8"))
+        lines = output.read_text("utf-8").split("\n")
+        return page, len(images), sum("error" in json.loads(line) for line in lines if line)
     for path in (output, page):
         if path.exists() and not ours:
             raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")
@@ -72,7 +73,7 @@ def write(
         # The page before the lines: where these are, the page is, too.
         with artifact.atomic_file(output) as file:
             for index, record in _records(encoder, labeler, images, parts, top):
-                file.write(f"{json.dumps(record, ensure_ascii=False)}\n".encode())
+                file.write(f"{json.dumps(record, ensure_ascii=False, allow_nan=False)}\n".encode())
                 if len(cards) < on_page:
                     cards.append({**record, **_picture(images, index, record, max_image_pixels)})
             text = templates.render(

@@ -21,7 +21,7 @@ from vise_jax.engagement import hashing, kmeans, reactions
 from vise_jax.engagement.comments import CommentEncoder, fit_encoder, sample_comments
 from vise_jax.engagement.fit_statistics import Corpus, gather
 from vise_jax.errors import Interrupted, UserError
-from vise_jax.posts import REACTIONS, BadPost, Post, parse
+from vise_jax.posts import REACTIONS, BadPost, Post, parse, summary
 from vise_jax.progress import Progress, track
 
 FORMAT_VERSION = 3
@@ -119,7 +119,7 @@ class Labeler:
             raise UserError(
                 f"None of the {counts['posts']:,} posts can make clusters: {counts['cluster_posts']:,} fall into the "
                 f"cluster split (labels.cluster_fraction={labels.cluster_fraction:.3g}), without comments and "
-                "reactions: give more posts, or raise labels.cluster_fraction."
+                f"reactions (rejected: {summary(corpus.rejected)}): give more posts, or raise labels.cluster_fraction."
             )
         owners, sample = [owner for owner, _ in corpus.comments], [comment for _, comment in corpus.comments]
         profiles = reactions.encode(list(corpus.reactions))

@@ -111,6 +111,9 @@ def fit(
                 shutil.rmtree(work)
             raise
         unmatched = _unmatched(exclude, excluded, found.counts["matched"])
+        if not found.counts["comments"] and not found.counts["reactions"]:
+            shutil.rmtree(work)  # nothing was gathered, and the next line says so
+            return Labeler.from_corpus(found, labels)
         # An error keeps what was gathered: the same posts with other clusters don't have to be read again.
         labeler = Labeler.from_corpus(found, labels, work)
         about = {

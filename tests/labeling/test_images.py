@@ -181,3 +181,18 @@ def test_metadata_is_removed_and_pixels_are_not_encoded_again() -> None:
     ):
         accepted = images.read_image(Post("a", image_bytes=encode(kind, **options)), 40_000)
         assert accepted == encode(kind)
+
+
+def test_what_follows_the_end_of_an_image_is_removed() -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "where we live"
+    for options in ({}, {"progressive": True}):
+        trailer = encode(exif=exif) + b"where we live"
+        assert images.read_image(Post("a", image_bytes=encode(**options) + trailer), 40_000) == encode(**options)
+
+
+def test_a_png_with_a_wrong_checksum_is_rejected() -> None:
+    encoded = bytearray(encode("PNG"))
+    encoded[encoded.index(b"IDAT") + 200] ^= 1
+    with pytest.raises(BadPost, match="image_truncated"):
+        images.read_image(Post("a", image_bytes=bytes(encoded)), 40_000)

@@ -4,7 +4,9 @@ Evaluation decodes with Pillow, training with TensorFlow. Both ignore orientatio
 take the upper 8 bits of 16.
 """
 
+import re
 import struct
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,7 +20,9 @@ JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 # Of a JPEG file: EXIF and XMP (APP1), IPTC (APP13), comments (COM).
 _JPEG_METADATA = frozenset({0xE1, 0xED, 0xFE})
 _PNG_METADATA = frozenset({b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME"})
-_START_OF_SCAN = 0xDA
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, b"\xff\xd9"
+# The marker after the data of a scan: neither a stuffed byte, nor a restart, nor a fill byte.
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -52,14 +56,20 @@ def _jpeg_segments(encoded: bytes) -> Iterator[bytes]:
         if offset == marker or offset + 3 > len(encoded):
             raise ValueError("no JPEG marker")
         code, end = encoded[offset], offset + 1 + struct.unpack_from(">H", encoded, offset + 1)[0]
-        if code == _START_OF_SCAN:
-            yield encoded[marker:]
-            return
         if end > len(encoded):
             raise ValueError("cut off within a JPEG segment")
+        if code == _START_OF_SCAN:
+            following = _AFTER_SCAN.search(encoded, end)
+            if following is None:
+                raise ValueError("cut off within a JPEG scan")
+            end = following.start()
         if code not in _JPEG_METADATA:
             yield encoded[marker:end]
         offset = end
+        if encoded[offset : offset + 2] == _END_OF_IMAGE:
+            # What follows is not part of the image: previews and trailers, with metadata of their own.
+            yield _END_OF_IMAGE
+            return
 
 
 def _png_chunks(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -72,5 +82,8 @@ def _png_chunks(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:
         end = offset + 12 + length
         if end > len(encoded):
             raise ValueError("cut off within a PNG chunk")
+        # Pillow doesn't check the pixels' checksums, TensorFlow does.
+        if zlib.crc32(encoded[offset + 4 : end - 4]) != struct.unpack_from(">I", encoded, end - 4)[0]:
+            raise ValueError("a PNG chunk with a wrong checksum")
         yield kind, encoded[offset:end]
         offset = end

@@ -214,13 +214,24 @@ def prepare(variant: str, settings: Settings) -> Iterator[Any]:
 
 def _ours(settings: Settings) -> Iterator[np.ndarray]:
     from vise_jax.data import loader, shards
+    from vise_jax.data.epoch_order import Shuffle
     from vise_jax.data.records import CorruptExamples
 
     folder, data = settings.folder / "shards", config.base().data
-    data.threads = settings.threads
-    bad = CorruptExamples(settings.folder / "corrupt_examples.jsonl")
-    manifest = shards.read_manifest(folder)
-    for batch in loader.batches(folder, manifest, data, batch_size=settings.batch_size, seed=0, bad=bad):
+    batches = loader.batches(
+        folder,
+        shards.read_manifest(folder),
+        batch_size=settings.batch_size,
+        seed=0,
+        corrupt=CorruptExamples(settings.folder / "corrupt_examples.jsonl"),
+        shuffle=Shuffle(data.shuffle_shards, data.shuffle_block, data.shuffle_slots, data.shuffle_window),
+        image_size=data.image_size,
+        crop_area=tuple(data.crop_area),
+        crop_ratio=tuple(data.crop_ratio),
+        antialias=data.antialias,
+        threads=settings.threads,
+    )
+    for batch in batches:
         yield batch["images"]
 
 

@@ -111,10 +111,17 @@ DATA: Section = {
     "antialias": (False, ANY),
     # Horizontal flips, on the device.
     "flip": (True, ANY),
-    # Shards come in random order, and records are shuffled within groups of this many shards: the window that a batch
-    # is drawn from. The processes share a group; each holds its part of two to three groups in memory (3 GB with one
-    # process and shards of 128 MB). At least as many as there are processes, so that each reads shards of its own.
-    "shuffle_shards": (8, AT_LEAST_1),
+    # Shuffling, see `vise_jax.data.epoch_order`. A batch-norm group of 32 is drawn from shuffle_window / shuffle_block
+    # random places of shuffle_shards shards.
+    "shuffle_shards": (256, AT_LEAST_1),
+    # Consecutive records that are read together.
+    "shuffle_block": (8, AT_LEAST_1),
+    # Runs of rows of a batch with a shuffle window each. At least the number of processes, so that each reads record
+    # blocks of its own; a batch-norm group should not be larger than a slot's rows.
+    "shuffle_slots": (8, AT_LEAST_1),
+    # Examples of a slot that are shuffled together. A process holds two windows of its slots in memory: 2 GB with all 8
+    # slots and images of 60 KB.
+    "shuffle_window": (2048, AT_LEAST_1),
     # Decoding threads per process; 0 = one per available CPU.
     "threads": (0, NOT_NEGATIVE),
     # Corrupt examples are skipped and named in corrupt_examples.jsonl. The run stops when they are a larger fraction of

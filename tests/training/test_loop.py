@@ -79,15 +79,14 @@ def test_parameters_that_are_not_finite_stop_the_run_and_name_the_batch(config, 
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
     assert not (tmp_path / "run" / "encoder").exists()
     named = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
-    bad = CorruptExamples(tmp_path / "none")
     batches = loader.batches(
         Path(config.data.shards),
         shards.read_manifest(config.data.shards),
-        config.data,
         batch_size=8,
         seed=0,
-        bad=bad,
+        corrupt=CorruptExamples(tmp_path / "none"),
         first_step=named["step"] - 1,
+        **pretrain.loader_settings(config.data),
     )
     assert named["post_ids"] == [post_id.decode() for post_id in next(batches)["post_id"]]
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from vise_jax import artifact
 from vise_jax.data import shards
+from vise_jax.data.records import read_index
 from vise_jax.engagement import hashing
 from vise_jax.engagement.labeler import Labeler
 from vise_jax.errors import UserError
@@ -283,6 +284,8 @@ def _write(examples: list[shards.Example], output: Path, name: str, split: str) 
     path = output / f"{name}.tfrecord"
     # A run that was killed between a shard and its record has left the same bytes.
     described = shards.describe_shard(path, len(examples)) if path.exists() else shards.write_shard(examples, path)
+    # The loader finds records by these.
+    table["lengths"] = read_index(path, len(examples))[:, 1].astype(np.uint32)
     write_table(output / "records" / f"{name}.safetensors", table)
     return {**described, "table": f"{name}.safetensors"}
 
@@ -298,7 +301,8 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
 
     Returns:
         `post_ids` uint8 [N, 16] (the salted hashes), `comment_labels` int32 [M] (of all examples, one behind the
-        other), `comment_counts` int32 [N] (how many of them each example has), `reaction_labels` int32 [N].
+        other), `comment_counts` int32 [N] (how many of them each example has), `reaction_labels` int32 [N], `lengths`
+        uint32 [N] (bytes of each record's data).
     """
     table = safetensors.numpy.load(path.read_bytes())
     return {**table, "post_ids": table["post_ids"].reshape(-1, 16)}

@@ -292,7 +292,7 @@ def relabel(output: Path, labels: ConfigDict, labeler: Path, exclude: Path) -> d
                 artifact.write_json(path, record)
         # Lists grow: ids that were deleted before count as matched.
         unmatched = max(len(gone) - len(matched) - deleted, 0)
-        return finish(output, job, fitted.classes, before["inputs"], unmatched)
+        return finish(output, job, fitted.classes, before["inputs"], unmatched, before)
 
 
 def _parts(paths: Sequence[Path], labels: ConfigDict) -> list[Part]:

@@ -62,7 +62,6 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
             f"The shards {config.data.shards} hold {manifest['examples']:,} examples, fewer than a batch "
             f"(training.batch_size is {training.batch_size:,}): lower it, or label more posts."
         )
-    steps = number_of_steps(config, manifest["examples"])
     architecture = describe_model(config, manifest["classes"])
     mesh = sharding.data_mesh()
     divide = functools.partial(sharding.layout, training.batch_size, mesh.size, microbatches=training.microbatches)
@@ -70,10 +69,13 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
     build = functools.partial(models.build, **architecture, dtype=config.model.dtype, remat=training.remat)
     nnx.eval_shape(build)  # an invalid model is an error before the run directory is created
     with (
-        run_dir.acquire(workdir, config, manifest["fingerprint"], layout.bn_group) as bn_group,
+        run_dir.acquire(workdir, config, shards.fingerprints(manifest), layout.bn_group) as (bn_group, fingerprint),
         vise_logging.to_file(workdir / loop.of_process("train.log")),
     ):
         layout = divide(bn_group=bn_group)
+        # Posts that were deleted since the first start keep their positions.
+        manifest = shards.as_of(manifest, fingerprint)
+        steps = number_of_steps(config, manifest["examples"])
         corrupt = CorruptExamples(workdir / loop.of_process("corrupt_examples.jsonl"))
         probe = make_probe() if make_probe and jax.process_index() == 0 else None
 
@@ -128,7 +130,7 @@ def make_task(
     """
     preprocessing = imagenet_preprocessing(config.data.image_size)
     to_input = functools.partial(normalize, preprocessing=preprocessing)
-    training, directory = config.training, Path(config.data.shards)
+    data, training, directory = config.data, config.training, Path(config.data.shards)
 
     def batches(first_step: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         from vise_jax.data import loader
@@ -137,12 +139,12 @@ def make_task(
             loader.batches(
                 directory,
                 manifest,
-                config.data,
                 batch_size=training.batch_size,
                 seed=training.seed,
-                bad=corrupt,
+                corrupt=corrupt,
                 first_step=first_step,
                 rows=rows,
+                **loader_settings(data),
             )
         )
 
@@ -155,10 +157,10 @@ def make_task(
                 loader.validation_batches(
                     directory,
                     manifest,
-                    config.data,
                     preprocessing,
                     batch_size=layout.batch_size,
-                    bad=corrupt,
+                    corrupt=corrupt,
+                    threads=data.threads,
                     rows=rows,
                 )
             )
@@ -180,6 +182,20 @@ def make_task(
         flip=config.data.flip,
         evaluators=evaluators,
     )
+
+
+def loader_settings(data: ConfigDict) -> dict[str, Any]:
+    """Return the arguments of `loader.batches` that the `data` section sets."""
+    from vise_jax.data.epoch_order import Shuffle
+
+    return {
+        "shuffle": Shuffle(data.shuffle_shards, data.shuffle_block, data.shuffle_slots, data.shuffle_window),
+        "image_size": data.image_size,
+        "crop_area": tuple(data.crop_area),
+        "crop_ratio": tuple(data.crop_ratio),
+        "antialias": data.antialias,
+        "threads": data.threads,
+    }
 
 
 def _with_ids(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +41,17 @@ _PRIVATE_KEYS = _FREE_KEYS | {"training.init_from", "labels.salt_file", "labels.
 
 
 @contextlib.contextmanager
-def acquire(workdir: Path, config: ConfigDict, shards_fingerprint: str, bn_group: int) -> Iterator[int]:
+def acquire(workdir: Path, config: ConfigDict, fingerprints: Sequence[str], bn_group: int) -> Iterator[tuple[int, str]]:
     """Lock the run directory, and write `config.json` or compare with the one that is there.
 
     Args:
         workdir: the run directory, created if it doesn't exist.
         config: the whole config.
-        shards_fingerprint: the manifest's.
+        fingerprints: of the shards, and of these before posts were deleted from them.
         bn_group: size of a batch-norm group of a new run.
 
     Yields:
-        The size of a batch-norm group in this run, as of its first start.
+        The size of a batch-norm group and the fingerprint of the shards in this run, as of its first start.
 
     Raises:
         UserError: the directory holds another experiment (names the keys that differ), or another process trains in it.
@@ -68,23 +68,23 @@ def acquire(workdir: Path, config: ConfigDict, shards_fingerprint: str, bn_group
             busy = f"Another process trains in {workdir}: wait for it, or name a new --workdir."
             stack.enter_context(artifact.lock(workdir / ".lock", busy))
         # Through JSON, so that tuples compare equal to the lists that they are read back as.
-        mine = json.loads(json.dumps({"config": vise_config.flat(config), "shards": shards_fingerprint}))
+        mine = json.loads(json.dumps({"config": vise_config.flat(config), "shards": fingerprints[0]}))
         begun = path.exists()
         barrier("compare the run directory")
         if begun:
             theirs = artifact.read_description(workdir, path.name, version=_FORMAT_VERSION, made_by="train.py")
-            _compare(workdir, mine, theirs)
-            bn_group = theirs["bn_group"]
+            _compare(workdir, mine, theirs, fingerprints)
+            bn_group, mine["shards"] = theirs["bn_group"], theirs["shards"]
         elif jax.process_index() == 0:
             artifact.write_json(path, {"format_version": _FORMAT_VERSION, "kind": "run", "bn_group": bn_group, **mine})
         barrier("the run directory is acquired")
-        yield bn_group
+        yield bn_group, mine["shards"]
 
 
-def _compare(workdir: Path, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
+def _compare(workdir: Path, mine: dict[str, Any], theirs: dict[str, Any], fingerprints: Sequence[str]) -> None:
     keys = {key for key in mine["config"] | theirs["config"] if not key.startswith("labels.")} - _FREE_KEYS
     differing = sorted(key for key in keys if mine["config"].get(key) != theirs["config"].get(key))
-    if mine["shards"] != theirs["shards"]:
+    if theirs["shards"] not in fingerprints:
         differing.append("the shards")
     if differing:
         raise UserError(

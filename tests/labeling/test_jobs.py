@@ -21,7 +21,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vise_jax import config
-from vise_jax.data import shards
+from vise_jax.data import loader, shards
+from vise_jax.data.epoch_order import Shuffle
+from vise_jax.data.records import CorruptExamples
 from vise_jax.engagement import Labeler, hashing
 from vise_jax.errors import Interrupted, UserError
 from vise_jax.labeling import beam_runner, input_split, jobs
@@ -358,6 +360,68 @@ def test_relabel_writes_only_the_shards_that_hold_deleted_posts(
         assert largest not in names
         largest = f"{largest.removesuffix('.tfrecord').partition('.r')[0]}.r{number}.tfrecord"
         assert largest in names
+
+
+def batches_of(output: Path, manifest: dict[str, Any], log: Path, first_step: int = 0) -> Iterator[dict[str, Any]]:
+    return loader.batches(
+        output,
+        manifest,
+        batch_size=6,
+        seed=0,
+        corrupt=CorruptExamples(log),
+        shuffle=Shuffle(shards=2, block=2, slots=2, window=4),
+        image_size=8,
+        crop_area=(0.5, 1.0),
+        crop_ratio=(1.0, 1.0),
+        antialias=False,
+        first_step=first_step,
+    )
+
+
+@pytest.mark.parametrize("moment", ["between two runs", "during a run"])
+def test_a_run_keeps_the_positions_of_deleted_examples(
+    corpus: tuple[list[Path], Path], tmp_path: Path, moment: str
+) -> None:
+    paths, folder = corpus
+    labels, output, log = make_labels(shard_megabytes=0.01), tmp_path / "shards", tmp_path / "corrupt.jsonl"
+    before = jobs.run(paths, folder, labels, output)
+    steps = 2 * before["examples"] // 6 + 1
+    expected = list(itertools.islice(batches_of(output, before, log), steps))
+    running = batches_of(output, before, log)
+    if moment == "during a run":
+        next(running)
+    salt = hashing.salt("", 0)
+    hashes = {hashing.hash_id(f"post-{number}", salt): f"post-{number}" for number in range(100)}
+    examples = [[record["post_id"][0] for record in of_shard(output / shard["name"])] for shard in before["shards"]]
+    # A whole shard, and in two deletions the first and the last example of others.
+    deletions = [[examples[0][0], *examples[1]], [examples[0][-1], examples[2][0]]]
+    for deleted in deletions:
+        (tmp_path / "ids.txt").write_text("\n".join(hashes[post] for post in deleted))
+        after = jobs.relabel(output, labels, folder, tmp_path / "ids.txt")
+    assert after["examples"] == before["examples"] - sum(map(len, deletions))
+    if moment == "between two runs":
+        running = batches_of(output, shards.as_of(shards.read_manifest(output), before["fingerprint"]), log, 1)
+    gone = set(itertools.chain.from_iterable(deletions))
+    empty = 0
+    for batch, found in zip(expected[1:], running, strict=False):
+        assert found.keys() == batch.keys()
+        for row, post in enumerate(batch["post_id"]):
+            if post in gone and found["post_id"][row] == b"":
+                empty += 1
+                assert not found["images"][row].any()
+                assert found["comment_labels"][row].max() == found["reaction_label"][row] == -1
+            else:
+                # What was read before the deletion is still used.
+                assert post not in gone or moment == "during a run"
+                for name, column in batch.items():
+                    np.testing.assert_array_equal(found[name][row], column[row])
+    assert empty >= len(gone)
+    assert not log.exists()
+    with pytest.raises(UserError, match="neither those of the run"):
+        shards.as_of(after, "another")
+    # A new run has fewer examples, and none is empty.
+    fresh = list(itertools.islice(batches_of(output, shards.read_manifest(output), log), after["examples"] // 6))
+    assert not (gone | {b""}) & {post for batch in fresh for post in batch["post_id"]}
 
 
 def test_relabel_refuses_what_is_not_finished_or_of_another_labeler(

@@ -17,7 +17,7 @@ HEADS = {"comments": 3, "reactions": 2}
 
 def test_a_run_of_other_shards_is_refused(tmp_path):
     def claim(shards: str, bn_group: int) -> int:
-        with run_dir.acquire(tmp_path / "run", config, shards, bn_group) as size:
+        with run_dir.acquire(tmp_path / "run", config, [shards], bn_group) as (size, _):
             return size
 
     config = vise_config.base()
@@ -35,9 +35,17 @@ def test_a_run_of_other_shards_is_refused(tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["training.momentum"] == 0.9
 
 
+def test_a_run_resumes_after_a_deletion(tmp_path):
+    config = vise_config.base()
+    with run_dir.acquire(tmp_path / "run", config, ["first"], 8) as acquired:
+        assert acquired == (8, "first")
+    with run_dir.acquire(tmp_path / "run", config, ["third", "first", "second"], 8) as acquired:
+        assert acquired == (8, "first")
+
+
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("...")
-    with pytest.raises(UserError, match="no run directory"), run_dir.acquire(tmp_path, vise_config.base(), "", 8):
+    with pytest.raises(UserError, match="no run directory"), run_dir.acquire(tmp_path, vise_config.base(), [""], 8):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -45,12 +53,12 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
 def test_a_second_process_in_a_run_directory_is_refused(tmp_path):
     config = vise_config.base()
     with (
-        run_dir.acquire(tmp_path / "run", config, "shards", 8),
+        run_dir.acquire(tmp_path / "run", config, ["shards"], 8),
         pytest.raises(UserError, match=r"Another process trains in .*run"),
-        run_dir.acquire(tmp_path / "run", config, "shards", 8),
+        run_dir.acquire(tmp_path / "run", config, ["shards"], 8),
     ):
         pass
-    with run_dir.acquire(tmp_path / "run", config, "shards", 8):
+    with run_dir.acquire(tmp_path / "run", config, ["shards"], 8):
         pass
 
 

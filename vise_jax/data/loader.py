@@ -189,8 +189,9 @@ def _reader(
             if "positions" in entry:
                 stored[of_shard] = entry["positions"][record[of_shard]]
                 of_shard = of_shard[stored[of_shard] >= 0]
-            rows.append(of_shard[np.argsort(stored[of_shard], kind="stable")])
-            entries.append(entry)
+            if len(of_shard):
+                rows.append(of_shard[np.argsort(stored[of_shard], kind="stable")])
+                entries.append(entry)
         with ThreadPoolExecutor(_READERS) as pool:
             contents = list(pool.map(read_shard, entries, [stored[ordered].tolist() for ordered in rows]))
         for entry, ordered, (data, reasons) in zip(entries, rows, contents, strict=True):

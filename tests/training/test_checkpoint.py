@@ -146,6 +146,28 @@ def test_a_step_that_is_there_is_not_saved_again(three):
         assert same(checkpoints.restore(like=state(0))[1], 30)
 
 
+@pytest.mark.parametrize("error", [TypeError("a bug"), ValueError("a bug"), AttributeError("a bug")])
+def test_an_error_of_the_program_sets_no_checkpoint_aside(three, monkeypatch, error):
+    def broken(*_, **__):
+        raise error
+
+    with Checkpoints(three, keep=3) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "restore", broken)
+        with pytest.raises(type(error), match="a bug"):
+            checkpoints.restore(like=state(0))
+        assert checkpoints.latest() == 30
+    assert not (three / "damaged").exists()
+
+
+def test_a_damaged_array_is_set_aside(three):
+    largest = max((three / "checkpoints" / "30" / "default" / "d").iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 0x55
+    largest.write_bytes(content)
+    with Checkpoints(three, keep=3) as checkpoints:
+        assert checkpoints.restore(like=state(0))[0] == 20
+
+
 @pytest.mark.parametrize("error", [TypeError("a bug"), ValueError("a bug"), RuntimeError("a bug")])
 def test_an_error_of_the_program_is_raised(tmp_path, monkeypatch, error):
     def broken(*_, **__):

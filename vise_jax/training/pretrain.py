@@ -77,7 +77,10 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
         manifest = shards.as_of(manifest, fingerprint)
         steps = number_of_steps(config, manifest["examples"])
         corrupt = CorruptExamples(workdir / loop.of_process("corrupt_examples.jsonl"))
-        probe = make_probe() if make_probe and jax.process_index() == 0 else None
+        probes: list[Probe] = []
+        if make_probe:
+            hosts.on_first(lambda: probes.append(make_probe()))
+        probe = probes[0] if probes else None
 
         def from_start(bn_group: int) -> nnx.Module:
             model = cast(models.VisE, build(bn_group=bn_group, seed=training.seed))
@@ -99,8 +102,7 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
             evaluate_every=training.evaluate_every,
             profile_steps=tuple(config.profile.steps),
             corrupt_examples=lambda: len(corrupt),
-            count_corrupt=lambda: count_corrupt(workdir, {shard["name"] for shard in manifest["shards"]}),
-            max_corrupt_examples=config.data.max_corrupt_fraction * manifest["examples"],
+            check_corrupt=corrupt_limit(workdir, manifest, config.data.max_corrupt_fraction),
         )
         if jax.process_index() == 0:
             for line in changed_keys(config):
@@ -255,6 +257,30 @@ def changed_keys(config: ConfigDict) -> list[str]:
         for key, value in vise_config.flat(config).items()
         if value != defaults[key]
     ]
+
+
+def corrupt_limit(workdir: Path, manifest: dict[str, Any], max_fraction: float) -> Callable[[int], None]:
+    """Return a function that adds newly found corrupt examples, and raises UserError above a fraction of all examples.
+
+    Every process calls it with the same numbers, and all raise together.
+    """
+    names, limit = {shard["name"] for shard in manifest["shards"]}, max_fraction * manifest["examples"]
+    total = hosts.from_first(count_corrupt(workdir, names))
+
+    def add(found: int) -> None:
+        nonlocal total
+        total += found
+        if total > limit:
+            # Two processes may have found the same example. The first one decides.
+            total = hosts.from_first(count_corrupt(workdir, names))
+        if total > limit:
+            raise UserError(
+                f"{total:,} of {manifest['examples']:,} training examples are corrupt: "
+                f"{workdir}/corrupt_examples*.jsonl name their shards; copy these again, or raise the config key "
+                "data.max_corrupt_fraction."
+            )
+
+    return add
 
 
 def count_corrupt(workdir: Path, shards: set[str]) -> int:

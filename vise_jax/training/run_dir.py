@@ -15,7 +15,7 @@ from vise_jax import artifact, models
 from vise_jax import config as vise_config
 from vise_jax.encoder import Encoder, imagenet_preprocessing, weights_of
 from vise_jax.errors import UserError
-from vise_jax.training.hosts import barrier
+from vise_jax.training import hosts
 
 _FORMAT_VERSION = 1
 # Keys that may change when a run is resumed: they don't change what is computed. The shards are compared by
@@ -61,24 +61,30 @@ def acquire(workdir: Path, config: ConfigDict, fingerprints: Sequence[str], bn_g
         not workdir.is_dir() or (not path.exists() and any(entry.name[0] != "." for entry in workdir.iterdir()))
     ):
         raise UserError(f"{workdir} is no run directory: name a new --workdir.")
-    barrier("look at the run directory")
+    hosts.barrier("look at the run directory")
     with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:
-            workdir.mkdir(parents=True, exist_ok=True)
-            busy = f"Another process trains in {workdir}: wait for it, or name a new --workdir."
-            stack.enter_context(artifact.lock(workdir / ".lock", busy))
+        hosts.on_first(lambda: stack.enter_context(_locked(workdir)))
         # Through JSON, so that tuples compare equal to the lists that they are read back as.
         mine = json.loads(json.dumps({"config": vise_config.flat(config), "shards": fingerprints[0]}))
         begun = path.exists()
-        barrier("compare the run directory")
+        hosts.barrier("compare the run directory")
         if begun:
             theirs = artifact.read_description(workdir, path.name, version=_FORMAT_VERSION, made_by="train.py")
             _compare(workdir, mine, theirs, fingerprints)
             bn_group, mine["shards"] = theirs["bn_group"], theirs["shards"]
         elif jax.process_index() == 0:
             artifact.write_json(path, {"format_version": _FORMAT_VERSION, "kind": "run", "bn_group": bn_group, **mine})
-        barrier("the run directory is acquired")
+        hosts.barrier("the run directory is acquired")
         yield bn_group, mine["shards"]
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    workdir.mkdir(parents=True, exist_ok=True)
+    with artifact.lock(
+        workdir / ".lock", f"Another process trains in {workdir}: wait for it, or name a new --workdir."
+    ):
+        yield
 
 
 def _compare(workdir: Path, mine: dict[str, Any], theirs: dict[str, Any], fingerprints: Sequence[str]) -> None:
@@ -150,5 +156,5 @@ def export(
             provenance={"trained": trained},
             license="not stated: to be decided by the trainer of this encoder, within the rights to the posts",
         ).save(folder)
-    barrier("the encoder is written")
+    hosts.barrier("the encoder is written")
     return folder

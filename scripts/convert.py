@@ -97,14 +97,14 @@ def _show_sources() -> None:
     table.add_column("what, and where it is to be had", overflow="fold")
     for name, source in SOURCES.items():
         images = source.preprocessing
-        mean, std = (" ".join(f"{value:.4g}" for value in images[key]) for key in ("mean", "std"))
+        mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (images.mean, images.std))
         # A file of torch.hub has the beginning of its SHA-256 in its name.
         files = [file if sha in file else f"{file}, SHA-256 {sha}" for sha, file in source.published.items()]
         table.add_row(
             name,
             "\n".join(source.architectures),
-            f"{images['color']} / {images['scale']:g}\nmean {mean}\nstd {std}\n"
-            f"{images['interpolation']} to {images['resize']}, crop {images['crop']}",
+            f"{images.color} / {images.scale:g}\nmean {mean}\nstd {std}\n"
+            f"{images.interpolation} to {images.resize}, crop {images.crop}",
             source.license,
             "\n".join([source.title, *source.notes, source.where, *files]),
         )

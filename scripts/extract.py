@@ -46,7 +46,7 @@ def main(words: list[str]) -> None:
     about = extract.export(
         encoder,
         images,
-        extract.preprocessing_at(encoder.preprocessing, _IMAGE_SIZE.value),
+        encoder.preprocessing.at(_IMAGE_SIZE.value),
         output,
         batch_size=_BATCH_SIZE.value,
         threads=_DEFAULTS.threads,

@@ -19,9 +19,10 @@ from PIL import Image
 
 from vise_jax import artifact, models
 from vise_jax.data import shards
-from vise_jax.encoder import Encoder, imagenet_preprocessing
+from vise_jax.encoder import Encoder
 from vise_jax.engagement import Labeler
 from vise_jax.engagement.comments import CommentEncoder
+from vise_jax.preprocessing import Preprocessing
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -101,7 +102,7 @@ def trained(labeler) -> Encoder:
     return Encoder.from_model(
         models.build(**architecture, seed=1),
         architecture=architecture,
-        preprocessing=imagenet_preprocessing(16),
+        preprocessing=Preprocessing.imagenet(16),
         provenance={"trained": {"labeler": labeler.fingerprint}},
         license="<b>CC0</b>",
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,10 @@ import pytest
 
 import vise_jax
 from vise_jax import config as vise_config
-from vise_jax import models
-from vise_jax.encoder import Encoder, imagenet_preprocessing, normalize, weights_of
+from vise_jax import models, variables
+from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
+from vise_jax.preprocessing import Preprocessing
 
 ARCHITECTURE = {"name": "resnet18", "width": 8, "zero_init_last_bn": False, "heads": {"comments": 4}}
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
@@ -28,8 +30,8 @@ def _moved(weights):
 
 @pytest.fixture(scope="module")
 def encoder():
-    weights = _moved(weights_of(models.build(**ARCHITECTURE)))
-    return Encoder(ARCHITECTURE, weights, imagenet_preprocessing(64), {"steps": 3}, "CC0")
+    weights = _moved(variables.of_model(models.build(**ARCHITECTURE)))
+    return Encoder(ARCHITECTURE, weights, Preprocessing.imagenet(64), {"steps": 3}, "CC0")
 
 
 @pytest.fixture
@@ -69,6 +71,46 @@ def test_features_are_the_models_on_normalized_images(encoder):
     np.testing.assert_allclose(encoder.features(IMAGES[:1]), features[:1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {"name": "resnet18", "width": 8},
+        {"name": "resnext101_32x8d", "width": 64, "heads": {"comments": 3}},
+        {"name": "clip_resnet50", "width": 16},
+    ],
+)
+def test_features_are_computed_in_full_float32(architecture):
+    """On accelerators, a product without a precision is TF32 or bfloat16."""
+    architecture = models.resolve(**architecture)
+    weights = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in variables.expected(architecture).items()
+    }
+    encoder = object.__new__(Encoder)
+    for name, value in (("architecture", architecture), ("preprocessing", Preprocessing.imagenet(64))):
+        object.__setattr__(encoder, name, value)
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), np.uint8)
+    lines = encoder._forward.lower(images, weights).as_text().splitlines()
+    products = [line for line in lines if re.search(r"stablehlo\.(dot_general|convolution)\b", line)]
+    assert len(products) >= 20
+    assert not [line for line in products if len(re.findall(r"precision HIGHEST|[\[ ]HIGHEST", line)) < 2]
+
+
+def test_an_encoder_of_text_is_refused(encoder, tmp_path):
+    encoder.save(tmp_path / "text")
+    path = tmp_path / "text" / "encoder.json"
+    description = json.loads(path.read_text())
+    path.write_text(json.dumps({**description, "tokenizer": {}}))
+    with pytest.raises(UserError, match="encoder of images, which has no 'tokenizer'"):
+        Encoder.load(tmp_path / "text")
+    del description["preprocessing"]
+    path.write_text(json.dumps({**description, "modality": "text", "tokenizer": {}}))
+    with pytest.raises(UserError, match="encoder of text, not of images"):
+        Encoder.load(tmp_path / "text")
+    path.write_text(json.dumps({**description, "modality": "sound"}))
+    with pytest.raises(UserError, match="no valid 'modality'"):
+        Encoder.load(tmp_path / "text")
+
+
 def test_any_batch_is_split_over_all_devices_and_gives_the_same_features(encoder, monkeypatch):
     images = np.random.default_rng(1).integers(0, 256, (10, 64, 64, 3), np.uint8)
     one_by_one = np.concatenate([encoder.features(images[n : n + 1]) for n in range(10)])
@@ -91,13 +133,6 @@ def test_the_last_smaller_batch_is_not_compiled_again(encoder):
     assert fresh._forward._cache_size() == 1
 
 
-def test_normalize_orders_colors_and_scales():
-    images = jnp.asarray(IMAGES[:, :2, :2])
-    caffe = {"color": "BGR", "scale": 1.0, "mean": [103.53, 116.28, 123.675], "std": [1.0, 2.0, 4.0]}
-    expected = (np.asarray(images, np.float64)[..., ::-1] - caffe["mean"]) / caffe["std"]
-    np.testing.assert_allclose(normalize(images, caffe), expected, rtol=1e-6)
-
-
 def test_weights_are_as_many_as_the_architecture_has(encoder):
     weights = dict(encoder.weights)
     del weights["encoder/bn1/mean"]
@@ -105,7 +140,7 @@ def test_weights_are_as_many_as_the_architecture_has(encoder):
     weights["encoder/conv1/kernel"] = weights["encoder/conv1/kernel"][:3]
     weights["encoder/bn1/scale"] = weights["encoder/bn1/scale"].astype(jnp.bfloat16)
     with pytest.raises(UserError) as error:
-        Encoder(ARCHITECTURE, weights, imagenet_preprocessing(), {}, "CC0")
+        Encoder(ARCHITECTURE, weights, Preprocessing.imagenet(), {}, "CC0")
     for words in (
         "missing encoder/bn1/mean",
         "unexpected encoder/bn1/median",
@@ -146,8 +181,8 @@ def test_a_damaged_file_is_said(folder):
         ({"architecture": {"width": 8}}, "no architecture"),
         ({"architecture": [1]}, "no valid 'architecture'"),
         ({"license": None}, "no valid 'license'"),
-        ({"preprocessing": {**imagenet_preprocessing(), "std": [0, 1, 1]}}, "no valid 'std'"),
-        ({"preprocessing": {**imagenet_preprocessing(), "color": "LAB"}}, "no valid 'color'"),
+        ({"preprocessing": {**Preprocessing.imagenet().to_json(), "std": [0, 1, 1]}}, "no valid 'std'"),
+        ({"preprocessing": {**Preprocessing.imagenet().to_json(), "color": "LAB"}}, "no valid 'color'"),
     ],
 )
 def test_a_wrong_description_is_said(folder, changes, words):
@@ -184,7 +219,7 @@ def test_wrong_images_are_said(encoder, images):
 
 def test_random_encoders(encoder, folder):
     named = Encoder.random("random:resnet18", 3)
-    assert named.preprocessing == {
+    assert named.preprocessing.to_json() == {
         "color": "RGB",
         "scale": 255.0,
         "mean": [0.485, 0.456, 0.406],

@@ -13,6 +13,7 @@ FLOORS = [
     {"artifact", "progress", "config", "cli", "similarity", "preprocessing", "logging", "machine"},
     {"posts", "text"},
     {"data", "models"},
+    {"variables"},
     {"encoder", "demo"},
     {"engagement", "interop", "training"},
     {"labeling", "inference"},

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from vise_jax.data import images, loader, shards
 from vise_jax.data.epoch_order import Shuffle
 from vise_jax.data.records import CorruptExamples
+from vise_jax.preprocessing import Preprocessing
 
 SETTINGS = {
     "shuffle": Shuffle(shards=2, block=2, slots=3, window=4),
@@ -152,7 +154,7 @@ def test_damaged_examples_are_black_and_named_and_no_other_moves(shards_folder, 
 def test_validation_examples_come_once_as_center_crops(shards_folder, make_example, tmp_path, rows):
     manifest = shards.read_manifest(shards_folder)
     manifest["validation"] = {"examples": 13, "shards": [manifest["shards"][2], manifest["shards"][1]]}
-    preprocessing = {"resize": 18, "crop": 16, "interpolation": "bilinear"}
+    preprocessing = replace(Preprocessing.imagenet(16), resize=18)
     corrupt = CorruptExamples(tmp_path / "corrupt_examples.jsonl")
     found = list(
         loader.validation_batches(shards_folder, manifest, preprocessing, batch_size=5, corrupt=corrupt, rows=rows)
@@ -170,7 +172,7 @@ def test_damaged_validation_images_are_black_and_named(shards_folder, make_examp
     folder = tmp_path / "shards"
     manifest, _ = damage(shards_folder, folder, "image", make_example)
     manifest["validation"] = {"examples": 12, "shards": [manifest["shards"][2]]}
-    preprocessing = {"resize": 18, "crop": 16, "interpolation": "bicubic"}
+    preprocessing = replace(Preprocessing.imagenet(16), resize=18, interpolation="bicubic")
     corrupt = CorruptExamples(tmp_path / "corrupt_examples.jsonl")
     (batch,) = loader.validation_batches(folder, manifest, preprocessing, batch_size=12, corrupt=corrupt)
     expected = [b"" if number in (13, 15) else b"%04d" % number for number in range(10, 22)]

@@ -12,9 +12,10 @@ from PIL import Image
 
 from vise_jax import config as vise_config
 from vise_jax import models
-from vise_jax.encoder import Encoder, imagenet_preprocessing
+from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.evaluation import measure, results
+from vise_jax.preprocessing import Preprocessing
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 ARCHITECTURE = {"name": "resnet18", "width": 8, "stem": "cifar"}
@@ -26,7 +27,7 @@ def encoder(tmp_path_factory) -> Path:
     Encoder.from_model(
         models.build(**ARCHITECTURE),
         architecture=ARCHITECTURE,
-        preprocessing=imagenet_preprocessing(16),
+        preprocessing=Preprocessing.imagenet(16),
         provenance={},
         license="CC-BY-NC 4.0",
     ).save(folder)

@@ -1,5 +1,7 @@
 import io
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +12,7 @@ from PIL import Image
 from vise_jax.data import datasets
 from vise_jax.errors import UserError
 from vise_jax.inference import extract
+from vise_jax.preprocessing import Preprocessing
 
 
 class CountingEncoder:
@@ -24,7 +27,7 @@ class CountingEncoder:
         return images.mean(axis=(1, 2)).astype(np.float32)
 
 
-PREPROCESSING = {"resize": 18, "crop": 16, "interpolation": "bilinear", "mean": [0.0] * 3}
+PREPROCESSING = replace(Preprocessing.imagenet(16), resize=18)
 SETTINGS = {"batch_size": 4, "threads": 1, "max_image_pixels": 10**6}
 
 
@@ -68,7 +71,7 @@ def test_the_cache_is_read_only_for_the_same_encoder_images_and_preprocessing(im
     assert "read from there" in capsys.readouterr().err
     other = CountingEncoder("b")
     cached(other)
-    cached(encoder, preprocessing=PREPROCESSING | {"crop": 12})
+    cached(encoder, preprocessing=replace(PREPROCESSING, crop=12))
     assert len(other.shapes) == 3
     assert len(encoder.shapes) == 6
     Image.new("RGB", (20, 20), (255, 255, 255)).save(tmp_path / "images" / "0.png")
@@ -198,10 +201,12 @@ def test_what_is_no_file_of_features_is_said(tmp_path):
             extract.read_about(tmp_path / name)
 
 
-def test_another_size_is_resized_in_proportion():
-    preprocessing = {"resize": 256, "crop": 224, "interpolation": "bilinear"}
-    assert extract.preprocessing_at(preprocessing, 112) == preprocessing | {"resize": 128, "crop": 112}
-    assert extract.preprocessing_at(preprocessing, 0) == preprocessing
+def test_the_key_names_the_device(image_set, monkeypatch):
+    keys = {extract.key_of(CountingEncoder(), image_set, PREPROCESSING)}
+    for kind in ("NVIDIA H100 80GB HBM3", "TPU v5 lite"):
+        monkeypatch.setattr(extract.jax, "local_devices", lambda kind=kind: [SimpleNamespace(device_kind=kind)])
+        keys.add(extract.key_of(CountingEncoder(), image_set, PREPROCESSING))
+    assert len(keys) == 3
 
 
 def test_two_runs_of_one_encoder_and_set_do_not_disturb_each_other(image_set, tmp_path):

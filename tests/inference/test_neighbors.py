@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 def test_the_nearest_are_scikit_learn_s(trained, folder, tmp_path, monkeypatch, ending):
     monkeypatch.setattr(extract, "_PART", 4)
     images, path = datasets.open_unlabeled(folder), tmp_path / f"features.{ending}"
-    preprocessing = extract.preprocessing_at(trained.preprocessing, 12)
+    preprocessing = trained.preprocessing.at(12)
     extract.export(trained, images, preprocessing, path, **SETTINGS)
     rows = np.concatenate([rows for _, rows in extract.read(path)])
     distances, numbers = NearestNeighbors(n_neighbors=5, metric="cosine").fit(rows).kneighbors(rows[7:8])
@@ -49,7 +49,9 @@ def test_zeros_and_equal_ones(trained, folder, tmp_path, monkeypatch):
 def test_features_of_another_encoder_and_several_queries_are_refused(trained, folder, tmp_path):
     images, path = datasets.open_unlabeled(folder), tmp_path / "features.npz"
     extract.export(trained, images, trained.preprocessing, path, **SETTINGS)
-    other = dataclasses.replace(trained, preprocessing=trained.preprocessing | {"interpolation": "bicubic"})
+    other = dataclasses.replace(
+        trained, preprocessing=dataclasses.replace(trained.preprocessing, interpolation="bicubic")
+    )
     with pytest.raises(UserError, match="were made by another encoder"):
         neighbors.nearest(other, path, images, 5, 10**6)
     with pytest.raises(UserError, match="has 11 images: name one"):

@@ -8,9 +8,8 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,6 +18,7 @@ from vise_jax.data.datasets import ImageSet
 from vise_jax.data.formats import to_rgb
 from vise_jax.errors import UserError
 from vise_jax.machine import available_cpus
+from vise_jax.preprocessing import Preprocessing
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # What Pillow reads of people's images; of several frames the first.
@@ -58,7 +58,7 @@ def decode_for_evaluation(encoded: bytes, resize: int, crop: int, interpolation:
 def decode_each(
     images: ImageSet,
     indices: Sequence[int] | np.ndarray,
-    preprocessing: Mapping[str, Any],
+    preprocessing: Preprocessing,
     threads: int,
     max_image_pixels: int,
 ) -> Generator[np.ndarray | UserError]:
@@ -76,11 +76,9 @@ def decode_each(
         thousands need not end a job.
 
     Raises:
-        UserError: preprocessing that is not supported.
+        UserError: the crop is larger than the resized images.
     """
-    resize, crop, interpolation = (preprocessing[key] for key in ("resize", "crop", "interpolation"))
-    if interpolation not in INTERPOLATIONS:
-        raise UserError(f"The interpolation {interpolation!r} is not supported: use {' or '.join(INTERPOLATIONS)}.")
+    resize, crop, interpolation = preprocessing.resize, preprocessing.crop, preprocessing.interpolation
     if crop > resize:
         raise UserError(f"A crop of {crop} from images resized to {resize} leaves their edges: crop less.")
 
@@ -111,7 +109,7 @@ def decode_each(
 def batches(
     images: ImageSet,
     indices: Sequence[int] | np.ndarray,
-    preprocessing: Mapping[str, Any],
+    preprocessing: Preprocessing,
     batch_size: int,
     threads: int,
     max_image_pixels: int,

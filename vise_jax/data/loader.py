@@ -21,6 +21,7 @@ from vise_jax.data.epoch_order import Shuffle, windows
 from vise_jax.data.images import DAMAGE, decode_for_evaluation
 from vise_jax.data.records import CorruptExamples, read_index, read_records
 from vise_jax.errors import UserError
+from vise_jax.preprocessing import Preprocessing
 
 # Threads that read shards, for storage that answers slowly.
 _READERS = 16
@@ -106,7 +107,7 @@ def batches(
 def validation_batches(
     directory: Path,
     manifest: dict[str, Any],
-    preprocessing: dict[str, Any],
+    preprocessing: Preprocessing,
     *,
     batch_size: int,
     corrupt: CorruptExamples,
@@ -118,7 +119,7 @@ def validation_batches(
     The last batch is padded with black images without labels.
 
     Args:
-        preprocessing: an encoder's: `resize`, `crop`, `interpolation`.
+        preprocessing: its `resize`, `crop` and `interpolation`.
     """
     described = manifest["validation"]["shards"]
     is_local = _mask(batch_size, rows)
@@ -128,7 +129,7 @@ def validation_batches(
         try:
             # Outside of tf.data, the bytes come in an array.
             content = encoded if isinstance(encoded, bytes) else encoded.item()
-            return decode_for_evaluation(content, *(preprocessing[key] for key in ("resize", "crop", "interpolation")))
+            return decode_for_evaluation(content, preprocessing.resize, preprocessing.crop, preprocessing.interpolation)
         except DAMAGE as error:
             raise tf.errors.InvalidArgumentError(None, None, "no whole JPEG or PNG image") from error
 
@@ -146,7 +147,7 @@ def validation_batches(
         padding = padding[is_local[padding % batch_size]]
         yield np.full(len(padding), b"", object), padding, np.zeros((len(padding), 2), np.int64)
 
-    crop_or_black = decoding.or_black(crop, preprocessing["crop"])
+    crop_or_black = decoding.or_black(crop, preprocessing.crop)
     size = int(is_local.sum())
     return decoding.decoded(
         chunks, decoding.parser(manifest), crop_or_black, directory, described, corrupt, 0, size, threads

@@ -19,6 +19,7 @@ from vise_jax.errors import UserError
 from vise_jax.evaluation import results, splits
 from vise_jax.evaluation.protocols import linear
 from vise_jax.inference import extract
+from vise_jax.preprocessing import Preprocessing
 from vise_jax.progress import Progress
 
 # Task → how its data are opened.
@@ -67,7 +68,7 @@ def measure(config: ConfigDict, source: str, data: Path, output: Path, name: str
         "std": statistics.stdev(tests) if len(tests) > 1 else None,
         "majority": statistics.fmean(split["majority"] for split in measured),
         "splits": measured,
-        "encoder": _describe_encoder(name, encoder, extract.preprocessing_at(encoder.preprocessing, config.image_size)),
+        "encoder": _describe_encoder(name, encoder, encoder.preprocessing.at(config.image_size)),
         "data": {
             "name": images.title,
             "fingerprint": images.fingerprint,
@@ -97,7 +98,7 @@ def _linear(config: ConfigDict, encoder: Encoder, images: ImageSet, output: Path
         output / "features",
         encoder,
         images,
-        extract.preprocessing_at(encoder.preprocessing, config.image_size),
+        encoder.preprocessing.at(config.image_size),
         batch_size=config.batch_size,
         threads=config.threads,
         max_image_pixels=config.max_image_pixels,
@@ -138,12 +139,12 @@ def _describe_split(split: splits.Split, images: ImageSet) -> dict[str, Any]:
     }
 
 
-def _describe_encoder(name: str, encoder: Encoder, preprocessing: dict[str, Any]) -> dict[str, Any]:
+def _describe_encoder(name: str, encoder: Encoder, preprocessing: Preprocessing) -> dict[str, Any]:
     return {
         "name": name,
         "fingerprint": encoder.fingerprint,
         "architecture": encoder.architecture,
-        "preprocessing": preprocessing,
+        "preprocessing": preprocessing.to_json(),
         "feature_dim": encoder.feature_dim,
         "provenance": encoder.provenance,
         "license": encoder.license,

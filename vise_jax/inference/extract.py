@@ -9,7 +9,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from vise_jax.data import images as data_images
 from vise_jax.data.datasets import ImageSet
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
+from vise_jax.preprocessing import Preprocessing
 from vise_jax.progress import Progress
 
 _FORMAT_VERSION = 1
@@ -85,19 +86,11 @@ def open_encoder(source: str, seed: int) -> Encoder:
     return Encoder.random(source, seed) if source.startswith("random:") else Encoder.load(source)
 
 
-def preprocessing_at(preprocessing: Mapping[str, Any], image_size: int) -> dict[str, Any]:
-    """The same preprocessing for a crop of `image_size` pixels (0 = unchanged): resized in proportion."""
-    if not image_size:
-        return dict(preprocessing)
-    resize = round(preprocessing["resize"] * image_size / preprocessing["crop"])
-    return {**preprocessing, "resize": resize, "crop": image_size}
-
-
 @contextlib.contextmanager
 def computed(
     encoder: FeatureExtractor,
     images: ImageSet,
-    preprocessing: Mapping[str, Any],
+    preprocessing: Preprocessing,
     output: Path,
     *,
     strict: bool,
@@ -155,7 +148,7 @@ def _computed_in(
     work: Path,
     encoder: FeatureExtractor,
     images: ImageSet,
-    preprocessing: Mapping[str, Any],
+    preprocessing: Preprocessing,
     length: int,
     size: int,
     strict: bool,
@@ -219,7 +212,7 @@ def _compute(
 
 
 def cached(
-    folder: Path, encoder: FeatureExtractor, images: ImageSet, preprocessing: Mapping[str, Any], **settings: int
+    folder: Path, encoder: FeatureExtractor, images: ImageSet, preprocessing: Preprocessing, **settings: int
 ) -> np.ndarray:
     """Features of all images of a set, read from `folder` where they were computed before.
 
@@ -250,7 +243,7 @@ def cached(
 
 
 def export(
-    encoder: FeatureExtractor, images: ImageSet, preprocessing: Mapping[str, Any], path: Path, **settings: int
+    encoder: FeatureExtractor, images: ImageSet, preprocessing: Preprocessing, path: Path, **settings: int
 ) -> dict[str, Any]:
     """Write the features of a set with the paths of their images, in the order of the set, for `read`.
 
@@ -332,9 +325,13 @@ def read(path: Path) -> Iterator[tuple[list[str], np.ndarray]]:
         raise UserError(f"{path} is damaged: make it again with extract.py.") from error
 
 
-def key_of(encoder: FeatureExtractor, images: ImageSet, preprocessing: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of everything that decides on the features of a set."""
-    return artifact.fingerprint([encoder.fingerprint, dict(preprocessing), images.fingerprint])
+def key_of(encoder: FeatureExtractor, images: ImageSet, preprocessing: Preprocessing) -> str:
+    """Return the SHA-256 (hex) of everything that decides the features of a set.
+
+    The kind of device and the precision of products belong to it: they change the last bits.
+    """
+    computed_on = [jax.local_devices()[0].device_kind, "float32, highest precision"]
+    return artifact.fingerprint([encoder.fingerprint, preprocessing.to_json(), images.fingerprint, computed_on])
 
 
 def _whole(path: Path) -> bool:
@@ -358,7 +355,7 @@ def _holds(path: Path, key: str) -> bool:
 
 
 def _about(
-    encoder: FeatureExtractor, images: ImageSet, preprocessing: Mapping[str, Any], paths: list[Path]
+    encoder: FeatureExtractor, images: ImageSet, preprocessing: Preprocessing, paths: list[Path]
 ) -> dict[str, Any]:
     count, dim = 0, 0
     rejected: dict[str, str] = {}
@@ -374,7 +371,7 @@ def _about(
         "format_version": _FORMAT_VERSION,
         "key": key_of(encoder, images, preprocessing),
         "encoder": encoder.fingerprint,
-        "crop": preprocessing["crop"],
+        "crop": preprocessing.crop,
         "images": count,
         "dim": dim,
         "rejected": rejected,

@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 from vise_jax import config as vise_config
 from vise_jax import logging as vise_logging
 from vise_jax import models
-from vise_jax.encoder import imagenet_preprocessing, normalize
 from vise_jax.errors import UserError
+from vise_jax.preprocessing import Preprocessing, normalize
 from vise_jax.training import engagement_loss, hosts, loop, optimizer, run_dir, sharding
 from vise_jax.training.evaluators import FeatureEvaluator, Probe, ValidationEvaluator
 from vise_jax.training.optimizer import Rate
@@ -86,7 +86,7 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
             model = cast(models.VisE, build(bn_group=bn_group, seed=training.seed))
             # A run that has a checkpoint resumes from it instead.
             if training.init_from and not run_dir.has_checkpoint(workdir):
-                preprocessing = imagenet_preprocessing(config.data.image_size)
+                preprocessing = Preprocessing.imagenet(config.data.image_size)
                 run_dir.warm_start(model, Path(training.init_from), preprocessing)
             return model
 
@@ -130,7 +130,7 @@ def make_task(
         probe: measures features, on the first process.
         with_probe: whether the first process has a probe; all must know.
     """
-    preprocessing = imagenet_preprocessing(config.data.image_size)
+    preprocessing = Preprocessing.imagenet(config.data.image_size)
     to_input = functools.partial(normalize, preprocessing=preprocessing)
     data, training, directory = config.data, config.training, Path(config.data.shards)
 

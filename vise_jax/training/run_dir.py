@@ -11,10 +11,11 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import vise_jax
-from vise_jax import artifact, models
+from vise_jax import artifact, models, variables
 from vise_jax import config as vise_config
-from vise_jax.encoder import Encoder, imagenet_preprocessing, weights_of
+from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
+from vise_jax.preprocessing import Preprocessing
 from vise_jax.training import hosts
 
 _FORMAT_VERSION = 1
@@ -104,7 +105,7 @@ def has_checkpoint(workdir: Path) -> bool:
     return any((workdir / "checkpoints").glob("[0-9]*"))
 
 
-def warm_start(model: models.VisE, folder: Path, preprocessing: dict[str, Any]) -> None:
+def warm_start(model: models.VisE, folder: Path, preprocessing: Preprocessing) -> None:
     """Initialize the encoder of a model from an encoder artifact. The heads keep their initial weights.
 
     Raises:
@@ -113,7 +114,7 @@ def warm_start(model: models.VisE, folder: Path, preprocessing: dict[str, Any]) 
     source = Encoder.load(folder)
     weights = {name.removeprefix("encoder/"): value for name, value in source.weights.items()}
     weights = {name: value for name, value in weights.items() if not name.startswith("heads/")}
-    expected = weights_of(model.encoder)
+    expected = variables.of_model(model.encoder)
     differing = sorted(
         name
         for name in weights | expected
@@ -125,10 +126,11 @@ def warm_start(model: models.VisE, folder: Path, preprocessing: dict[str, Any]) 
             f"{', '.join(differing[:10])} differ: change the section model, or take another encoder."
         )
     for key in ("color", "scale", "mean", "std"):
-        if source.preprocessing[key] != preprocessing[key]:
+        theirs, ours = getattr(source.preprocessing, key), getattr(preprocessing, key)
+        if theirs != ours:
             raise UserError(
-                f"The encoder {folder} (training.init_from) takes images with {key} {source.preprocessing[key]}, "
-                f"training makes them with {preprocessing[key]}: take another encoder."
+                f"The encoder {folder} (training.init_from) takes images with {key} {theirs}, "
+                f"training prepares them with {ours}: take another encoder."
             )
     for path, variable in nnx.to_flat_state(nnx.state(model.encoder, (nnx.Param, nnx.BatchStat))):
         nnx.update(model.encoder, nnx.from_flat_state([(path, variable.replace(weights["/".join(map(str, path))]))]))
@@ -152,7 +154,7 @@ def export(
         Encoder.from_model(
             model,
             architecture=architecture,
-            preprocessing=imagenet_preprocessing(config.data.image_size),
+            preprocessing=Preprocessing.imagenet(config.data.image_size),
             provenance={"trained": trained},
             license="not stated: to be decided by the trainer of this encoder, within the rights to the posts",
         ).save(folder)

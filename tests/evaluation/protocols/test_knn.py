@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
-from vise_jax.encoder import imagenet_preprocessing
 from vise_jax.evaluation.protocols import knn
+from vise_jax.preprocessing import Preprocessing
 
 
 @pytest.mark.parametrize("k", [1, 5, 60, 500])
@@ -30,7 +30,7 @@ def test_an_encoder_that_sees_the_color_tells_colors_apart(tmp_path):
                 file = io.BytesIO()
                 Image.new("RGB", (40, 30), tuple(np.add(color, number))).save(file, "PNG")
                 (tmp_path / split / label / f"{number}.png").write_bytes(file.getvalue())
-    evaluate = knn.watcher(tmp_path, imagenet_preprocessing(24), batch_size=8, k=3)
+    evaluate = knn.watcher(tmp_path, Preprocessing.imagenet(24), batch_size=8, k=3)
     shapes = []
 
     def encode(images: np.ndarray) -> np.ndarray:

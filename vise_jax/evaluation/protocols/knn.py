@@ -1,8 +1,7 @@
 """kNN classification on features, without fitting; cheap enough to run during training."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from vise_jax import config as vise_config
 from vise_jax.data import datasets
 from vise_jax.data import images as data_images
 from vise_jax.evaluation import metrics, splits
+from vise_jax.preprocessing import Preprocessing
 
 # Rows of similarities in memory at a time.
 _ROWS = 1024
@@ -53,7 +53,7 @@ def _unit(features: np.ndarray) -> np.ndarray:
 
 
 def watcher(
-    path: Path, preprocessing: Mapping[str, Any], batch_size: int, *, k: int = 20, temperature: float = 0.07
+    path: Path, preprocessing: Preprocessing, batch_size: int, *, k: int = 20, temperature: float = 0.07
 ) -> Watcher:
     """Return a probe for `training.pretrain.train`: the kNN accuracy on labeled images, decoded once.
 
@@ -73,7 +73,7 @@ def watcher(
     images = datasets.open_folder(path)
     config = vise_config.evaluation()
     split = splits.make(images, config)[0]
-    size = preprocessing["crop"]
+    size = preprocessing.crop
     decoded = np.empty((len(images), size, size, 3), np.uint8)
     filled = 0
     for batch in data_images.batches(

@@ -39,6 +39,7 @@ NOT_NEGATIVE: Rule = lambda value: value >= 0, "at least 0"
 FRACTION: Rule = lambda value: 0 <= value <= 1, "between 0 and 1"
 OPEN_FRACTION: Rule = lambda value: 0 < value < 1, "above 0 and below 1"
 BELOW_1: Rule = _below_one, "at least 0 and below 1"
+PATHS: Rule = lambda value: all(isinstance(path, str) and path for path in value), "paths of directories"
 # The default None of an integer key.
 OPTIONAL_INT = object()
 
@@ -92,6 +93,8 @@ LABELS: Section = {
     "shard_megabytes": (128.0, POSITIVE),
     # Size of an input split: a range of a .jsonl or .parquet file that one worker labels.
     "part_megabytes": (128.0, POSITIVE),
+    # Directories that symbolic links to images may point into, beside that of the posts file.
+    "link_roots": ((), PATHS),
     # Stop the job when a larger fraction of an input split's posts is malformed or has a corrupt image.
     "max_rejected_fraction": (0.5, FRACTION),
     # Number of posts of an input split from which `max_rejected_fraction` applies.
@@ -254,6 +257,10 @@ EVALUATION: Section = {
     "threads": (0, NOT_NEGATIVE),
     # Refuse images with more pixels before they are decoded.
     "max_image_pixels": (50_000_000, AT_LEAST_1),
+    # Images that can't be decoded are left out and counted in the result. A larger fraction of them is an error.
+    "max_corrupt_fraction": (0.0, FRACTION),
+    # Directories that symbolic links to images may point into, beside that of the dataset.
+    "link_roots": ((), PATHS),
     "seed": (0, NOT_NEGATIVE),
 }
 

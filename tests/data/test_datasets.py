@@ -36,13 +36,13 @@ def table(path: Path, text: str) -> Path:
     return path
 
 
-def check(images: datasets.ImageSet, names: list[str]) -> None:
+def check(images: datasets.Dataset, names: list[str]) -> None:
     assert images.names == tuple(sorted(names))
     assert [images.read(i).decode() for i in range(len(images))] == sorted(names)
 
 
 def test_a_folder_of_class_folders(tmp_path):
-    images = datasets.open_folder(fill(tmp_path, [*FLAT, "cat/notes.txt", "cat/.hidden.jpg", "__MACOSX/cat/1.jpg"]))
+    images = datasets.open_labeled(fill(tmp_path, [*FLAT, "cat/notes.txt", "cat/.hidden.jpg", "__MACOSX/cat/1.jpg"]))
     check(images, FLAT)
     assert images.classes == ("cat", "dog")
     assert images.labels.tolist() == [0, 0, 1, 1]
@@ -52,7 +52,7 @@ def test_a_folder_of_class_folders(tmp_path):
 
 
 def test_splits_above_the_class_folders(tmp_path):
-    images = datasets.open_folder(fill(tmp_path, OFFICIAL))
+    images = datasets.open_labeled(fill(tmp_path, OFFICIAL))
     check(images, OFFICIAL)
     assert images.classes == ("cat", "dog")
     assert images.splits == ("test", "test", "train", "train", "validation", "validation")
@@ -62,8 +62,8 @@ def test_splits_above_the_class_folders(tmp_path):
 @pytest.mark.parametrize("above", ["", "my pictures/"])
 @pytest.mark.parametrize("names", [FLAT, OFFICIAL])
 def test_an_archive_equals_the_folder(tmp_path, names, above):
-    folder = datasets.open_folder(fill(tmp_path / "folder", names))
-    archive = datasets.open_folder(pack(tmp_path / "pictures.zip", [*names, "__MACOSX/cat/._1.jpg"], above))
+    folder = datasets.open_labeled(fill(tmp_path / "folder", names))
+    archive = datasets.open_labeled(pack(tmp_path / "pictures.zip", [*names, "__MACOSX/cat/._1.jpg"], above))
     check(archive, names)
     assert archive.title == "pictures"
     assert archive.classes == folder.classes
@@ -75,7 +75,7 @@ def test_an_archive_equals_the_folder(tmp_path, names, above):
 def test_a_folder_of_archives(tmp_path, above):
     for split in ("train", "test"):
         pack(tmp_path / f"{split}.zip", ["cat/1.jpg", "dog/1.jpg"], above.replace("split", split))
-    images = datasets.open_folder(tmp_path)
+    images = datasets.open_labeled(tmp_path)
     assert images.names == ("test/cat/1.jpg", "test/dog/1.jpg", "train/cat/1.jpg", "train/dog/1.jpg")
     assert images.splits == ("test", "test", "train", "train")
     assert images.read(1) == b"dog/1.jpg"
@@ -84,7 +84,7 @@ def test_a_folder_of_archives(tmp_path, above):
 def test_a_table(tmp_path):
     fill(tmp_path, ["photos/1.jpg", "photos/2.jpg", "photos/3.jpg"])
     plain = table(tmp_path / "a.csv", "label,image\nreal,photos/2.jpg\nfake,./photos/1.jpg\n")
-    images = datasets.open_folder(plain)
+    images = datasets.open_labeled(plain)
     check(images, ["photos/1.jpg", "photos/2.jpg"])
     assert images.title == f"{tmp_path.name}/a"
     assert images.classes == ("fake", "real")
@@ -93,7 +93,7 @@ def test_a_table(tmp_path):
     rows = "photos/1.jpg,a,train\nphotos/2.jpg,b,train\nphotos/3.jpg,a,test\n"
     fill(tmp_path, ["photos/4.jpg"])
     official = table(tmp_path / "b.csv", f"\ufeffimage,label,split\n{rows}photos/4.jpg,b,test\n")
-    assert datasets.open_folder(official).splits == ("train", "train", "test", "test")
+    assert datasets.open_labeled(official).splits == ("train", "train", "test", "test")
 
 
 def test_without_labels(tmp_path):
@@ -107,29 +107,29 @@ def test_without_labels(tmp_path):
 
 def test_the_fingerprint_follows_what_the_set_holds(tmp_path):
     root = fill(tmp_path / "set", FLAT)
-    first = datasets.open_folder(root).fingerprint
-    assert datasets.open_folder(root).fingerprint == first
+    first = datasets.open_labeled(root).fingerprint
+    assert datasets.open_labeled(root).fingerprint == first
     moved = Path(shutil.move(root, tmp_path / "moved"))
-    assert datasets.open_folder(moved).fingerprint == first
+    assert datasets.open_labeled(moved).fingerprint == first
     os.utime(moved / FLAT[0], ns=(1, 1))
-    touched = datasets.open_folder(moved).fingerprint
+    touched = datasets.open_labeled(moved).fingerprint
     shutil.move(moved / "cat" / "1.jpg", moved / "dog" / "9.jpg")
-    relabeled = datasets.open_folder(moved).fingerprint
+    relabeled = datasets.open_labeled(moved).fingerprint
     assert len({first, touched, relabeled}) == 3
 
 
 def test_the_fingerprint_of_an_archive_follows_its_members(tmp_path):
-    first = datasets.open_folder(pack(tmp_path / "a.zip", FLAT)).fingerprint
-    assert datasets.open_folder(pack(tmp_path / "b.zip", FLAT)).fingerprint == first
+    first = datasets.open_labeled(pack(tmp_path / "a.zip", FLAT)).fingerprint
+    assert datasets.open_labeled(pack(tmp_path / "b.zip", FLAT)).fingerprint == first
     with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
         for name in FLAT:
             archive.writestr(name, name[::-1])
-    assert datasets.open_folder(tmp_path / "c.zip").fingerprint != first
+    assert datasets.open_labeled(tmp_path / "c.zip").fingerprint != first
 
 
 def test_a_damaged_archive_names_the_image(tmp_path):
     path = pack(tmp_path / "a.zip", FLAT)
-    images = datasets.open_folder(path)
+    images = datasets.open_labeled(path)
     path.write_bytes(path.read_bytes().replace(b"dog/deep/3.jpgdog/deep/3.jpg", b"dog/deep/3.jpgdog/dXXp/3.jpg"))
     with pytest.raises(UserError, match=r"dog/deep/3\.jpg .*a\.zip can't be read"):
         images.read(3)
@@ -141,24 +141,28 @@ def test_a_damaged_archive_names_the_image(tmp_path):
         ([], "holds no images"),
         (["cat/a.txt"], "holds no images"),
         (["cat/1.jpg", "cat/2.jpg"], "one class only"),
-        ([*FLAT, "1.jpg"], "1.jpg .* is in no class folder"),
-        ([*OFFICIAL, "test/6.jpg"], "test/6.jpg .* is in no class folder"),
-        ([*FLAT, "fox/a.txt"], "class folder fox .* holds no images"),
-        ([*OFFICIAL, "test/fox/a.txt"], "class folder test/fox .* holds no images"),
+        ([*FLAT, "1.jpg"], "1.jpg .* is in no class directory"),
+        ([*OFFICIAL, "test/6.jpg"], "test/6.jpg .* is in no class directory"),
+        ([*FLAT, "fox/a.txt"], "class directory fox .* holds no images"),
+        ([*OFFICIAL, "test/fox/a.txt"], "class directory test/fox .* holds no images"),
         ([*OFFICIAL, "test/fox/1.jpg"], "class fox has images for test but none for train"),
         ([*OFFICIAL, "train/fox/1.jpg"], "class fox has images for train but none for"),
-        ([*OFFICIAL, "more/fox/1.jpg"], "has more beside train and test"),
+        ([*OFFICIAL, "more/fox/1.jpg"], "has more beside test, which names a split"),
         (OFFICIAL[:4], "train and validation but none for test"),
         (
             ["Train/cat/1.jpg", "training/dog/1.jpg", "test/cat/1.jpg"],
             "Train and training, which both name the split train",
         ),
-        (["Train/cat/1.jpg", "Test/cat/1.jpg", "extra/cat/1.jpg"], "has extra beside train and test"),
+        (
+            ["Train/cat/1.jpg", "Train/dog/1.jpg", "mine/cat/1.jpg", "mine/dog/1.jpg"],
+            "has mine beside Train, which names",
+        ),
+        (["Train/cat/1.jpg", "Test/cat/1.jpg", "extra/cat/1.jpg"], "has extra beside Test, which names a split"),
     ],
 )
 def test_folders_that_make_no_sense(tmp_path, names, message):
     with pytest.raises(UserError, match=message):
-        datasets.open_folder(fill(tmp_path, names))
+        datasets.open_labeled(fill(tmp_path, names))
 
 
 @pytest.mark.parametrize(
@@ -171,9 +175,9 @@ def test_folders_that_make_no_sense(tmp_path, names, message):
         ("image,label\n1.jpg,a\n2.jpg\n", "no label in its row 2"),
         ("image,label\n1.jpg,a\n./1.jpg,b\n", "names the image 1.jpg twice"),
         ("image,label\n1.jpg,a\n9.jpg,b\n", "9.jpg .* is missing"),
-        ("image,label\n1.jpg,a\n../out.jpg,b\n", "stay in its folder"),
-        ("image,label\n1.jpg,a\nsub/../../out.jpg,b\n", "stay in its folder"),
-        ("image,label\n1.jpg,a\n/etc/hosts,b\n", "stay in its folder"),
+        ("image,label\n1.jpg,a\n../out.jpg,b\n", "stay in its directory"),
+        ("image,label\n1.jpg,a\nsub/../../out.jpg,b\n", "stay in its directory"),
+        ("image,label\n1.jpg,a\n/etc/hosts,b\n", "stay in its directory"),
         ("image,label\n1.jpg,a\nlink.jpg,b\n", "link.jpg .* leads out"),
         ("image,label\n1.jpg,a\nsub,b\n", "is no file"),
         ("image,label\n1.jpg,a\n2.jpg,a\n", "one class only"),
@@ -190,7 +194,7 @@ def test_tables_that_make_no_sense(tmp_path, text, message):
     path = root / "labels.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=message):
-        datasets.open_folder(path)
+        datasets.open_labeled(path)
 
 
 def test_links_out_of_a_folder_are_refused(tmp_path):
@@ -198,29 +202,78 @@ def test_links_out_of_a_folder_are_refused(tmp_path):
     fill(tmp_path / "elsewhere", ["1.jpg"])
     (root / "cat" / "link.jpg").symlink_to(tmp_path / "elsewhere" / "1.jpg")
     with pytest.raises(UserError, match=r"cat/link\.jpg .* leads out"):
-        datasets.open_folder(root)
+        datasets.open_labeled(root)
     (root / "cat" / "link.jpg").unlink()
     (root / "fox").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="fox is a link to a folder"):
-        datasets.open_folder(root)
+    with pytest.raises(UserError, match="fox is a link to a directory"):
+        datasets.open_labeled(root)
+
+
+def test_links_into_named_roots_are_followed(tmp_path):
+    root = fill(tmp_path / "root", FLAT)
+    cache = fill(tmp_path / "cache", ["blobs/1", "fox/1.jpg", "fox/2.jpg"])
+    (root / "cat" / "link.jpg").symlink_to(cache / "blobs" / "1")
+    (root / "fox").symlink_to(cache / "fox")
+    images = datasets.open_labeled(root, [cache])
+    assert images.classes == ("cat", "dog", "fox")
+    assert images.read(images.names.index("cat/link.jpg")) == b"blobs/1"
+    assert images.read(images.names.index("fox/2.jpg")) == b"fox/2.jpg"
+    with pytest.raises(UserError, match="leads out"):
+        datasets.open_labeled(root, [cache / "fox"])
+    (cache / "fox" / "again").symlink_to(cache / "fox")
+    with pytest.raises(UserError, match="listed already"):
+        datasets.open_labeled(root, [cache])
+
+
+def test_a_class_may_have_the_name_of_a_split(tmp_path):
+    names = ["bus/1.jpg", "car/1.jpg", "train/1.jpg", "train/2.jpg"]
+    images = datasets.open_labeled(fill(tmp_path, names))
+    assert images.classes == ("bus", "car", "train")
+    assert images.splits is None
+
+
+def test_texts_and_groups_of_a_table(tmp_path):
+    fill(tmp_path, ["1.jpg", "2.jpg", "3.jpg"])
+    header = "image,label,text,group\n"
+    images = datasets.open_labeled(table(tmp_path / "a.csv", header + '2.jpg,b,"why, thanks",p\n1.jpg,a,,q\n'))
+    assert images.texts == ("", "why, thanks")
+    assert images.groups == ("q", "p")
+    other = datasets.open_labeled(table(tmp_path / "b.csv", header + "2.jpg,b,no thanks,p\n1.jpg,a,,q\n"))
+    plain = datasets.open_labeled(table(tmp_path / "c.csv", "image,label\n2.jpg,b\n1.jpg,a\n"))
+    assert len({images.fingerprint, other.fingerprint, plain.fingerprint}) == 3
+    assert plain.texts is plain.groups is None
+    rows = "image,label,group,split\n1.jpg,a,p,train\n2.jpg,b,q,train\n3.jpg,a,p,test\n"
+    with pytest.raises(UserError, match="the group p has examples in train and test"):
+        datasets.open_labeled(table(tmp_path / "d.csv", rows))
+
+
+def test_a_subset_keeps_classes_and_files(tmp_path):
+    images = datasets.open_labeled(fill(tmp_path, OFFICIAL))
+    some = images.subset(np.array([0, 2, 3]))
+    assert some.names == tuple(images.names[index] for index in (0, 2, 3))
+    assert some.classes == images.classes
+    assert some.splits == ("test", "train", "train")
+    assert some.labels.tolist() == [0, 0, 1]
+    assert some.read(1).decode() == images.names[2]
+    assert some.fingerprint != images.fingerprint
 
 
 def test_what_is_no_image_set_at_all(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        datasets.open_folder(tmp_path / "nowhere")
+        datasets.open_labeled(tmp_path / "nowhere")
     with pytest.raises(UserError, match="can't be read as a CSV"):
-        datasets.open_folder(tmp_path / "nowhere.csv")
+        datasets.open_labeled(tmp_path / "nowhere.csv")
     with pytest.raises(UserError, match="can't be read as a zip"):
-        datasets.open_folder(table(tmp_path / "text.zip", "no archive"))
-    with pytest.raises(UserError, match="is no image set"):
-        datasets.open_folder(table(tmp_path / "text.tar", "no archive"))
+        datasets.open_labeled(table(tmp_path / "text.zip", "no archive"))
+    with pytest.raises(UserError, match="is no set of images"):
+        datasets.open_labeled(table(tmp_path / "text.tar", "no archive"))
     pack(tmp_path / "two" / "a.zip", FLAT)
     pack(tmp_path / "two" / "b.zip", [*FLAT[:1], "fox/1.jpg"])
     with pytest.raises(UserError, match=r"cat/1\.jpg in two zip"):
-        datasets.open_folder(tmp_path / "two")
+        datasets.open_labeled(tmp_path / "two")
     fill(tmp_path / "two", FLAT)
     with pytest.raises(UserError, match="both images and zip"):
-        datasets.open_folder(tmp_path / "two")
+        datasets.open_labeled(tmp_path / "two")
 
 
 def test_one_image_is_a_set(tmp_path):
@@ -235,24 +288,30 @@ def test_a_name_that_is_no_utf8(tmp_path):
         datasets.open_unlabeled(tmp_path)
 
 
-@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("TRAINING", "testing"), ("training", "TEST")])
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        *[("Train", "Test"), ("TRAINING", "testing"), ("training", "TEST"), ("Train", "eval")],
+        *[("train_set", "test_set"), ("trainset", "testset"), ("Train Images", "Test-Images"), ("train", "evaluation")],
+    ],
+)
 def test_splits_are_recognized_in_any_case(tmp_path, train, test):
     names = [f"{split}/{label}/1.jpg" for split in (train, test) for label in ("cat", "dog")]
-    images = datasets.open_folder(fill(tmp_path / "plain", names))
+    images = datasets.open_labeled(fill(tmp_path / "plain", names))
     assert images.classes == ("cat", "dog")
     assert dict(zip(images.names, images.splits, strict=True)) == {
         name: "train" if name.startswith(train) else "test" for name in names
     }
-    assert datasets.open_folder(pack(tmp_path / "set.zip", names)).splits == images.splits
+    assert datasets.open_labeled(pack(tmp_path / "set.zip", names)).splits == images.splits
     rows = "".join(f"plain/{name},{name.split('/')[1]},{name.split('/')[0]}\n" for name in names)
-    assert datasets.open_folder(table(tmp_path / "t.csv", "image,label,split\n" + rows)).splits == images.splits
+    assert datasets.open_labeled(table(tmp_path / "t.csv", "image,label,split\n" + rows)).splits == images.splits
 
 
 @pytest.mark.parametrize("system", ["@eaDir", ".thumbnails", "$RECYCLE.BIN", "#recycle", "lost+found", "__MACOSX"])
 def test_directories_of_the_system_are_ignored(tmp_path, system):
     names = [*FLAT, f"{system}/1.jpg", f"cat/{system}/1.jpg/SYNOPHOTO_THUMB_M.jpg"]
-    check(datasets.open_folder(fill(tmp_path / "plain", names)), FLAT)
-    check(datasets.open_folder(pack(tmp_path / "set.zip", names)), FLAT)
+    check(datasets.open_labeled(fill(tmp_path / "plain", names)), FLAT)
+    check(datasets.open_labeled(pack(tmp_path / "set.zip", names)), FLAT)
     assert len(datasets.open_unlabeled(tmp_path / "plain")) == len(FLAT)
 
 
@@ -261,8 +320,8 @@ def test_images_are_recognized_by_content(tmp_path):
     for name, content in {"cat/4.JPG_large": b"\xff\xd8\xff\xe0....", "dog/5": b"RIFF....WEBPVP8 "}.items():
         (tmp_path / name).write_bytes(content)
     expected = ("cat/1.jfif", "cat/2.jpe", "cat/4.JPG_large", "dog/3.webp", "dog/5")
-    assert datasets.open_folder(tmp_path).names == expected
+    assert datasets.open_labeled(tmp_path).names == expected
     with zipfile.ZipFile(tmp_path.parent / "content.zip", "w") as archive:
         for path in tmp_path.rglob("*"):
             archive.write(path, path.relative_to(tmp_path))
-    assert datasets.open_folder(tmp_path.parent / "content.zip").names == expected
+    assert datasets.open_labeled(tmp_path.parent / "content.zip").names == expected

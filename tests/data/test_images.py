@@ -74,7 +74,7 @@ def test_resizing_is_two_passes_in_fixed_point(interpolation, side):
 PREPROCESSING = replace(Preprocessing.imagenet(32), resize=36)
 
 
-def image_set(root, files: dict[str, bytes]) -> datasets.ImageSet:
+def image_set(root, files: dict[str, bytes]) -> datasets.Dataset:
     for name, encoded in files.items():
         (root / name).write_bytes(encoded)
     return datasets.open_unlabeled(root)

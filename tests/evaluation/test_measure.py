@@ -1,6 +1,7 @@
 """The linear protocol as a whole, on an encoder small enough for a test, and its results file."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,9 +55,10 @@ def configured(**changes):
 
 def test_a_measurement(encoder, pictures, tmp_path):
     result, path = measure.measure(configured(), str(encoder), pictures, tmp_path)
-    assert result["value"] == 1.0
-    assert result["std"] == 0.0
-    assert result["majority"] == pytest.approx(2 / 3)
+    assert result["primary"] == "accuracy"
+    assert result["metrics"]["accuracy"] == {"mean": 1.0, "std": 0.0, "values": [1.0, 1.0, 1.0]}
+    assert result["metrics"]["majority_accuracy"]["mean"] == pytest.approx(2 / 3)
+    assert result["selection"] == {"key": "l2", "split": "validation", "metric": "accuracy", "selected": [0.1] * 3}
     assert path.name.startswith(f"folder-linear-{encoder.parent.name}-pictures-")
     assert json.loads(path.read_text()) == result
     assert [split["seed"] for split in result["splits"]] == [0, 1, 2]
@@ -73,20 +75,23 @@ def test_mean_and_deviation_are_those_of_the_splits(encoder, pictures, tmp_path)
     rows = [f"{path.relative_to(pictures)},{'ab'[n % 2]}" for n, path in enumerate(sorted(pictures.rglob("*.png")))]
     (pictures / "chance.csv").write_text("\n".join(["image,label", *rows]))
     result, _ = measure.measure(configured(splits=4), str(encoder), pictures / "chance.csv", tmp_path)
-    tests = [split["test"] for split in result["splits"]]
+    accuracy = result["metrics"]["accuracy"]
+    tests = [split["metrics"]["accuracy"] for split in result["splits"]]
     assert len(set(tests)) > 1
-    assert result["value"] == pytest.approx(np.mean(tests))
-    assert result["std"] == pytest.approx(np.std(tests, ddof=1))
+    assert accuracy["values"] == tests
+    assert accuracy["mean"] == pytest.approx(np.mean(tests))
+    assert accuracy["std"] == pytest.approx(np.std(tests, ddof=1))
     assert result["data"]["name"] == "pictures/chance"
 
 
-def test_the_same_again_is_read_and_another_setting_is_another_file(encoder, pictures, tmp_path, capsys):
+def test_the_same_again_is_read_and_another_setting_is_another_file(encoder, pictures, tmp_path, caplog):
+    caplog.set_level("INFO")
     _, path = measure.measure(configured(splits=1), str(encoder), pictures, tmp_path)
     written = path.stat().st_mtime_ns
     _, again = measure.measure(configured(splits=1, batch_size=8, threads=1), str(encoder), pictures, tmp_path)
     assert again == path
     assert path.stat().st_mtime_ns == written
-    assert "already measured" in capsys.readouterr().err
+    assert "already measured" in caplog.text
     others = [
         measure.measure(configured(splits=1, seed=1), str(encoder), pictures, tmp_path),
         measure.measure(configured(splits=1), f"random:{encoder}", pictures, tmp_path),
@@ -99,7 +104,45 @@ def test_the_same_again_is_read_and_another_setting_is_another_file(encoder, pic
         "small",
     ]
     assert others[2][0]["encoder"]["preprocessing"]["crop"] == 8
-    assert others[0][0]["std"] is None
+    assert others[0][0]["metrics"]["accuracy"]["std"] is None
+
+
+def test_corrupt_images_are_named_at_once_and_may_be_left_out(encoder, pictures, tmp_path, caplog):
+    data = tmp_path / "pictures"
+    shutil.copytree(pictures, data)
+    for number in range(13):
+        (data / "bright" / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    results_directory = tmp_path / "results"
+    with pytest.raises(UserError, match=r"^13 of 60 images of pictures can't be used\. .* bright/0\.png") as error:
+        measure.measure(configured(splits=1), str(encoder), data, results_directory)
+    # Ten are named; the others are counted.
+    assert str(error.value).count(".png") == 10
+    assert "And 3 more." in str(error.value)
+    # The features of the others are kept, and nothing else.
+    kept = {path.name: path.stat().st_mtime_ns for path in (results_directory / "features").iterdir()}
+    assert len(kept) == 1
+    config = configured(splits=1, max_corrupt_fraction=0.25)
+    result, path = measure.measure(config, str(encoder), data, results_directory)
+    assert {path.name: path.stat().st_mtime_ns for path in (results_directory / "features").iterdir()} == kept
+    assert result["data"]["images"] == 47
+    assert result["data"]["left_out"]["images"] == 13
+    assert result["data"]["left_out"]["names"][0] == "bright/0.png"
+    assert sum(result["splits"][0]["sizes"].values()) == 47
+    assert str(tmp_path) not in path.read_text()
+
+
+def test_links_into_named_roots_are_read(encoder, pictures, tmp_path):
+    data = tmp_path / "linked"
+    data.mkdir()
+    for name in ("bright", "dark"):
+        (data / name).symlink_to(pictures / name)
+    with pytest.raises(UserError, match=r"link to a directory: .*link_roots"):
+        measure.measure(configured(splits=1), str(encoder), data, tmp_path / "results")
+    config = configured(splits=1, link_roots=(str(pictures),))
+    result, path = measure.measure(config, str(encoder), data, tmp_path / "results")
+    assert result["data"]["images"] == 60
+    assert "link_roots" not in result["config"]
+    assert str(pictures) not in path.read_text()
 
 
 def test_what_is_not_built_is_refused(encoder, pictures, tmp_path):
@@ -130,7 +173,8 @@ def test_features_that_are_not_finite(encoder, pictures, tmp_path):
         ("{", "is not valid JSON"),
         ("[]", "format version None"),
         ('{"format_version": 99}', "format version 99"),
-        ('{"format_version": 1, "task": "folder"}', "no valid 'protocol'"),
+        ('{"format_version": 1}', "format version 1, .*evaluate.py"),
+        ('{"format_version": 2, "task": "folder"}', "no valid 'protocol'"),
     ],
 )
 def test_foreign_results_are_named(tmp_path, text, message):

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -94,15 +95,23 @@ def test_paths_stay_in_the_folder_of_the_posts(tmp_path: Path) -> None:
     (folder / "inside.jpg").symlink_to("i/a.jpg")
     (folder / "outside.jpg").symlink_to("../secret.jpg")
     (folder / "circle.jpg").symlink_to("circle.jpg")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "1").write_bytes(encode())
+    (folder / "cached.jpg").symlink_to("../cache/1")
 
-    def reason(image: str | None) -> str:
+    def reason(image: str | None, link_roots: Sequence[str] = ()) -> str:
         with pytest.raises(BadPost) as caught:
-            images.read_image(Post("a", image, source=folder / "p.jsonl"), 40_000)
+            images.read_image(Post("a", image, source=folder / "p.jsonl"), 40_000, link_roots=link_roots)
         return caught.value.reason
 
     assert images.read_image(Post("a", "inside.jpg", source=folder / "p.jsonl"), 40_000) == encode()
     assert reason("outside.jpg") == reason("../secret.jpg") == "image_path_leaves_folder"
     assert reason(str(tmp_path / "secret.jpg")) == "image_path_leaves_folder"
+    roots = [str(tmp_path / "cache")]
+    assert reason("outside.jpg", roots) == "image_path_leaves_folder"
+    assert reason("cached.jpg") == "image_path_leaves_folder"
+    cached = Post("a", "cached.jpg", source=folder / "p.jsonl")
+    assert images.read_image(cached, 40_000, link_roots=roots) == encode()
     assert reason("circle.jpg") == reason("none.jpg") == reason("i") == reason("x" * 5000) == "image_missing"
     assert reason(None) == "no_image"
 

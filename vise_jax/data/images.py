@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from vise_jax.data.datasets import ImageSet
+from vise_jax.data.datasets import Dataset
 from vise_jax.data.formats import to_rgb
 from vise_jax.errors import UserError
 from vise_jax.machine import available_cpus
@@ -56,7 +56,7 @@ def decode_for_evaluation(encoded: bytes, resize: int, crop: int, interpolation:
 
 
 def decode_each(
-    images: ImageSet,
+    images: Dataset,
     indices: Sequence[int] | np.ndarray,
     preprocessing: Preprocessing,
     threads: int,
@@ -107,7 +107,7 @@ def decode_each(
 
 
 def batches(
-    images: ImageSet,
+    images: Dataset,
     indices: Sequence[int] | np.ndarray,
     preprocessing: Preprocessing,
     batch_size: int,
@@ -131,7 +131,7 @@ def batches(
         yield np.stack(batch)
 
 
-def read_bounded(images: ImageSet, index: int, resize: int, max_pixels: int) -> bytes:
+def read_bounded(images: Dataset, index: int, resize: int, max_pixels: int) -> bytes:
     """Read an image file whose header promises an image that stays within `max_pixels`.
 
     Args:
@@ -158,7 +158,7 @@ def read_bounded(images: ImageSet, index: int, resize: int, max_pixels: int) -> 
     return encoded
 
 
-def thumbnail(images: ImageSet, index: int, side: int, max_pixels: int) -> bytes:
+def thumbnail(images: Dataset, index: int, side: int, max_pixels: int) -> bytes:
     """A small picture of an image for people to look at: a JPEG file without anything else, at most `side` pixels wide
     and high.
 
@@ -185,5 +185,5 @@ def thumbnail(images: ImageSet, index: int, side: int, max_pixels: int) -> bytes
     return file.getvalue()
 
 
-def _named(images: ImageSet, index: int) -> str:
+def _named(images: Dataset, index: int) -> str:
     return f"The image {images.names[index]} in {images.title}"

@@ -1,9 +1,9 @@
-"""One measurement: an encoder, a task, a protocol → a results file."""
+"""One measurement: an encoder, a task and a protocol give a result."""
 
+import logging
 import statistics
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,71 +12,95 @@ from ml_collections import ConfigDict
 
 from vise_jax import artifact
 from vise_jax import config as vise_config
-from vise_jax.data import datasets
-from vise_jax.data.datasets import ImageSet
+from vise_jax.data.datasets import Dataset
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
-from vise_jax.evaluation import results, splits
-from vise_jax.evaluation.protocols import linear
+from vise_jax.evaluation import results
+from vise_jax.evaluation.protocols.linear import LinearEvaluator
+from vise_jax.evaluation.splits import SplitSettings
+from vise_jax.evaluation.tasks import TASKS, Task
 from vise_jax.inference import extract
 from vise_jax.preprocessing import Preprocessing
-from vise_jax.progress import Progress
 
-# Task → how its data are opened.
-TASKS: dict[str, Callable[[Path], ImageSet]] = {"folder": datasets.open_folder}
-# Keys that change how fast a measurement is, not what it finds.
-_SPEED = ("batch_size", "threads")
+log = logging.getLogger(__name__)
+
+# Keys that don't change what is measured: they set the speed, or say where files are.
+_FREE_KEYS = ("batch_size", "threads", "link_roots", "max_corrupt_fraction")
+# Keys that are not published.
+_PRIVATE_KEYS = ("link_roots",)
+# Images that can't be decoded and are listed by name.
+_MAX_NAMED = 10
 
 
 def measure(config: ConfigDict, source: str, data: Path, output: Path, name: str = "") -> tuple[dict[str, Any], Path]:
-    """Measure an encoder and write the result; what was measured before is read instead.
+    """Measure an encoder and write the result, or read the result of the same measurement.
 
     Args:
         config: as `vise_jax.config.evaluation()`.
-        source: an encoder's folder, `random:NAME` or `random:FOLDER`.
-        data: the image set, see `vise_jax.data.downstream.open_folder`.
-        output: folder of results; features are kept in its folder `features`.
-        name: of the encoder in tables; empty = derived from `source`.
+        source: an encoder's directory, `random:NAME` or `random:DIRECTORY`.
+        data: the dataset, see `vise_jax.data.datasets.open_labeled`.
+        output: directory of results; features are cached in its subdirectory `features`.
+        name: of the encoder in tables; "" = derived from `source`.
 
     Returns:
-        the result, and the path of its file.
+        The result, see `results.read`, and the path of its file.
 
     Raises:
-        UserError: a wrong config, a task or protocol that there is not, a wrong encoder or image set.
+        UserError: an invalid config, an unknown task or protocol, an invalid encoder or dataset, or too many images
+            that can't be decoded.
     """
     vise_config.validate(config)
     _check_choice("task", config.task, TASKS)
     _check_choice("protocol", config.protocol, PROTOCOLS)
-    images = TASKS[config.task](data)
+    task = TASKS[config.task]
+    dataset = task.open(data, config.link_roots)
     encoder = extract.open_encoder(source, config.seed)
     name = name or name_of(source)
-    settings = {key: value for key, value in vise_config.flat(config).items() if key not in _SPEED}
-    fingerprint = artifact.fingerprint([settings, encoder.fingerprint, images.fingerprint])
-    path = results.path_of(output, config.task, config.protocol, name, images.title, fingerprint)
-    if path.is_file():
-        print(f"already measured: {path}", file=sys.stderr)
-        return results.read(path), path
+    preprocessing = encoder.preprocessing.at(config.image_size)
     start = time.monotonic()
-    measured = PROTOCOLS[config.protocol](config, encoder, images, output)
-    tests = [split["test"] for split in measured]
+
+    settings = {key: value for key, value in vise_config.flat(config).items() if key not in _FREE_KEYS}
+    fingerprint = artifact.fingerprint([results.FORMAT_VERSION, settings, encoder.fingerprint, dataset.fingerprint])
+    path = results.path_of(output, config.task, config.protocol, name, dataset.title, fingerprint)
+    if path.is_file():
+        log.info(f"already measured: {path}")
+        return results.read(path), path
+
+    left_out: dict[str, str] = {}
+
+    def features_of(encoder: Encoder) -> tuple[np.ndarray, Dataset]:
+        features, indices, rejected = extract.cached(
+            output / "features",
+            encoder,
+            dataset,
+            preprocessing,
+            batch_size=config.batch_size,
+            threads=config.threads,
+            max_image_pixels=config.max_image_pixels,
+        )
+        _check_rejected(dataset, rejected, config.max_corrupt_fraction)
+        left_out.update(rejected)
+        return features, dataset.subset(indices) if rejected else dataset
+
+    evaluator = PROTOCOLS[config.protocol](config, task, features_of)
+    means = evaluator.run(encoder)
     result = {
         "task": config.task,
         "protocol": config.protocol,
-        "metric": "accuracy",
-        "value": statistics.fmean(tests),
-        # Of a sample; one split has none.
-        "std": statistics.stdev(tests) if len(tests) > 1 else None,
-        "majority": statistics.fmean(split["majority"] for split in measured),
-        "splits": measured,
-        "encoder": _describe_encoder(name, encoder, encoder.preprocessing.at(config.image_size)),
+        "primary": task.primary,
+        "metrics": {name: _summary([split["metrics"][name] for split in evaluator.splits]) for name in means},
+        "selection": evaluator.selection(),
+        "splits": evaluator.splits,
+        "encoder": _describe_encoder(name, encoder, preprocessing),
         "data": {
-            "name": images.title,
-            "fingerprint": images.fingerprint,
-            "images": len(images),
-            "classes": list(images.classes),
-            "official_splits": images.splits is not None,
+            "name": dataset.title,
+            "fingerprint": dataset.fingerprint,
+            "images": len(dataset) - len(left_out),
+            "left_out": {"images": len(left_out), "names": sorted(left_out)[:_MAX_NAMED]},
+            "classes": list(dataset.classes),
+            "official_splits": dataset.splits is not None,
         },
-        "config": vise_config.flat(config),
+        "config": {key: value for key, value in vise_config.flat(config).items() if key not in _PRIVATE_KEYS},
         "seconds": round(time.monotonic() - start, 1),
     }
     results.write(path, result)
@@ -84,7 +108,7 @@ def measure(config: ConfigDict, source: str, data: Path, output: Path, name: str
 
 
 def name_of(source: str) -> str:
-    """A name for tables: `random:resnet50` is its own; the encoder in `RUN/encoder` is called RUN."""
+    """Return a name for tables: `random:resnet50` is its own; the encoder in `RUN/encoder` is called RUN."""
     if source.startswith("random:"):
         rest = source.removeprefix("random:")
         return f"random:{name_of(rest)}" if Path(rest).is_dir() else source
@@ -92,51 +116,41 @@ def name_of(source: str) -> str:
     return path.parent.name if path.name == "encoder" else path.name
 
 
-def _linear(config: ConfigDict, encoder: Encoder, images: ImageSet, output: Path) -> list[dict[str, Any]]:
-    made = splits.make(images, config)
-    found = extract.cached(
-        output / "features",
-        encoder,
-        images,
-        encoder.preprocessing.at(config.image_size),
-        batch_size=config.batch_size,
-        threads=config.threads,
-        max_image_pixels=config.max_image_pixels,
+def _linear(
+    config: ConfigDict, task: Task, features_of: Callable[[Encoder], tuple[np.ndarray, Dataset]]
+) -> LinearEvaluator:
+    settings = SplitSettings(
+        config.seed, config.splits, config.train_fraction, config.validation_fraction, config.held_out_fraction
     )
-    measured = []
-    with Progress("linear classifiers", len(made) * len(config.l2), "fits") as progress:
-        for split in made:
-            result = linear.evaluate(
-                found,
-                images.labels,
-                len(images.classes),
-                split,
-                l2=config.l2,
-                iterations=config.iterations,
-                tolerance=config.tolerance,
-                after_each=progress.advance,
-            )
-            if not result["converged"]:
-                progress.print(
-                    f"split {split.seed}: L-BFGS has not converged in {result['iterations']} iterations"
-                    f" (l2 {result['l2']:g}): --config.iterations allows more"
-                )
-            measured.append({**_describe_split(split, images), **result})
-    return measured
+    return LinearEvaluator(
+        features_of,
+        lambda dataset: task.split(dataset, settings),
+        primary=task.primary,
+        l2=config.l2,
+        iterations=config.iterations,
+        tolerance=config.tolerance,
+    )
 
 
-# Protocol → what it measures for each split: a dict with at least "test" and "majority".
-PROTOCOLS: dict[str, Callable[[ConfigDict, Encoder, ImageSet, Path], list[dict[str, Any]]]] = {"linear": _linear}
+# From the config, the task and a feature function to an evaluator of encoders.
+PROTOCOLS = {"linear": _linear}
 
 
-def _describe_split(split: splits.Split, images: ImageSet) -> dict[str, Any]:
-    commonest = np.bincount(images.labels[split.train]).argmax()
-    return {
-        "seed": split.seed,
-        "sizes": {part: len(getattr(split, part)) for part in ("train", "validation", "test")},
-        # The accuracy of always answering the class that is commonest in train.
-        "majority": float(np.mean(images.labels[split.test] == commonest)),
-    }
+def _check_rejected(dataset: Dataset, rejected: Mapping[str, str], max_fraction: float) -> None:
+    if len(rejected) <= max_fraction * len(dataset):
+        return
+    named = " ".join(list(rejected.values())[:_MAX_NAMED])
+    more = f" And {len(rejected) - _MAX_NAMED:,} more." if len(rejected) > _MAX_NAMED else ""
+    raise UserError(
+        f"{len(rejected):,} of {len(dataset):,} images of {dataset.title} can't be used. {named}{more} Mend them, or "
+        "leave them out with a larger max_corrupt_fraction; the features of the others are kept."
+    )
+
+
+def _summary(values: list[float]) -> dict[str, Any]:
+    """Return mean, sample standard deviation (None for a single value) and values."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": deviation, "values": values}
 
 
 def _describe_encoder(name: str, encoder: Encoder, preprocessing: Preprocessing) -> dict[str, Any]:
@@ -151,6 +165,6 @@ def _describe_encoder(name: str, encoder: Encoder, preprocessing: Preprocessing)
     }
 
 
-def _check_choice(key: str, value: str, choices: dict[str, Any]) -> None:
+def _check_choice(key: str, value: str, choices: Mapping[str, object]) -> None:
     if value not in choices:
         raise UserError(f"There is no {key} {value!r} to evaluate: this version has {', '.join(choices)}.")

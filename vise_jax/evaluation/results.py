@@ -1,4 +1,4 @@
-"""The results artifact: one JSON file a measurement, written whole."""
+"""The results artifact: one JSON file per measurement, written atomically."""
 
 import platform
 import re
@@ -11,27 +11,28 @@ import vise_jax
 from vise_jax import artifact
 from vise_jax.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MADE_BY = "evaluate.py"
-_KINDS: dict[str, type | tuple[type, ...]] = {
+_KINDS: dict[str, type] = {
     "task": str,
     "protocol": str,
+    "primary": str,
+    "metrics": dict,
+    "selection": dict,
+    "splits": list,
     "encoder": dict,
     "data": dict,
-    "metric": str,
-    "value": (int, float),
-    "splits": list,
 }
 
 
-def path_of(folder: Path, task: str, protocol: str, encoder: str, data: str, fingerprint: str) -> Path:
-    """Where a measurement is written: it can be read off the file's name, and the same one has the same name."""
+def path_of(directory: Path, task: str, protocol: str, encoder: str, data: str, fingerprint: str) -> Path:
+    """Return the path of a measurement. The same measurement has the same name, which tells what was measured."""
     words = [re.sub(r"[^\w.+-]+", "_", word).strip("._") for word in (task, protocol, encoder, data)]
-    return folder / f"{'-'.join(word[:60] for word in words)}-{fingerprint[:8]}.json"
+    return directory / f"{'-'.join(word[:60] for word in words)}-{fingerprint[:8]}.json"
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
-    """Write a measurement, with the versions of what measured it."""
+    """Write a measurement with the versions of the software."""
     versions = {"vise_jax": vise_jax.__version__, "jax": jax.__version__, "python": platform.python_version()}
     path.parent.mkdir(parents=True, exist_ok=True)
     artifact.write_json(
@@ -48,6 +49,11 @@ def write(path: Path, result: dict[str, Any]) -> None:
 def read(path: Path) -> dict[str, Any]:
     """Read a measurement.
 
+    Returns:
+        `task`, `protocol`, `config`; `metrics`, for each name its `mean` and `std` over the splits (None for one split)
+        and the `values`; `primary`, the metric to report first; `selection`, how the reported setting was selected;
+        `splits`, sizes and sweep of each; `encoder`, `data`, `versions`, `device`, `seconds`.
+
     Raises:
         UserError: not JSON, another format version, or no measurement.
     """
@@ -55,22 +61,28 @@ def read(path: Path) -> dict[str, Any]:
     for key, kind in _KINDS.items():
         if not isinstance(result.get(key), kind):
             raise UserError(
-                f"{path} has no valid {key!r}: make it again with {_MADE_BY}, or take it out of the folder."
+                f"{path} has no valid {key!r}: make it again with {_MADE_BY}, or take it out of the directory."
             )
     for part in ("encoder", "data"):
         for key in ("name", "fingerprint"):
             if not isinstance(result[part].get(key), str):
-                raise UserError(f"{path} says no {part} {key}: make it again with {_MADE_BY}, or take it away.")
+                raise UserError(f"{path} has no {part} {key}: make it again with {_MADE_BY}, or take it away.")
+    for name in {result["primary"], *result["metrics"]}:
+        summary = result["metrics"].get(name)
+        if not isinstance(summary, dict) or not isinstance(summary.get("mean"), int | float):
+            raise UserError(
+                f"{path} has no valid metric {name!r}: make it again with {_MADE_BY}, or take it out of the directory."
+            )
     return result
 
 
-def read_all(folder: Path) -> list[dict[str, Any]]:
-    """Read all measurements of a folder, sorted by file name, each with its file's name under "file".
+def read_all(directory: Path) -> list[dict[str, Any]]:
+    """Read all measurements of a directory, sorted by file name, each with its file's name under "file".
 
     Raises:
-        UserError: no such folder, no measurement in it, or a JSON file that is none.
+        UserError: no such directory, no measurement in it, or a JSON file that is none.
     """
-    paths = sorted(path for path in Path(folder).glob("*.json") if not path.name.startswith("."))
+    paths = sorted(path for path in Path(directory).glob("*.json") if not path.name.startswith("."))
     if not paths:
-        raise UserError(f"{folder} holds no results: give the folder that {_MADE_BY} wrote to with --output.")
+        raise UserError(f"{directory} holds no results: give the directory that {_MADE_BY} wrote to with --output.")
     return [{**read(path), "file": path.name} for path in paths]

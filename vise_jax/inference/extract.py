@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 import glob
 import json
+import logging
 import shutil
-import sys
 import tempfile
 import zipfile
 import zlib
@@ -20,11 +20,13 @@ import pyarrow.parquet as pq
 
 from vise_jax import artifact
 from vise_jax.data import images as data_images
-from vise_jax.data.datasets import ImageSet
+from vise_jax.data.datasets import Dataset
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.preprocessing import Preprocessing
 from vise_jax.progress import Progress
+
+log = logging.getLogger(__name__)
 
 _FORMAT_VERSION = 1
 # Images of a part, or a batch where that is more: what a stop can cost.
@@ -89,11 +91,10 @@ def open_encoder(source: str, seed: int) -> Encoder:
 @contextlib.contextmanager
 def computed(
     encoder: FeatureExtractor,
-    images: ImageSet,
+    images: Dataset,
     preprocessing: Preprocessing,
     output: Path,
     *,
-    strict: bool,
     batch_size: int,
     threads: int,
     max_image_pixels: int,
@@ -109,7 +110,6 @@ def computed(
         images: the set.
         preprocessing: resize, crop and interpolation of the images before the encoder.
         output: the file that the features will become.
-        strict: stop at an image that can't be read, rather than go on without it.
         batch_size: images through the encoder at a time.
         threads: threads that decode; 0 = one per core.
         max_image_pixels: an image with more can't be read.
@@ -119,14 +119,14 @@ def computed(
         is made from them.
 
     Raises:
-        UserError: `strict`, and an image can't be read; none can; or features that are not finite numbers.
+        UserError: no image can be decoded, or features that are not finite.
     """
     size = min(batch_size, len(images))
     length = max(_PART // size, 1) * size
     bits = artifact.fingerprint([key_of(encoder, images, preprocessing), size, jax.local_device_count()])
     with contextlib.ExitStack() as stack:
         work = _acquire(output, bits[:12], stack)
-        yield from _computed_in(work, encoder, images, preprocessing, length, size, strict, threads, max_image_pixels)
+        yield from _computed_in(work, encoder, images, preprocessing, length, size, threads, max_image_pixels)
         shutil.rmtree(work)
     clear(output)
 
@@ -147,11 +147,10 @@ def _acquire(output: Path, bits: str, stack: contextlib.ExitStack) -> Path:
 def _computed_in(
     work: Path,
     encoder: FeatureExtractor,
-    images: ImageSet,
+    images: Dataset,
     preprocessing: Preprocessing,
     length: int,
     size: int,
-    strict: bool,
     threads: int,
     max_image_pixels: int,
 ) -> Iterator[tuple[list[Path], dict[str, Any]]]:
@@ -165,7 +164,7 @@ def _computed_in(
         decoded = data_images.decode_each(images, todo, preprocessing, threads, max_image_pixels)
         with contextlib.closing(decoded):
             for part, path in zip(parts[done:], paths[done:], strict=True):
-                _compute(encoder, part, decoded, size, strict, progress).save(path)
+                _compute(encoder, part, decoded, size, progress).save(path)
     yield paths, _about(encoder, images, preprocessing, paths)
 
 
@@ -181,7 +180,6 @@ def _compute(
     part: range,
     decoded: Iterator[np.ndarray | UserError],
     size: int,
-    strict: bool,
     progress: Progress,
 ) -> Part:
     """Features of the next images."""
@@ -195,8 +193,6 @@ def _compute(
             if not isinstance(image, UserError):
                 batch.append(image)
                 kept.append(index)
-            elif strict:
-                raise image
             else:
                 rejected[index] = str(image)
                 progress.print(f"left out: {image}")
@@ -212,38 +208,42 @@ def _compute(
 
 
 def cached(
-    folder: Path, encoder: FeatureExtractor, images: ImageSet, preprocessing: Preprocessing, **settings: int
-) -> np.ndarray:
-    """Features of all images of a set, read from `folder` where they were computed before.
+    directory: Path, encoder: FeatureExtractor, images: Dataset, preprocessing: Preprocessing, **settings: int
+) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
+    """Compute the features of a dataset, or read them from `directory` where they were computed before.
 
-    The file's name is a fingerprint of the encoder, the preprocessing and the set, so that none of them can change
-    unnoticed. A damaged file is computed again.
+    The file's name is a fingerprint of the encoder, the preprocessing and the dataset, so that a change of any is a new
+    file. A damaged file is computed again.
 
     Args:
-        folder: made if need be.
-        encoder: whose features.
-        images: the set.
+        directory: created if it doesn't exist.
+        encoder: computes the features.
+        images: the dataset.
         preprocessing: of the images before the encoder.
         **settings: `batch_size`, `threads` and `max_image_pixels`, see `computed`.
 
     Returns:
-        float32 [N, D], in the order of the set.
+        Features float32 [M, D]; the examples they are of, int64 [M], ascending; and a reason for each image that can't
+        be decoded, by name.
 
     Raises:
-        UserError: an image that can't be read, by name.
+        UserError: see `computed`.
     """
     key = key_of(encoder, images, preprocessing)
-    path = folder / f"{key[:32]}.npz"
+    path = directory / f"{key[:32]}.npz"
     if _holds(path, key):
-        print(f"features of {images.title}: kept in {path}, read from there", file=sys.stderr)
+        log.info(f"features of {images.title}: read from {path}")
     else:
-        with computed(encoder, images, preprocessing, path, strict=True, **settings) as (parts, about):
+        with computed(encoder, images, preprocessing, path, **settings) as (parts, about):
             _write(path, parts, about, images)
-    return np.concatenate([features for _, features in read(path)])
+    rejected = read_about(path)["rejected"]
+    indices = [index for index, name in enumerate(images.names) if name not in rejected]
+    features = np.concatenate([features for _, features in read(path)])
+    return features, np.array(indices, np.int64), rejected
 
 
 def export(
-    encoder: FeatureExtractor, images: ImageSet, preprocessing: Preprocessing, path: Path, **settings: int
+    encoder: FeatureExtractor, images: Dataset, preprocessing: Preprocessing, path: Path, **settings: int
 ) -> dict[str, Any]:
     """Write the features of a set with the paths of their images, in the order of the set, for `read`.
 
@@ -270,7 +270,7 @@ def export(
         return read_about(path)
     if path.exists():
         raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")
-    with computed(encoder, images, preprocessing, path, strict=False, **settings) as (parts, about):
+    with computed(encoder, images, preprocessing, path, **settings) as (parts, about):
         _write(path, parts, about, images)
     return about
 
@@ -325,7 +325,7 @@ def read(path: Path) -> Iterator[tuple[list[str], np.ndarray]]:
         raise UserError(f"{path} is damaged: make it again with extract.py.") from error
 
 
-def key_of(encoder: FeatureExtractor, images: ImageSet, preprocessing: Preprocessing) -> str:
+def key_of(encoder: FeatureExtractor, images: Dataset, preprocessing: Preprocessing) -> str:
     """Return the SHA-256 (hex) of everything that decides the features of a set.
 
     The kind of device and the precision of products belong to it: they change the last bits.
@@ -355,7 +355,7 @@ def _holds(path: Path, key: str) -> bool:
 
 
 def _about(
-    encoder: FeatureExtractor, images: ImageSet, preprocessing: Preprocessing, paths: list[Path]
+    encoder: FeatureExtractor, images: Dataset, preprocessing: Preprocessing, paths: list[Path]
 ) -> dict[str, Any]:
     count, dim = 0, 0
     rejected: dict[str, str] = {}
@@ -378,7 +378,7 @@ def _about(
     }
 
 
-def _write(path: Path, paths: list[Path], about: dict[str, Any], images: ImageSet) -> None:
+def _write(path: Path, paths: list[Path], about: dict[str, Any], images: Dataset) -> None:
     def rows() -> Iterator[tuple[list[str], np.ndarray]]:
         for part in map(Part.read, paths):
             if len(part.indices):

@@ -15,7 +15,7 @@ from rich.text import Text
 from vise_jax import artifact
 from vise_jax.errors import UserError
 
-_BASELINE = "commonest class"
+_BASELINE = "majority class"
 _CAPTION = "percent, mean ± standard deviation over the splits; bold: the best of its column"
 _NOTHING = "–"
 
@@ -31,7 +31,7 @@ class Table:
         columns: a title for each column; the first one is that of the rows' names.
         rows: texts, as many in each as `columns`.
         best: (row, column) of the best values; none where a column has one value only.
-        baseline: the last row is no encoder: it is what always answering the commonest class of train reaches.
+        baseline: the last row is no encoder: it is always predicting the majority class of train.
     """
 
     columns: tuple[str, ...]
@@ -60,14 +60,15 @@ def build(measurements: Sequence[dict[str, Any]]) -> Table:
     rows, columns = _titles(row for row, _ in cells), _titles(column for _, column in cells)
     texts, best = [], set()
     for row, title in rows.items():
-        texts.append((title, *(_percent(cells.get((row, column))) for column in columns)))
+        texts.append((title, *(_percent(_primary(cells.get((row, column)))) for column in columns)))
     for number, column in enumerate(columns, start=1):
-        values = {index: cells[row, column]["value"] for index, row in enumerate(rows) if (row, column) in cells}
+        column_cells = {index: cells[row, column] for index, row in enumerate(rows) if (row, column) in cells}
+        values = {index: one["metrics"][one["primary"]]["mean"] for index, one in column_cells.items()}
         if len(values) > 1:
             best |= {(index, number) for index, value in values.items() if value == max(values.values())}
-    baselines = {column: one["majority"] for (_, column), one in cells.items() if one.get("majority") is not None}
+    baselines = {column: baseline for (_, column), one in cells.items() if (baseline := _baseline(one))}
     if baselines:
-        texts.append((_BASELINE, *(_percent({"value": baselines[c]} if c in baselines else None) for c in columns)))
+        texts.append((_BASELINE, *(_percent(baselines.get(column)) for column in columns)))
     return Table(("encoder", *columns.values()), tuple(texts), frozenset(best), bool(baselines))
 
 
@@ -103,17 +104,18 @@ def to_markdown(table: Table) -> str:
 
 
 def to_csv(measurements: Sequence[dict[str, Any]]) -> str:
-    """All measurements as CSV, one a line, values as fractions and unrounded."""
+    """Return all measurements as CSV, one metric per line, as fractions and unrounded."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
-        ["encoder", "data", "task", "protocol", "metric", "value", "std", "splits", "majority", "image_size", "file"]
+        ["encoder", "data", "task", "protocol", "metric", "primary", "mean", "std", "splits", "image_size", "file"]
     )
     for one in measurements:
         encoder, data = one["encoder"], one["data"]
-        what = [encoder["name"], data["name"], one["task"], one["protocol"], one["metric"]]
-        numbers = [one["value"], one.get("std"), len(one["splits"]), one.get("majority")]
-        writer.writerow([*what, *numbers, _image_size(one), one["file"]])
+        for name, summary in one["metrics"].items():
+            what = [encoder["name"], data["name"], one["task"], one["protocol"], name, name == one["primary"]]
+            numbers = [summary["mean"], summary.get("std"), len(one["splits"])]
+            writer.writerow([*what, *numbers, _image_size(one), one["file"]])
     return file.getvalue()
 
 
@@ -131,7 +133,7 @@ def _row_key(one: dict[str, Any]) -> _Key:
 
 
 def _column_key(one: dict[str, Any]) -> _Key:
-    return f"{one['data']['name']} {one['protocol']}", one["task"], one["metric"], one["data"]["fingerprint"][:8]
+    return f"{one['data']['name']} {one['protocol']}", one["task"], one["primary"], one["data"]["fingerprint"][:8]
 
 
 def _titles(keys: Iterable[_Key]) -> dict[_Key, str]:
@@ -151,8 +153,19 @@ def _image_size(one: dict[str, Any]) -> Any:
     return one["encoder"].get("preprocessing", {}).get("crop", "")
 
 
-def _percent(one: dict[str, Any] | None) -> str:
-    if one is None:
+def _primary(one: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return mean and deviation of the primary metric."""
+    return one and one["metrics"][one["primary"]]
+
+
+def _baseline(one: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what always predicting the majority class reaches, where that is comparable with the primary metric."""
+    summary = one["metrics"].get(f"majority_{one['primary']}")
+    return {"mean": summary["mean"]} if summary else None
+
+
+def _percent(summary: dict[str, Any] | None) -> str:
+    if summary is None:
         return _NOTHING
-    spread = f" ± {100 * one['std']:.2f}" if one.get("std") is not None else ""
-    return f"{100 * one['value']:.2f}{spread}"
+    spread = f" ± {100 * summary['std']:.2f}" if summary.get("std") is not None else ""
+    return f"{100 * summary['mean']:.2f}{spread}"

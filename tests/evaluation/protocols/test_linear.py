@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from vise_jax.evaluation import metrics
 from vise_jax.evaluation.protocols import linear
 from vise_jax.evaluation.splits import Split
 
@@ -78,7 +79,8 @@ def test_standardize_looks_at_train_only():
 
 
 def evaluate(features, labels, classes, split, l2=(1e-4, 1e-2, 1.0)):
-    return linear.evaluate(features, labels, classes, split, l2=l2, iterations=300, tolerance=1e-5)
+    predicted, fitted = linear.fit_and_select(features, labels, classes, split, l2=l2, iterations=300, tolerance=1e-5)
+    return {"test": metrics.accuracy(predicted, labels[split.test]), **fitted}
 
 
 def test_the_penalty_is_chosen_on_validation_and_the_strongest_wins_a_tie():

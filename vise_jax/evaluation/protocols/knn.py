@@ -9,6 +9,7 @@ from vise_jax import config as vise_config
 from vise_jax.data import datasets
 from vise_jax.data import images as data_images
 from vise_jax.evaluation import metrics, splits
+from vise_jax.evaluation.splits import SplitSettings
 from vise_jax.preprocessing import Preprocessing
 
 # Rows of similarities in memory at a time.
@@ -58,7 +59,7 @@ def watcher(
     """Return a probe for `training.pretrain.train`: the kNN accuracy on labeled images, decoded once.
 
     Args:
-        path: the images, see `datasets.open_folder`. Without official splits, the first of the random ones is taken.
+        path: the images, see `datasets.open_labeled`. Without official splits, the first of the random ones is taken.
         preprocessing: how they are resized and cropped.
         batch_size: images through the encoder at a time; the last batch is filled up.
         k: neighbors.
@@ -70,9 +71,12 @@ def watcher(
     Raises:
         UserError: no such images, or none to test on.
     """
-    images = datasets.open_folder(path)
+    images = datasets.open_labeled(path)
     config = vise_config.evaluation()
-    split = splits.make(images, config)[0]
+    settings = SplitSettings(
+        config.seed, config.splits, config.train_fraction, config.validation_fraction, config.held_out_fraction
+    )
+    split = splits.official_or_random(images, settings)[0]
     size = preprocessing.crop
     decoded = np.empty((len(images), size, size, 3), np.uint8)
     filled = 0

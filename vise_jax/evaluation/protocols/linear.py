@@ -1,6 +1,8 @@
 """The linear protocol: multinomial logistic regression on frozen features (Sec. 4.3)."""
 
+import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,28 +10,33 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vise_jax.data.datasets import Dataset
+from vise_jax.encoder import Encoder
 from vise_jax.evaluation import metrics
 from vise_jax.evaluation.splits import Split
+from vise_jax.progress import Progress
+
+Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
 class Classifier(NamedTuple):
-    """A linear map from features to logits: kernel float32 [D, K], bias float32 [K]."""
+    """A linear map from D features to K logits: kernel float32 [D, K], bias float32 [K]."""
 
     kernel: jax.Array
     bias: jax.Array
 
 
 def logits(classifier: Classifier, features: jax.Array) -> jax.Array:
-    """Unnormalized log-probabilities, float32 [N, K], of features, float32 [N, D]."""
-    # Accelerators round float32 products to fewer bits unless they are told not to.
+    """Return unnormalized log-probabilities, float32 [N, K], of features float32 [N, D]."""
+    # Accelerators round float32 products to fewer bits by default.
     product = jnp.matmul(features, classifier.kernel, precision=jax.lax.Precision.HIGHEST)
     return product + classifier.bias[None, :]
 
 
 def objective(classifier: Classifier, features: jax.Array, labels: jax.Array, l2: jax.Array) -> jax.Array:
-    """Mean cross-entropy + l2 / 2 · ‖kernel‖²; the bias is not penalised.
+    """Return the mean cross-entropy + l2 / 2 · ‖kernel‖²; the bias is not penalized.
 
-    Scikit-learn's `LogisticRegression(C=1 / (l2 * N))` minimizes N times the same.
+    This is scikit-learn's `LogisticRegression(C=1 / (l2 * N))` divided by N.
 
     Args:
         classifier: the parameters.
@@ -51,15 +58,15 @@ def minimize(
     """Minimize `objective` with L-BFGS on all examples at once.
 
     Args:
-        start: where to begin.
+        start: initial parameters.
         features: float32 [N, D].
         labels: int32 [N].
         l2: float32 scalar.
-        iterations: how many at most.
-        tolerance: it has converged when no entry of the gradient is larger.
+        iterations: maximum number of iterations.
+        tolerance: largest absolute gradient entry at convergence.
 
     Returns:
-        the classifier, the number of iterations (int32 scalar), whether it converged (bool scalar).
+        The classifier, the number of iterations (int32 scalar), and whether it converged (bool scalar).
     """
 
     def loss(classifier: Classifier) -> jax.Array:
@@ -87,9 +94,9 @@ def minimize(
 
 
 def standardize(features: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Shift and scale each feature to mean 0 and variance 1 over the rows `train`; constant ones are only shifted.
+    """Shift and scale each feature to mean 0 and variance 1 over the rows `train`; constant features are only shifted.
 
-    The penalty then weighs features of every scale alike. The paper's main text does not say how it prepares them.
+    The penalty then treats features of every scale alike. The paper's main text does not say how features are prepared.
 
     Args:
         features: float32 [N, D].
@@ -105,7 +112,7 @@ def standardize(features: np.ndarray, train: np.ndarray) -> np.ndarray:
     return ((features - mean.astype(np.float32)) / deviation.astype(np.float32)).astype(np.float32)
 
 
-def evaluate(
+def fit_and_select(
     features: np.ndarray,
     labels: np.ndarray,
     classes: int,
@@ -114,45 +121,113 @@ def evaluate(
     l2: Sequence[float],
     iterations: int,
     tolerance: float,
+    metric: Metric = metrics.accuracy,
     after_each: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Fit a classifier for each penalty on train, choose one on validation, and test that one.
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Fit a classifier for each penalty on train, select one on validation, and predict test with it.
 
-    Penalties are tried from the strongest to the weakest, each starting from the solution before; among those that are
-    equal on validation the strongest wins. Test is looked at once.
+    Penalties are fitted from the strongest to the weakest, each from the solution of the previous one. Of those that
+    are equal on validation the strongest is selected.
 
     Args:
-        features: float32 [N, D], of the whole set.
+        features: float32 [N, D], of the whole dataset.
         labels: int32 [N].
-        classes: how many there are.
-        split: rows to train, choose and test on.
+        classes: number of classes, K.
+        split: rows to train, select and test on.
         l2: the penalties.
-        iterations: of L-BFGS, at most, for each.
+        iterations: maximum number of L-BFGS iterations per penalty.
         tolerance: see `minimize`.
+        metric: from predicted and true classes to what selects.
         after_each: called after each penalty.
 
     Returns:
-        JSON: "test" and "validation" (accuracies), "l2" (the chosen one), "converged" and "iterations" (its), and
-        "sweep": a list of the same for every penalty, without "test".
+        The predicted classes of test, int [M]; and the selected `l2` with its `validation` metric, `iterations` and
+        `converged`, and `sweep`, the same for every penalty.
     """
     prepared = standardize(features, split.train)
     train, train_labels = jnp.asarray(prepared[split.train]), jnp.asarray(labels[split.train])
     classifier = Classifier(jnp.zeros((features.shape[1], classes), jnp.float32), jnp.zeros(classes, jnp.float32))
     sweep: list[dict[str, Any]] = []
-    best, chosen = classifier, -1
+    best, selected = classifier, -1
     for strength in sorted(l2, reverse=True):
         classifier, count, converged = minimize(
             classifier, train, train_labels, jnp.float32(strength), iterations, tolerance
         )
-        reached = metrics.accuracy(predict(classifier, prepared[split.validation]), labels[split.validation])
-        sweep.append({"l2": strength, "validation": reached, "iterations": int(count), "converged": bool(converged)})
-        if chosen < 0 or reached > sweep[chosen]["validation"]:
-            best, chosen = classifier, len(sweep) - 1
+        value = metric(predict(classifier, prepared[split.validation]), labels[split.validation])
+        sweep.append({"l2": strength, "validation": value, "iterations": int(count), "converged": bool(converged)})
+        if selected < 0 or value > sweep[selected]["validation"]:
+            best, selected = classifier, len(sweep) - 1
         after_each()
-    test = metrics.accuracy(predict(best, prepared[split.test]), labels[split.test])
-    return {"test": test, **sweep[chosen], "sweep": sweep}
+    return predict(best, prepared[split.test]), {**sweep[selected], "sweep": sweep}
 
 
 def predict(classifier: Classifier, features: np.ndarray) -> np.ndarray:
-    """The most probable class, int [N], of features, float32 [N, D]."""
+    """Return the most probable class, int [N], for features float32 [N, D]."""
     return np.asarray(logits(classifier, jnp.asarray(features)).argmax(axis=1))
+
+
+class LinearEvaluator:
+    """Evaluate an encoder by linear classifiers on its features.
+
+    Args:
+        extract: from an encoder to its features of the dataset, float32 [N, D], and the dataset.
+        divide: from the dataset to its splits.
+        primary: name of the metric that selects the penalty, one of `metrics.METRICS`.
+        l2: the penalties.
+        iterations: maximum number of L-BFGS iterations per penalty.
+        tolerance: see `minimize`.
+
+    Attributes:
+        splits: of the last run, for each split: its `seed` and `sizes`, the value of each metric (`metrics`), and what
+            `fit_and_select` returns.
+    """
+
+    def __init__(
+        self,
+        extract: Callable[[Encoder], tuple[np.ndarray, Dataset]],
+        divide: Callable[[Dataset], list[Split]],
+        *,
+        primary: str,
+        l2: Sequence[float],
+        iterations: int,
+        tolerance: float,
+    ):
+        self._extract, self._divide, self._primary = extract, divide, primary
+        self._fit = partial(
+            fit_and_select, l2=l2, iterations=iterations, tolerance=tolerance, metric=metrics.METRICS[primary]
+        )
+        self._fits_per_split = len(l2)
+        self.splits: list[dict[str, Any]] = []
+
+    def run(self, encoder: Encoder) -> dict[str, float]:
+        """Return the mean of each metric over the splits, and `majority_accuracy`, that of train's majority class."""
+        features, dataset = self._extract(encoder)
+        divided = self._divide(dataset)
+        self.splits = []
+        with Progress("linear classifiers", len(divided) * self._fits_per_split, "fits") as progress:
+            for split in divided:
+                predicted, fitted = self._fit(
+                    features, dataset.labels, len(dataset.classes), split, after_each=progress.advance
+                )
+                if not fitted["converged"]:
+                    progress.print(
+                        f"split {split.seed}: L-BFGS has not converged in {fitted['iterations']} iterations "
+                        f"(l2 {fitted['l2']:g}): --config.iterations allows more"
+                    )
+                labels = dataset.labels[split.test]
+                majority = np.bincount(dataset.labels[split.train]).argmax()
+                values = {name: metric(predicted, labels) for name, metric in metrics.METRICS.items()}
+                values["majority_accuracy"] = metrics.accuracy(np.full_like(labels, majority), labels)
+                sizes = {part: len(getattr(split, part)) for part in ("train", "validation", "test")}
+                self.splits.append({"seed": split.seed, "sizes": sizes, "metrics": values, **fitted})
+        names = self.splits[0]["metrics"]
+        return {name: statistics.fmean(split["metrics"][name] for split in self.splits) for name in names}
+
+    def selection(self) -> dict[str, Any]:
+        """Describe how the reported settings were selected."""
+        return {
+            "key": "l2",
+            "split": "validation",
+            "metric": self._primary,
+            "selected": [split["l2"] for split in self.splits],
+        }

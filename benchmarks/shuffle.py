@@ -57,11 +57,11 @@ def main(words: list[str]) -> None:
     steps = {"start": 0, "90%": int(0.9 * SHARDS * examples / BATCH)}
     starts: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "shards"
-        write_shards(folder, image, SHARDS * examples, SHARDS, comments=4, reactions=2)
+        directory = Path(name) / "shards"
+        write_shards(directory, image, SHARDS * examples, SHARDS, comments=4, reactions=2)
         for _ in range(rounds):
             for position, step in steps.items():
-                starts[position].append(in_process(folder, shuffle, step))
+                starts[position].append(in_process(directory, shuffle, step))
     for position, measured in starts.items():
         seconds = [one["seconds"] for one in measured]
         peak = max(one["peak_bytes"] for one in measured)

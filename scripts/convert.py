@@ -29,12 +29,12 @@ _EMA = flags.DEFINE_bool("ema", None, "Of weights and their moving average in on
 _MAX_GIGABYTES = flags.DEFINE_float(
     "max_gigabytes", 4.0, "A file that is larger, or unpacks to more, is refused.", lower_bound=0
 )
-_ENCODER = flags.DEFINE_string("encoder", None, "The other way: the folder of an encoder to write for PyTorch.")
+_ENCODER = flags.DEFINE_string("encoder", None, "The other way: the directory of an encoder to write for PyTorch.")
 _TO = flags.DEFINE_string(
     "to", None, "torchvision, or vise: the layout of the authors' releases (a Sequential without fc)."
 )
 _HEAD = flags.DEFINE_string("head", "", "With --to torchvision: the head that becomes fc; by default there is no fc.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the encoder; with --to, the .safetensors file to write.")
+_OUTPUT = flags.DEFINE_string("output", None, "Directory for the encoder; with --to, the .safetensors file to write.")
 
 
 def main(words: list[str]) -> None:

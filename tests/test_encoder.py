@@ -35,26 +35,26 @@ def encoder():
 
 
 @pytest.fixture
-def folder(encoder, tmp_path):
+def directory(encoder, tmp_path):
     encoder.save(tmp_path / "encoder")
     return tmp_path / "encoder"
 
 
-def _edit(folder, **changes):
-    path = folder / "encoder.json"
+def _edit(directory, **changes):
+    path = directory / "encoder.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_round_trip(encoder, folder):
-    loaded = vise_jax.Encoder.load(folder)
+def test_round_trip(encoder, directory):
+    loaded = vise_jax.Encoder.load(directory)
     assert (loaded.features(IMAGES) == encoder.features(IMAGES)).all()
     for name in ("architecture", "preprocessing", "provenance", "license", "feature_dim", "fingerprint"):
         assert getattr(loaded, name) == getattr(encoder, name), name
     assert loaded.weights.keys() == encoder.weights.keys()
     assert all((loaded.weights[path] == encoder.weights[path]).all() for path in encoder.weights)
-    assert json.loads((folder / "encoder.json").read_text())["feature_dim"] == 64
-    assert not [path for path in folder.rglob("*") if "pickle" in path.name or path.suffix == ".pkl"]
-    assert [path.name for path in folder.parent.iterdir()] == ["encoder"]
+    assert json.loads((directory / "encoder.json").read_text())["feature_dim"] == 64
+    assert not [path for path in directory.rglob("*") if "pickle" in path.name or path.suffix == ".pkl"]
+    assert [path.name for path in directory.parent.iterdir()] == ["encoder"]
 
 
 def test_features_are_the_models_on_normalized_images(encoder):
@@ -150,26 +150,28 @@ def test_weights_are_as_many_as_the_architecture_has(encoder):
         assert words in str(error.value)
 
 
-def test_weights_of_another_architecture_are_refused(folder):
-    _edit(folder, architecture=models.resolve(**{**ARCHITECTURE, "width": 16}))
+def test_weights_of_another_architecture_are_refused(directory):
+    _edit(directory, architecture=models.resolve(**{**ARCHITECTURE, "width": 16}))
     with pytest.raises(UserError, match=r"encoder/bn1/bias is float32 \[8\] instead of float32 \[16\]"):
-        Encoder.load(folder)
+        Encoder.load(directory)
 
 
-def test_changed_weights_are_refused(encoder, folder, tmp_path):
+def test_changed_weights_are_refused(encoder, directory, tmp_path):
     other = dict(encoder.weights) | {"encoder/bn1/bias": encoder.weights["encoder/bn1/bias"] + 1}
     Encoder(ARCHITECTURE, other, encoder.preprocessing, {}, "CC0").save(tmp_path / "other")
-    (folder / "encoder.json").write_bytes((tmp_path / "other" / "encoder.json").read_bytes())
+    (directory / "encoder.json").write_bytes((tmp_path / "other" / "encoder.json").read_bytes())
     with pytest.raises(UserError, match="are not those that"):
-        Encoder.load(folder)
+        Encoder.load(directory)
 
 
-def test_a_damaged_file_is_said(folder):
-    largest = max((path for path in (folder / "weights").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+def test_a_damaged_file_is_said(directory):
+    largest = max(
+        (path for path in (directory / "weights").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
+    )
     content = largest.read_bytes()
     largest.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="can't be read"):
-        Encoder.load(folder)
+        Encoder.load(directory)
 
 
 @pytest.mark.parametrize(
@@ -185,10 +187,10 @@ def test_a_damaged_file_is_said(folder):
         ({"preprocessing": {**Preprocessing.imagenet().to_json(), "color": "LAB"}}, "no valid 'color'"),
     ],
 )
-def test_a_wrong_description_is_said(folder, changes, words):
-    _edit(folder, **changes)
+def test_a_wrong_description_is_said(directory, changes, words):
+    _edit(directory, **changes)
     with pytest.raises(UserError, match=words):
-        Encoder.load(folder)
+        Encoder.load(directory)
 
 
 def test_no_encoder_there(tmp_path):
@@ -200,13 +202,13 @@ def test_no_encoder_there(tmp_path):
         Encoder.random("random:resnet51", 0)
 
 
-def test_nothing_is_replaced_and_nothing_is_left_behind(encoder, folder, monkeypatch):
+def test_nothing_is_replaced_and_nothing_is_left_behind(encoder, directory, monkeypatch):
     with pytest.raises(UserError, match="already exists"):
-        encoder.save(folder)
+        encoder.save(directory)
     monkeypatch.setattr("vise_jax.artifact.write_json", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        encoder.save(folder.parent / "second")
-    assert [path.name for path in folder.parent.iterdir()] == ["encoder"]
+        encoder.save(directory.parent / "second")
+    assert [path.name for path in directory.parent.iterdir()] == ["encoder"]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +219,7 @@ def test_wrong_images_are_said(encoder, images):
         encoder.features(images)
 
 
-def test_random_encoders(encoder, folder):
+def test_random_encoders(encoder, directory):
     named = Encoder.random("random:resnet18", 3)
     assert named.preprocessing.to_json() == {
         "color": "RGB",
@@ -230,38 +232,38 @@ def test_random_encoders(encoder, folder):
     }
     assert named.architecture == models.resolve("resnet18", zero_init_last_bn=False)
     assert (named.weights["layer1/0/bn2/scale"] == 1).all()
-    alike = Encoder.random(f"random:{folder}", 3)
+    alike = Encoder.random(f"random:{directory}", 3)
     assert alike.architecture == {**encoder.architecture, "zero_init_last_bn": False}
     assert alike.preprocessing == encoder.preprocessing
     kernel = "encoder/conv1/kernel"
-    assert (alike.weights[kernel] == Encoder.random(folder, 3).weights[kernel]).all()
-    assert (alike.weights[kernel] != Encoder.random(folder, 4).weights[kernel]).any()
+    assert (alike.weights[kernel] == Encoder.random(directory, 3).weights[kernel]).all()
+    assert (alike.weights[kernel] != Encoder.random(directory, 4).weights[kernel]).any()
     assert (alike.weights[kernel] != encoder.weights[kernel]).any()
     assert alike.fingerprint != encoder.fingerprint
 
 
-def test_a_changed_default_changes_neither_features_nor_fingerprint(folder, monkeypatch):
-    before = Encoder.load(folder)
+def test_a_changed_default_changes_neither_features_nor_fingerprint(directory, monkeypatch):
+    before = Encoder.load(directory)
     features = before.features(IMAGES)
     for key, value in {"bn_epsilon": 0.1, "stem": "cifar", "width": 8}.items():
         monkeypatch.setitem(models._SETTINGS, key, (value, *models._SETTINGS[key][1:]))
-    after = Encoder.load(folder)
+    after = Encoder.load(directory)
     assert after.fingerprint == before.fingerprint
     np.testing.assert_array_equal(after.features(IMAGES), features)
-    assert models.is_resolved(json.loads((folder / "encoder.json").read_text())["architecture"])
+    assert models.is_resolved(json.loads((directory / "encoder.json").read_text())["architecture"])
 
 
-def test_an_encoder_of_version_1_is_read(folder):
-    before = Encoder.load(folder)
-    description = json.loads((folder / "encoder.json").read_text())
+def test_an_encoder_of_version_1_is_read(directory):
+    before = Encoder.load(directory)
+    description = json.loads((directory / "encoder.json").read_text())
     left_out = {"bn_momentum", "bn_epsilon", "stem"}
     description["architecture"] = {
         key: value for key, value in description["architecture"].items() if key not in left_out
     }
     description |= {"format_version": 1, "licence": description.pop("license")}
     del description["modality"]
-    (folder / "encoder.json").write_text(json.dumps(description))
-    after = Encoder.load(folder)
+    (directory / "encoder.json").write_text(json.dumps(description))
+    after = Encoder.load(directory)
     assert (after.fingerprint, after.license) == (before.fingerprint, before.license)
 
 
@@ -270,15 +272,15 @@ def test_the_config_has_the_defaults_of_the_models():
     assert {key: section[key] for key in models._SETTINGS} == {key: row[0] for key, row in models._SETTINGS.items()}
 
 
-def test_the_public_api_is_what_the_package_exports(folder):
-    assert vise_jax.load_encoder(folder).fingerprint == vise_jax.Encoder.load(folder).fingerprint
+def test_the_public_api_is_what_the_package_exports(directory):
+    assert vise_jax.load_encoder(directory).fingerprint == vise_jax.Encoder.load(directory).fingerprint
     for name in vise_jax.__all__:
         assert getattr(vise_jax, name) is not None
     assert vise_jax.Labeler is vise_jax.engagement.Labeler
 
 
-def test_encoders_can_be_compared_and_hashed(folder):
-    one, other = Encoder.load(folder), Encoder.load(folder)
+def test_encoders_can_be_compared_and_hashed(directory):
+    one, other = Encoder.load(directory), Encoder.load(directory)
     assert one == one
     assert one != other
     assert len({one, other}) == 2

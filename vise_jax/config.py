@@ -59,6 +59,9 @@ LABELS: Section = {
     "min_posts": (2, AT_LEAST_1),
     # Maximum number of comments sampled from a post (Sec. 3.2).
     "max_comments": (100, AT_LEAST_1),
+    # Repair comments whose UTF-8 was decoded as Latin-1, as in the social network's own export. Other comments don't
+    # change. The fit reports the number.
+    "repair_encoding": (True, ANY),
     # "set": all clusters of a post have equal weight. "count": the weight is the number of comments in the cluster.
     # Not in the paper.
     "label_weights": ("set", one_of("set", "count")),
@@ -92,7 +95,7 @@ LABELS: Section = {
     # Size of a shard.
     "shard_megabytes": (128.0, POSITIVE),
     # Size of an input split: a range of a .jsonl or .parquet file that one worker labels.
-    "part_megabytes": (128.0, POSITIVE),
+    "split_megabytes": (128.0, POSITIVE),
     # Directories that symbolic links to images may point into, beside that of the posts file.
     "link_roots": ((), PATHS),
     # Stop the job when a larger fraction of an input split's posts is malformed or has a corrupt image.
@@ -312,7 +315,7 @@ def validate(config: ConfigDict) -> None:
     if "labels" in config and (config.labels.comment_encoder == "lsa") == bool(config.labels.vectors):
         raise UserError(
             f"The config key labels.vectors is {config.labels.vectors!r} with labels.comment_encoder="
-            f"{config.labels.comment_encoder!r}: word_vectors needs a file and static a folder, lsa takes none."
+            f"{config.labels.comment_encoder!r}: word_vectors needs a file and static a directory, lsa takes none."
         )
     if "train_fraction" in config and config.train_fraction + config.validation_fraction >= 1:
         raise UserError("train_fraction and validation_fraction leave nothing for test: lower one of them.")

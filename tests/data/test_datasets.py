@@ -62,13 +62,13 @@ def test_splits_above_the_class_folders(tmp_path):
 @pytest.mark.parametrize("above", ["", "my pictures/"])
 @pytest.mark.parametrize("names", [FLAT, OFFICIAL])
 def test_an_archive_equals_the_folder(tmp_path, names, above):
-    folder = datasets.open_labeled(fill(tmp_path / "folder", names))
+    directory = datasets.open_labeled(fill(tmp_path / "folder", names))
     archive = datasets.open_labeled(pack(tmp_path / "pictures.zip", [*names, "__MACOSX/cat/._1.jpg"], above))
     check(archive, names)
     assert archive.title == "pictures"
-    assert archive.classes == folder.classes
-    assert archive.splits == folder.splits
-    assert archive.labels.tolist() == folder.labels.tolist()
+    assert archive.classes == directory.classes
+    assert archive.splits == directory.splits
+    assert archive.labels.tolist() == directory.labels.tolist()
 
 
 @pytest.mark.parametrize("above", ["", "split/"])

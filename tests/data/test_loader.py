@@ -98,10 +98,10 @@ def test_processes_share_the_rows_of_the_same_batches(read, cut):
             np.testing.assert_array_equal(np.concatenate([share[step][name] for share in shares]), value)
 
 
-def damage(shards_folder: Path, folder: Path, kind: str, example) -> tuple[dict, set[int]]:
+def damage(shards_folder: Path, directory: Path, kind: str, example) -> tuple[dict, set[int]]:
     """Copy the shards and damage the third of them, with examples 10 to 21; returns the manifest and who is lost."""
-    shutil.copytree(shards_folder, folder)
-    path = folder / "s-2.tfrecord"
+    shutil.copytree(shards_folder, directory)
+    path = directory / "s-2.tfrecord"
     content = bytearray(path.read_bytes())
     if kind == "image":
         examples = [example(number) for number in range(10, 22)]
@@ -122,16 +122,16 @@ def damage(shards_folder: Path, folder: Path, kind: str, example) -> tuple[dict,
     elif kind == "cut":
         content = content[:-700]
     path.write_bytes(content)
-    return shards.read_manifest(folder, damaged=True), {21} if kind == "cut" else {10}
+    return shards.read_manifest(directory, damaged=True), {21} if kind == "cut" else {10}
 
 
 @pytest.mark.parametrize("kind", ["bit", "length", "cut", "image", "label"])
 def test_damaged_examples_are_black_and_named_and_no_other_moves(shards_folder, read, make_example, tmp_path, kind):
-    folder = tmp_path / "shards"
-    manifest, lost = damage(shards_folder, folder, kind, make_example)
+    directory = tmp_path / "shards"
+    manifest, lost = damage(shards_folder, directory, kind, make_example)
     reject_log = tmp_path / "corrupt_examples.jsonl"
     corrupt = CorruptExamples(reject_log)
-    found = loader.batches(folder, manifest, batch_size=7, seed=3, corrupt=corrupt, **SETTINGS)
+    found = loader.batches(directory, manifest, batch_size=7, seed=3, corrupt=corrupt, **SETTINGS)
     black = 0
     for whole, batch in itertools.islice(zip(read(), found, strict=True), 12):
         for row, post_id in enumerate(whole["post_id"]):
@@ -169,12 +169,12 @@ def test_validation_examples_come_once_as_center_crops(shards_folder, make_examp
 
 
 def test_damaged_validation_images_are_black_and_named(shards_folder, make_example, tmp_path):
-    folder = tmp_path / "shards"
-    manifest, _ = damage(shards_folder, folder, "image", make_example)
+    directory = tmp_path / "shards"
+    manifest, _ = damage(shards_folder, directory, "image", make_example)
     manifest["validation"] = {"examples": 12, "shards": [manifest["shards"][2]]}
     preprocessing = replace(Preprocessing.imagenet(16), resize=18, interpolation="bicubic")
     corrupt = CorruptExamples(tmp_path / "corrupt_examples.jsonl")
-    (batch,) = loader.validation_batches(folder, manifest, preprocessing, batch_size=12, corrupt=corrupt)
+    (batch,) = loader.validation_batches(directory, manifest, preprocessing, batch_size=12, corrupt=corrupt)
     expected = [b"" if number in (13, 15) else b"%04d" % number for number in range(10, 22)]
     assert list(batch["post_id"]) == expected
     assert [bool(image.any()) for image in batch["images"]] == [post_id != b"" for post_id in expected]

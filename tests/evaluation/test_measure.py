@@ -24,27 +24,27 @@ ARCHITECTURE = {"name": "resnet18", "width": 8, "stem": "cifar"}
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "encoder"
+    directory = tmp_path_factory.mktemp("run") / "encoder"
     Encoder.from_model(
         models.build(**ARCHITECTURE),
         architecture=ARCHITECTURE,
         preprocessing=Preprocessing.imagenet(16),
         provenance={},
         license="CC-BY-NC 4.0",
-    ).save(folder)
-    return folder
+    ).save(directory)
+    return directory
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
     """60 images whose class is plain to see: bright with noise, or dark with noise."""
-    folder, random = tmp_path_factory.mktemp("data") / "pictures", np.random.default_rng(0)
+    directory, random = tmp_path_factory.mktemp("data") / "pictures", np.random.default_rng(0)
     for name, level in {"bright": 200, "dark": 60}.items():
-        (folder / name).mkdir(parents=True)
+        (directory / name).mkdir(parents=True)
         for number in range(20 if name == "dark" else 40):
             noise = random.normal(level, 20, (20, 24, 3)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(noise).save(folder / name / f"{number}.png")
-    return folder
+            Image.fromarray(noise).save(directory / name / f"{number}.png")
+    return directory
 
 
 def configured(**changes):
@@ -146,7 +146,7 @@ def test_links_into_named_roots_are_read(encoder, pictures, tmp_path):
 
 
 def test_what_is_not_built_is_refused(encoder, pictures, tmp_path):
-    with pytest.raises(UserError, match=r"no task 'cub' to evaluate: this version has folder\."):
+    with pytest.raises(UserError, match=r"no task 'cub' to evaluate: this version has directory\."):
         measure.measure(configured(task="cub"), str(encoder), pictures, tmp_path)
     with pytest.raises(UserError, match=r"no protocol 'knn' to evaluate: this version has linear\."):
         measure.measure(configured(protocol="knn"), str(encoder), pictures, tmp_path)
@@ -160,10 +160,10 @@ def test_what_is_not_built_is_refused(encoder, pictures, tmp_path):
 def test_features_that_are_not_finite(encoder, pictures, tmp_path):
     found = Encoder.load(encoder)
     broken = {key: value * np.float32("nan") for key, value in found.weights.items()}
-    folder = tmp_path / "broken" / "encoder"
-    Encoder(found.architecture, broken, found.preprocessing, {}, "").save(folder)
+    directory = tmp_path / "broken" / "encoder"
+    Encoder(found.architecture, broken, found.preprocessing, {}, "").save(directory)
     with pytest.raises(UserError, match="not all finite"):
-        measure.measure(configured(), str(folder), pictures, tmp_path / "results")
+        measure.measure(configured(), str(directory), pictures, tmp_path / "results")
     assert not list((tmp_path / "results").glob("*.json"))
 
 

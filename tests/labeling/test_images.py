@@ -88,29 +88,29 @@ def test_a_file_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_paths_stay_in_the_folder_of_the_posts(tmp_path: Path) -> None:
-    folder = tmp_path / "posts"
-    (folder / "i").mkdir(parents=True)
+    directory = tmp_path / "posts"
+    (directory / "i").mkdir(parents=True)
     (tmp_path / "secret.jpg").write_bytes(encode())
-    (folder / "i" / "a.jpg").write_bytes(encode())
-    (folder / "inside.jpg").symlink_to("i/a.jpg")
-    (folder / "outside.jpg").symlink_to("../secret.jpg")
-    (folder / "circle.jpg").symlink_to("circle.jpg")
+    (directory / "i" / "a.jpg").write_bytes(encode())
+    (directory / "inside.jpg").symlink_to("i/a.jpg")
+    (directory / "outside.jpg").symlink_to("../secret.jpg")
+    (directory / "circle.jpg").symlink_to("circle.jpg")
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "1").write_bytes(encode())
-    (folder / "cached.jpg").symlink_to("../cache/1")
+    (directory / "cached.jpg").symlink_to("../cache/1")
 
     def reason(image: str | None, link_roots: Sequence[str] = ()) -> str:
         with pytest.raises(BadPost) as caught:
-            images.read_image(Post("a", image, source=folder / "p.jsonl"), 40_000, link_roots=link_roots)
+            images.read_image(Post("a", image, source=directory / "p.jsonl"), 40_000, link_roots=link_roots)
         return caught.value.reason
 
-    assert images.read_image(Post("a", "inside.jpg", source=folder / "p.jsonl"), 40_000) == encode()
+    assert images.read_image(Post("a", "inside.jpg", source=directory / "p.jsonl"), 40_000) == encode()
     assert reason("outside.jpg") == reason("../secret.jpg") == "image_path_leaves_folder"
     assert reason(str(tmp_path / "secret.jpg")) == "image_path_leaves_folder"
     roots = [str(tmp_path / "cache")]
     assert reason("outside.jpg", roots) == "image_path_leaves_folder"
     assert reason("cached.jpg") == "image_path_leaves_folder"
-    cached = Post("a", "cached.jpg", source=folder / "p.jsonl")
+    cached = Post("a", "cached.jpg", source=directory / "p.jsonl")
     assert images.read_image(cached, 40_000, link_roots=roots) == encode()
     assert reason("circle.jpg") == reason("none.jpg") == reason("i") == reason("x" * 5000) == "image_missing"
     assert reason(None) == "no_image"

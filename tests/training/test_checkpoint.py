@@ -28,7 +28,7 @@ def same(found, number: float) -> bool:
 
 @pytest.fixture
 def three(tmp_path) -> Path:
-    """A run folder with the steps 10, 20 and 30."""
+    """A run directory with the steps 10, 20 and 30."""
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         for step in (10, 20, 30):
             checkpoints.save(step, state(step))
@@ -104,17 +104,17 @@ def test_a_save_that_fails_is_said_once_and_the_next_one_succeeds(tmp_path, monk
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         checkpoints.save(1, state(1))
         checkpoints.wait()
-        folder = tmp_path / "checkpoints"
+        directory = tmp_path / "checkpoints"
 
         def full(*_, **__):
-            (folder / "2.orbax-checkpoint-tmp").mkdir()
+            (directory / "2.orbax-checkpoint-tmp").mkdir()
             raise ValueError('RESOURCE_EXHAUSTED: Error writing "a/0": No space left on device [os_error_code=28]')
 
         with monkeypatch.context() as patched:
             patched.setattr(checkpoints._manager, "save", full)
             checkpoints.save(2, state(2))
         assert checkpoints.problem() == "the disk is full"
-        assert not list(folder.glob("*tmp*"))
+        assert not list(directory.glob("*tmp*"))
         assert checkpoints.problem() == ""
         assert checkpoints.latest() == 1
         checkpoints.save(3, state(3))

@@ -57,11 +57,11 @@ def test_a_wrong_key_is_named_before_anything_is_written(config, tmp_path, key, 
 
 
 def test_an_engagement_without_labels_is_named(config, tmp_path):
-    folder = tmp_path / "shards"
-    shutil.copytree(config.data.shards, folder)
-    manifest = artifact.read_description(folder, "manifest.json", version=shards.FORMAT_VERSION, made_by="")
-    artifact.write_json(folder / "manifest.json", manifest | {"classes": {"comments": 3, "reactions": 0}})
-    config.data.shards = str(folder)
+    directory = tmp_path / "shards"
+    shutil.copytree(config.data.shards, directory)
+    manifest = artifact.read_description(directory, "manifest.json", version=shards.FORMAT_VERSION, made_by="")
+    artifact.write_json(directory / "manifest.json", manifest | {"classes": {"comments": 3, "reactions": 0}})
+    config.data.shards = str(directory)
     with pytest.raises(UserError, match="no such labels") as caught:
         pretrain.train(config, tmp_path / "run")
     assert "reactions" in str(caught.value)
@@ -196,13 +196,13 @@ def test_a_model_that_is_not_finite_is_not_evaluated(tmp_path):
 
 def validating(config: ConfigDict, tmp_path: Path) -> ConfigDict:
     """The same shards, two of which are for validation."""
-    folder = tmp_path / "shards"
-    shutil.copytree(config.data.shards, folder)
-    manifest = shards.read_manifest(folder)
+    directory = tmp_path / "shards"
+    shutil.copytree(config.data.shards, directory)
+    manifest = shards.read_manifest(directory)
     held, kept = manifest["shards"][:2], manifest["shards"][2:]
     manifest |= {"shards": kept, "examples": 31, "validation": {"shards": held, "examples": 10}}
-    artifact.write_json(folder / "manifest.json", manifest)
-    config.data.shards = str(folder)
+    artifact.write_json(directory / "manifest.json", manifest)
+    config.data.shards = str(directory)
     return config
 
 
@@ -294,13 +294,13 @@ def test_metrics_of_evaluators_that_are_not_finite_are_null(tmp_path):
 
 
 def test_damaged_records_are_counted(config, tmp_path):
-    folder = tmp_path / "shards"
-    shutil.copytree(config.data.shards, folder)
-    path = folder / "s-2.tfrecord"
+    directory = tmp_path / "shards"
+    shutil.copytree(config.data.shards, directory)
+    path = directory / "s-2.tfrecord"
     content = bytearray(path.read_bytes())
     content[300] ^= 1
     path.write_bytes(content)
-    config.data.shards, config.data.max_corrupt_fraction, config.training.log_every = str(folder), 0.03, 1
+    config.data.shards, config.data.max_corrupt_fraction, config.training.log_every = str(directory), 0.03, 1
     config.training.steps = 6
     pretrain.train(config, tmp_path / "run")
     counts = [

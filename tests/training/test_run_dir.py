@@ -1,4 +1,4 @@
-"""Whose a run folder is, and what a run starts from."""
+"""Whose a run directory is, and what a run starts from."""
 
 import json
 from dataclasses import replace

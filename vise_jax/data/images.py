@@ -1,6 +1,6 @@
 """Images from bytes to the fixed center crop of evaluation, by Pillow: published numbers depend on its rounding.
 
-Orientation tags (EXIF) are ignored and transparency is dropped, as torchvision's image folders do.
+Orientation tags (EXIF) are ignored and transparency is dropped, as torchvision's image directories do.
 """
 
 import collections

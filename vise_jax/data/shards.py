@@ -114,11 +114,11 @@ def describe_shard(path: Path, examples: int) -> dict[str, Any]:
     }
 
 
-def read_manifest(folder: Path | str, damaged: bool = False) -> dict[str, Any]:
+def read_manifest(directory: Path | str, damaged: bool = False) -> dict[str, Any]:
     """Read and check `manifest.json`.
 
     Args:
-        folder: the shards.
+        directory: the shards.
         damaged: let a shard pass whose bytes are damaged or cut off, for a reader that tells its good records from the
             bad ones.
 
@@ -128,13 +128,15 @@ def read_manifest(folder: Path | str, damaged: bool = False) -> dict[str, Any]:
         not trained on), `labeler` and `fingerprint` (SHA-256), and what else `engagement.jobs` wrote down.
 
     Raises:
-        UserError: no folder, no or a wrong manifest, a shard that is missing, of another size, of another labeling
+        UserError: no directory, no or a wrong manifest, a shard that is missing, of another size, of another labeling
             job, or that the manifest does not name.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"The shards folder {folder} does not exist: give one that `{MADE_BY}` has finished writing.")
-    manifest = artifact.read_description(folder, "manifest.json", version=FORMAT_VERSION, made_by=MADE_BY)
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(
+            f"The shards directory {directory} does not exist: give one that `{MADE_BY}` has finished writing."
+        )
+    manifest = artifact.read_description(directory, "manifest.json", version=FORMAT_VERSION, made_by=MADE_BY)
     try:
         every = [*manifest["shards"], *manifest["validation"]["shards"]]
         sizes = {shard["name"]: shard["bytes"] for shard in every}
@@ -146,28 +148,30 @@ def read_manifest(folder: Path | str, damaged: bool = False) -> dict[str, Any]:
             and all(Path(name).name == name for name in sizes)
         )
     except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}/manifest.json lacks what shards need: make them again with `{MADE_BY}`.") from error
+        raise UserError(
+            f"{directory}/manifest.json lacks what shards need: make them again with `{MADE_BY}`."
+        ) from error
     if not complete:
-        raise UserError(f"{folder}/manifest.json does not hold together: make the shards again with `{MADE_BY}`.")
+        raise UserError(f"{directory}/manifest.json does not hold together: make the shards again with `{MADE_BY}`.")
     for name, size in sizes.items():
-        if not (folder / name).is_file():
-            raise UserError(f"The shard {folder / name} is missing: copy it again, or make it with `{MADE_BY}`.")
-        if (found := (folder / name).stat().st_size) != size and not damaged:
+        if not (directory / name).is_file():
+            raise UserError(f"The shard {directory / name} is missing: copy it again, or make it with `{MADE_BY}`.")
+        if (actual := (directory / name).stat().st_size) != size and not damaged:
             raise UserError(
-                f"The shard {folder / name} has {found:,} bytes instead of {size:,}: copy it again, or make it again "
-                f"with `{MADE_BY}`."
+                f"The shard {directory / name} has {actual:,} bytes instead of {size:,}: copy it again, or make it "
+                f"again with `{MADE_BY}`."
             )
     # A deletion writes new revisions of shards, NAME.rN.tfrecord, before the manifest that names them, and removes the
     # old ones afterwards.
-    named = {_base(name) for name in sizes} | {path.stem for path in (folder / "records").glob("*.json")}
-    if strangers := sorted(path.name for path in folder.glob("*.tfrecord") if _base(path.name) not in named):
+    named = {_base(name) for name in sizes} | {path.stem for path in (directory / "records").glob("*.json")}
+    if strangers := sorted(path.name for path in directory.glob("*.tfrecord") if _base(path.name) not in named):
         raise UserError(
-            f"{folder} holds {strangers[0]}, which its manifest does not name: shards of two labeling jobs don't "
-            "belong in one folder, move one job's away."
+            f"{directory} holds {strangers[0]}, which its manifest does not name: shards of two labeling jobs don't "
+            "belong in one directory, move one job's away."
         )
     if sum(sizes.values()) <= _MOST_HASHED:
         for shard in every:
-            _check_origin(folder / shard["name"], shard, damaged)
+            _check_origin(directory / shard["name"], shard, damaged)
     return manifest
 
 
@@ -300,11 +304,11 @@ def count_labels(tables: Iterable[Mapping[str, np.ndarray]], classes: Mapping[st
     return counts
 
 
-def read_statistics(folder: Path | str, manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Read how often each label occurs among the training examples of a folder of shards.
+def read_statistics(directory: Path | str, manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Read how often each label occurs among the training examples of a directory of shards.
 
     Args:
-        folder: the shards.
+        directory: the shards.
         manifest: theirs.
 
     Returns:
@@ -314,7 +318,7 @@ def read_statistics(folder: Path | str, manifest: Mapping[str, Any]) -> dict[str
     Raises:
         UserError: the file is missing or damaged.
     """
-    path = Path(folder) / STATISTICS
+    path = Path(directory) / STATISTICS
     try:
         counts = safetensors.numpy.load(path.read_bytes())
         shape = manifest["classes"]["comments"], manifest["classes"]["reactions"]

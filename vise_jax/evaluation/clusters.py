@@ -17,18 +17,18 @@ def agreement(corpus: Path, labeler: Labeler) -> dict[str, float]:
     cluster of their own.
 
     Args:
-        corpus: a folder that `scripts/demo.py` wrote.
+        corpus: a directory that `scripts/demo.py` wrote.
         labeler: the labeler.
 
     Returns:
         0 to 1 for `topic` and for `affect`.
 
     Raises:
-        UserError: the folder has no truth.csv or no posts.
+        UserError: the directory has no truth.csv or no posts.
     """
     path = Path(corpus) / "truth.csv"
     if not path.is_file():
-        raise UserError(f"{path} is missing: give a folder that `scripts/demo.py` wrote.")
+        raise UserError(f"{path} is missing: give a directory that `scripts/demo.py` wrote.")
     with open(path, encoding="utf-8", newline="") as file:
         truth = {row["post_id"]: row for row in csv.DictReader(file)}
     reject_log = posts.RejectLog()

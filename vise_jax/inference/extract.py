@@ -76,7 +76,7 @@ class Part:
 
 
 def open_encoder(source: str, seed: int) -> Encoder:
-    """The encoder in a folder; or, for `random:NAME` and `random:FOLDER`, that architecture untrained.
+    """The encoder in a directory; or, for `random:NAME` and `random:FOLDER`, that architecture untrained.
 
     Args:
         source: what stands after `--encoder`.
@@ -99,11 +99,11 @@ def computed(
     threads: int,
     max_image_pixels: int,
 ) -> Iterator[tuple[list[Path], dict[str, Any]]]:
-    """Compute the features of all images, each once, going on behind the parts that an earlier call left.
+    """Compute the features of all images, each once, resuming after the parts that an interrupted call left.
 
-    Parts are kept beside `output`, in a hidden folder, until the block that writes it has ended without an error. They
-    are bound to the encoder, the images and their preprocessing, and also to the batch size and the number of devices,
-    with which features change in their last bits: what was stopped ends in the same bytes.
+    Parts are kept in a hidden directory beside `output` until the block ends without an error. They belong to one
+    encoder, dataset and preprocessing, and to one batch size and number of devices, which change the last bits: an
+    interrupted extraction ends in the same bytes.
 
     Args:
         encoder: whose features.

@@ -100,7 +100,7 @@ def convert(
 
 
 def convert_to(
-    folder: str | Path,
+    directory: str | Path,
     path: str | Path,
     source: str,
     arch: str | None = None,
@@ -110,25 +110,25 @@ def convert_to(
     prefix: str = "",
     ema: bool | None = None,
 ) -> tuple[Encoder, bool]:
-    """As `convert`, and save the encoder; or read it, where the same file was converted to that folder before.
+    """As `convert`, and save the encoder; or read it, where the same file was converted to that directory before.
 
     Returns:
         The encoder, and whether it was there already.
 
     Raises:
-        UserError: see `convert`; or the folder holds something else.
+        UserError: see `convert`; or the directory holds something else.
     """
-    if (Path(folder) / "encoder.json").is_file():
-        there = Encoder.load(folder)
+    if (Path(directory) / "encoder.json").is_file():
+        there = Encoder.load(directory)
         made = there.provenance.get("converted", {})
         named = there.architecture["name"]
         name = arch or named if source == OURS else _row(source, arch)[1]
         found = containers.check(Path(path), sha256=sha256, max_bytes=max_bytes)
         if (made.get("source"), made.get("sha256"), named) == (source, found, name):
             return there, True
-        raise UserError(f"{folder} holds another encoder: name a new folder, or delete it first.")
+        raise UserError(f"{directory} holds another encoder: name a new directory, or delete it first.")
     encoder = convert(path, source, arch, sha256=sha256, max_bytes=max_bytes, prefix=prefix, ema=ema)
-    encoder.save(folder)
+    encoder.save(directory)
     return encoder, False
 
 

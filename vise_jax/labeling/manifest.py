@@ -46,7 +46,7 @@ def finish(
     """Write the statistics and the manifest of a labeled directory, and remove the files that neither names.
 
     Args:
-        output: the folder; all of its records are there.
+        output: the directory; all of its records are there.
         job: what `job.json` says.
         classes: clusters of `comments` and `reactions`.
         inputs: name and SHA-256 of each posts file.
@@ -88,7 +88,7 @@ def finish(
 def _manifest(
     job: dict[str, Any], classes: dict[str, int], records: list[dict[str, Any]], inputs: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What the folder says of itself: sums over its records, in an order that does not depend on names of files."""
+    """What the directory says of itself: sums over its records, in an order that does not depend on names of files."""
 
     def total(key: str) -> dict[str, int]:
         summed: Counter[str] = Counter()
@@ -140,7 +140,7 @@ def without(output: Path, shard: dict[str, Any], gone: set[bytes]) -> dict[str, 
     """A shard without some posts: itself where it holds none of them, None where it holds no others.
 
     Args:
-        output: the folder of the shards.
+        output: the directory of the shards.
         shard: what its record says of it.
         gone: hashes of post ids, 16 bytes each.
     """

@@ -55,7 +55,7 @@ def build(measurements: Sequence[dict[str, Any]]) -> Table:
         if there is not one:
             raise UserError(
                 f"{there['file']} and {one['file']} measure the same with different settings: take one of them out of"
-                " the folder, or measure it again with another --name."
+                " the directory, or measure it again with another --name."
             )
     rows, columns = _titles(row for row, _ in cells), _titles(column for _, column in cells)
     texts, best = [], set()
@@ -120,7 +120,7 @@ def to_csv(measurements: Sequence[dict[str, Any]]) -> str:
 
 
 def write(measurements: Sequence[dict[str, Any]], output: Path) -> Table:
-    """Write `table.md` and `table.csv` into the folder `output`, each whole, and return the table."""
+    """Write `table.md` and `table.csv` into the directory `output`, each whole, and return the table."""
     table = build(measurements)
     output.mkdir(parents=True, exist_ok=True)
     artifact.write_text(output / "table.md", to_markdown(table))

@@ -135,13 +135,13 @@ class Checkpoints:
         if reasons:
             raise UserError(
                 f"No checkpoint in {self._folder} can be read ({'; '.join(reasons)}): they were moved to "
-                f"{self._folder.parent / 'damaged'}; put a good copy back, or delete that folder to begin again."
+                f"{self._folder.parent / 'damaged'}; put a good copy back, or delete that directory to begin again."
             )
         aside = self._folder.parent / "damaged"
         if aside.exists():
             raise UserError(
                 f"{self._folder} holds no checkpoint, but {aside} some that can't be read: put a good copy back, or "
-                "delete that folder to begin again."
+                "delete that directory to begin again."
             )
         return None
 

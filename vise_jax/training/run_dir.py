@@ -105,13 +105,13 @@ def has_checkpoint(workdir: Path) -> bool:
     return any((workdir / "checkpoints").glob("[0-9]*"))
 
 
-def warm_start(model: models.VisE, folder: Path, preprocessing: Preprocessing) -> None:
+def warm_start(model: models.VisE, directory: Path, preprocessing: Preprocessing) -> None:
     """Initialize the encoder of a model from an encoder artifact. The heads keep their initial weights.
 
     Raises:
         UserError: the architecture (the message names the first ten arrays) or the normalization differs.
     """
-    source = Encoder.load(folder)
+    source = Encoder.load(directory)
     weights = {name.removeprefix("encoder/"): value for name, value in source.weights.items()}
     weights = {name: value for name, value in weights.items() if not name.startswith("heads/")}
     expected = variables.of_model(model.encoder)
@@ -122,14 +122,14 @@ def warm_start(model: models.VisE, folder: Path, preprocessing: Preprocessing) -
     )
     if differing:
         raise UserError(
-            f"The encoder {folder} (training.init_from) is of another architecture than the config's: "
+            f"The encoder {directory} (training.init_from) is of another architecture than the config's: "
             f"{', '.join(differing[:10])} differ: change the section model, or take another encoder."
         )
     for key in ("color", "scale", "mean", "std"):
         theirs, ours = getattr(source.preprocessing, key), getattr(preprocessing, key)
         if theirs != ours:
             raise UserError(
-                f"The encoder {folder} (training.init_from) takes images with {key} {theirs}, "
+                f"The encoder {directory} (training.init_from) takes images with {key} {theirs}, "
                 f"training prepares them with {ours}: take another encoder."
             )
     for path, variable in nnx.to_flat_state(nnx.state(model.encoder, (nnx.Param, nnx.BatchStat))):
@@ -143,8 +143,8 @@ def export(
 
     Its provenance holds the experiment, without paths, hosts and other keys of the run.
     """
-    folder = workdir / "encoder"
-    if jax.process_index() == 0 and not folder.exists():
+    directory = workdir / "encoder"
+    if jax.process_index() == 0 and not directory.exists():
         trained = {
             "vise_jax": vise_jax.__version__,
             "config": {key: value for key, value in vise_config.flat(config).items() if key not in _PRIVATE_KEYS},
@@ -157,6 +157,6 @@ def export(
             preprocessing=Preprocessing.imagenet(config.data.image_size),
             provenance={"trained": trained},
             license="not stated: to be decided by the trainer of this encoder, within the rights to the posts",
-        ).save(folder)
+        ).save(directory)
     hosts.barrier("the encoder is written")
-    return folder
+    return directory

@@ -1,4 +1,4 @@
-r"""Measure what an encoder's features are worth on a task, and write one JSON file with the result.
+r"""Evaluate an encoder on a downstream task, and write one JSON file with the result.
 
 The config's argument is TASK,PROTOCOL: `folder,linear` fits linear classifiers on frozen features. The data are class
 directories (perhaps below train/, validation/ and test/), a .zip of them, a directory of such archives, or a CSV file

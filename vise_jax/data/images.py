@@ -27,7 +27,7 @@ _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
 # The caller says how many pixels an image may have.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-# Images that are read and decoded before they are asked for, while the device works.
+# Images that are read and decoded ahead, while the device works.
 _AHEAD = 128
 
 
@@ -72,7 +72,7 @@ def decode_each(
         max_image_pixels: an image with more, as it is or resized, is refused before it is decoded.
 
     Yields:
-        uint8 [crop, crop, 3]; or what is wrong with an image that can't be read or decoded, by name, so that one among
+        uint8 [crop, crop, 3]; or a UserError that names an image that can't be read or decoded, so that one among
         thousands need not end a job.
 
     Raises:
@@ -114,7 +114,7 @@ def batches(
     threads: int,
     max_image_pixels: int,
 ) -> Iterator[np.ndarray]:
-    """As `decode_each`, in batches: uint8 [batch_size, crop, crop, 3], the last one with what is left.
+    """Yield the images of `decode_each` in batches: uint8 [batch_size, crop, crop, 3], the last one shorter.
 
     Raises:
         UserError: also for the first image that can't be read or decoded, by name.
@@ -159,7 +159,7 @@ def read_bounded(images: Dataset, index: int, resize: int, max_pixels: int) -> b
 
 
 def thumbnail(images: Dataset, index: int, side: int, max_pixels: int) -> bytes:
-    """A small picture of an image for people to look at: a JPEG file without anything else, at most `side` pixels wide
+    """Return a small JPEG file of an image, without metadata, at most `side` pixels wide
     and high.
 
     Args:

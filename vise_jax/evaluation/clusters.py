@@ -11,7 +11,7 @@ from vise_jax.errors import UserError
 
 
 def agreement(corpus: Path, labeler: Labeler) -> dict[str, float]:
-    """Normalized mutual information (arithmetic mean) between comment clusters and the corpus' hidden classes.
+    """Compute the normalized mutual information (arithmetic mean) of comment clusters and the corpus' hidden classes.
 
     Each comment counts once, whether or not its post took part in fitting; comments without any known token are a
     cluster of their own.

@@ -39,6 +39,7 @@ NOT_NEGATIVE: Rule = lambda value: value >= 0, "at least 0"
 FRACTION: Rule = lambda value: 0 <= value <= 1, "between 0 and 1"
 OPEN_FRACTION: Rule = lambda value: 0 < value < 1, "above 0 and below 1"
 BELOW_1: Rule = _below_one, "at least 0 and below 1"
+DIRECTORIES: Rule = lambda value: all(isinstance(path, str) and path for path in value), "a tuple of directories"
 # The default None of an integer key.
 OPTIONAL_INT = object()
 
@@ -84,6 +85,9 @@ LABELS: Section = {
     # File with the secret salt of the hashed post ids; `label.py fit` creates it if it doesn't exist. "": derive the
     # salt from `seed`, which anyone can repeat. Set it where ids must stay unlinkable.
     "salt_file": ("", ANY),
+    # Directories that symbolic links beside the posts file may point into, e.g. a DVC cache. Images behind other links
+    # out of its directory are rejected.
+    "link_roots": ((), DIRECTORIES),
     # Reject images with more pixels before they are decoded.
     "max_image_pixels": (50_000_000, AT_LEAST_1),
     # JPEG quality of images that are transcoded: WebP, GIF, BMP, TIFF, AVIF, and JPEG files in CMYK.
@@ -245,8 +249,13 @@ EVALUATION: Section = {
     "tolerance": (1e-5, POSITIVE),
     # Decoding threads; 0 = one per available CPU.
     "threads": (0, NOT_NEGATIVE),
-    # Refuse images with more pixels before they are decoded.
+    # Reject images with more pixels before they are decoded.
     "max_image_pixels": (50_000_000, AT_LEAST_1),
+    # Corrupt images are left out and counted in the result. They are an error when they are a larger fraction.
+    "max_corrupt_fraction": (0.0, FRACTION),
+    # Directories that symbolic links in the dataset may point into, e.g. the cache of Hugging Face or DVC. Other links
+    # out of the dataset are an error.
+    "link_roots": ((), DIRECTORIES),
     "seed": (0, NOT_NEGATIVE),
 }
 

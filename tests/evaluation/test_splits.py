@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from vise_jax import config as vise_config
-from vise_jax.data.datasets import ImageSet
+from vise_jax.data.datasets import Dataset
 from vise_jax.errors import UserError
 from vise_jax.evaluation import splits
 
 
-def image_set(labels: list[int], official: list[str] | None = None) -> ImageSet:
+def image_set(labels: list[int], official: list[str] | None = None) -> Dataset:
     names = tuple(f"{number:04d}.jpg" for number in range(len(labels)))
     classes = tuple("abcdefgh"[: max(labels) + 1])
-    return ImageSet("set", names, np.array(labels, np.int32), classes, tuple(official) if official else None, "", ())
+    return Dataset("set", names, np.array(labels, np.int32), classes, tuple(official) if official else None, "", ())
 
 
 def configured(**changes):

@@ -29,7 +29,7 @@ SETTINGS = {"batch_size": 4, "threads": 1, "max_image_pixels": 10**6}
 
 
 @pytest.fixture
-def image_set(tmp_path: Path) -> datasets.ImageSet:
+def image_set(tmp_path: Path) -> datasets.Dataset:
     """Ten images, each of one color: the red of number n is 20 n."""
     (tmp_path / "images").mkdir()
     for number in range(10):
@@ -47,7 +47,8 @@ def rows(path: Path) -> dict[str, list[float]]:
 
 def test_each_image_once_in_batches_of_one_size(image_set, tmp_path):
     encoder = CountingEncoder()
-    found = extract.cached(tmp_path, encoder, image_set, PREPROCESSING, **SETTINGS)
+    found, corrupt = extract.cached(tmp_path, encoder, image_set, PREPROCESSING, **SETTINGS)
+    assert corrupt == {}
     np.testing.assert_allclose(found, [[20 * number, 100, 0] for number in range(10)])
     assert found.dtype == np.float32
     assert encoder.shapes == [(4, 4), (4, 4), (2, 4)]
@@ -56,16 +57,17 @@ def test_each_image_once_in_batches_of_one_size(image_set, tmp_path):
     assert few.shapes == [(10, 10)]
 
 
-def test_the_cache_is_read_only_for_the_same_encoder_images_and_preprocessing(image_set, tmp_path, capsys):
+def test_the_cache_is_read_only_for_the_same_encoder_images_and_preprocessing(image_set, tmp_path, caplog):
     def cached(encoder, images=image_set, preprocessing=PREPROCESSING):
-        return extract.cached(tmp_path / "kept", encoder, images, preprocessing, **SETTINGS)
+        return extract.cached(tmp_path / "kept", encoder, images, preprocessing, **SETTINGS)[0]
 
+    caplog.set_level("INFO")
     encoder = CountingEncoder()
     first = cached(encoder)
-    assert "read from there" not in capsys.readouterr().err
+    assert "read from there" not in caplog.text
     np.testing.assert_array_equal(cached(encoder), first)
     assert len(encoder.shapes) == 3
-    assert "read from there" in capsys.readouterr().err
+    assert "read from there" in caplog.text
     other = CountingEncoder("b")
     cached(other)
     cached(encoder, preprocessing=PREPROCESSING | {"crop": 12})
@@ -79,13 +81,12 @@ def test_the_cache_is_read_only_for_the_same_encoder_images_and_preprocessing(im
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"text" * 9])
 def test_a_damaged_cache_is_made_again(image_set, tmp_path, damage):
     encoder = CountingEncoder()
-    first = extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)
+    first, _ = extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)
     (file,) = (tmp_path / "kept").iterdir()
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
-    np.testing.assert_array_equal(
-        extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS), first
-    )
+    again, _ = extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)
+    np.testing.assert_array_equal(again, first)
     assert file.read_bytes() == whole
     assert [path.name for path in (tmp_path / "kept").iterdir()] == [file.name]
 
@@ -171,7 +172,7 @@ def test_a_stopped_export_goes_on_to_the_same_bytes(image_set, tmp_path, monkeyp
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_broken_image_is_left_out_of_an_export_and_stops_a_measurement(image_set, tmp_path, capsys):
+def test_corrupt_images_are_left_out(image_set, tmp_path, capsys):
     for number in (3, 4, 5, 6, 7):
         (tmp_path / "images" / f"{number}.png").write_bytes(b"no image")
     image_set = datasets.open_unlabeled(tmp_path / "images")
@@ -179,13 +180,34 @@ def test_a_broken_image_is_left_out_of_an_export_and_stops_a_measurement(image_s
     assert "left out: The image 3.png in images is no image that can be read" in capsys.readouterr().err
     assert list(about["rejected"]) == [f"{number}.png" for number in (3, 4, 5, 6, 7)]
     assert rows(tmp_path / "features.npz") == {f"{number}.png": [20 * number, 100, 0] for number in (0, 1, 2, 8, 9)}
-    with pytest.raises(UserError, match=r"The image 3\.png in images is no image that can be read"):
-        extract.cached(tmp_path / "kept", CountingEncoder(), image_set, PREPROCESSING, **SETTINGS)
+    features, corrupt = extract.cached(tmp_path / "kept", CountingEncoder(), image_set, PREPROCESSING, **SETTINGS)
+    assert corrupt == about["rejected"]
+    assert features[:, 0].tolist() == [0, 20, 40, 0, 0, 0, 0, 0, 160, 180]
     for number in (0, 1, 2, 8, 9):
         (tmp_path / "images" / f"{number}.png").unlink()
     with pytest.raises(UserError, match=r"None of the 5 images can be used; the first: The image 3\.png"):
         export(datasets.open_unlabeled(tmp_path / "images"), tmp_path / "none.npz")
-    assert not (tmp_path / "none.npz").exists()
+    with pytest.raises(UserError, match="None of the 5 images can be used"):
+        extract.cached(
+            tmp_path, CountingEncoder(), datasets.open_unlabeled(tmp_path / "images"), PREPROCESSING, **SETTINGS
+        )
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "features.npz", "kept"}
+
+
+def test_corrupt_images_are_tried_again(image_set, tmp_path):
+    encoder = CountingEncoder()
+
+    def cached(max_image_pixels: int) -> dict[str, str]:
+        settings = SETTINGS | {"max_image_pixels": max_image_pixels}
+        return extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **settings)[1]
+
+    corrupt = cached(500)
+    assert list(corrupt) == ["6.png", "7.png", "8.png", "9.png"]
+    assert cached(500) == corrupt
+    assert len(encoder.shapes) == 2
+    assert cached(10**6) == {}
+    assert len(encoder.shapes) == 5
+    assert cached(500) == {}
 
 
 def test_what_is_no_file_of_features_is_said(tmp_path):
@@ -206,7 +228,7 @@ def test_another_size_is_resized_in_proportion():
 
 def test_two_runs_of_one_encoder_and_set_do_not_disturb_each_other(image_set, tmp_path):
     encoder, path = CountingEncoder(), tmp_path / "features.npz"
-    settings = {"strict": False, "batch_size": 2, "threads": 1, "max_image_pixels": 10**6}
+    settings = {"batch_size": 2, "threads": 1, "max_image_pixels": 10**6}
     with extract.computed(encoder, image_set, PREPROCESSING, path, **settings) as (first, about):
         with extract.computed(encoder, image_set, PREPROCESSING, path, **settings) as (second, other):
             assert about == other

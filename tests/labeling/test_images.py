@@ -107,6 +107,31 @@ def test_paths_stay_in_the_folder_of_the_posts(tmp_path: Path) -> None:
     assert reason(None) == "no_image"
 
 
+def test_links_into_link_roots_are_followed(tmp_path: Path) -> None:
+    folder, cache = tmp_path / "posts", tmp_path / "cache"
+    folder.mkdir()
+    (cache / "files").mkdir(parents=True)
+    for path in (cache / "files" / "a", tmp_path / "secret.jpg"):
+        path.write_bytes(encode())
+    (folder / "a.jpg").symlink_to("../cache/files/a")
+    (folder / "images").symlink_to(cache / "files")
+    (folder / "outside.jpg").symlink_to("../secret.jpg")
+    (cache / "files" / "outside.jpg").symlink_to("../../secret.jpg")
+
+    def read(image: str, *link_roots: Path) -> bytes | str:
+        post = Post("a", image, source=folder / "p.jsonl")
+        try:
+            return images.read_image(post, 40_000, link_roots=tuple(map(str, link_roots)))
+        except BadPost as bad:
+            return bad.reason
+
+    for image in ("a.jpg", "images/a"):
+        assert read(image) == "image_path_leaves_folder"
+        assert read(image, cache) == encode()
+    for image in ("outside.jpg", "images/outside.jpg", "../cache/files/a", str(cache / "files" / "a")):
+        assert read(image, cache) == "image_path_leaves_folder"
+
+
 def pillow_and_tensorflow(encoded: bytes) -> tuple[np.ndarray, np.ndarray]:
     with Image.open(io.BytesIO(encoded)) as image:
         pillow = np.asarray(formats.to_rgb(image), np.int32)

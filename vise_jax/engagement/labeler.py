@@ -27,7 +27,7 @@ from vise_jax.progress import Progress, track
 FORMAT_VERSION = 3
 _MADE_BY = "label.py fit"
 # Keys that say where something lies: what lies there decides.
-PATHS = ("salt_file", "vectors")
+PATHS = ("salt_file", "vectors", "link_roots")
 _ARRAYS = ("comment_centroids", "reaction_centroids", "comment_terms", "comment_term_weights", "suppressed")
 # Tokens kept of each comment cluster, for people to see what it means.
 _TERMS = 20

@@ -1,1 +1,1 @@
-"""What an encoder's features are worth on downstream tasks (Sec. 4)."""
+"""Measure an encoder's features on downstream tasks (Sec. 4)."""

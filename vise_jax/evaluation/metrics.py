@@ -1,17 +1,17 @@
-"""How well predictions fit the truth."""
+"""Metrics of predictions against true labels."""
 
 import numpy as np
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Share of examples that are predicted right, each counted once.
+    """Return the fraction of examples that are predicted correctly.
 
     Args:
-        predictions: int [N], the predicted classes.
-        labels: int [N], the true ones.
+        predictions: int [N], predicted classes.
+        labels: int [N], true classes.
 
     Raises:
-        ValueError: no examples, or not one prediction for each label.
+        ValueError: no examples, or shapes that differ.
     """
     if predictions.shape != labels.shape or predictions.ndim != 1 or not len(labels):
         raise ValueError(f"accuracy needs as many predictions as labels, not {predictions.shape} and {labels.shape}")

@@ -1,86 +1,158 @@
-"""Which images train a classifier, choose its penalty, and test it."""
+"""Split policies: which examples train a classifier, select its setting, and test it."""
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from vise_jax.data.datasets import ImageSet
+from vise_jax.data.datasets import Dataset
 from vise_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """One way to divide a set; the parts are sorted int64 indices and don't overlap."""
+    """One division of a dataset into disjoint parts.
+
+    Attributes:
+        seed: seed of the random draw.
+        train: int64 [n], sorted indices of examples.
+        validation: int64 [m], likewise.
+        test: int64 [k], likewise.
+    """
 
     seed: int
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
 
+    def sizes(self) -> dict[str, int]:
+        """Return the number of examples of each part."""
+        return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
 
-def make(images: ImageSet, config: ConfigDict) -> list[Split]:
-    """Divide a set as its official splits say, or several times at random.
+    def without(self, indices: np.ndarray) -> "Split":
+        """Return the split without some examples, int64 [n]."""
+        train, validation, test = (np.setdiff1d(part, indices) for part in (self.train, self.validation, self.test))
+        return Split(self.seed, train, validation, test)
 
-    With official train and test (Sec. 4.3, Politics): one split; without an official validation, `held_out_fraction`
-    of train takes its place. Without official splits (Sec. 4.3, UnbiasedEmotion): `splits` of them, in which
-    `train_fraction` trains and `validation_fraction` chooses. Drawn class by class, so that all parts have the same mix
-    of classes; a class is always in train and in test. Split number i has the seed `config.seed` + i.
+
+class SplitSettings(NamedTuple):
+    """How to draw splits; see the keys of the same names in `vise_jax.config.EVALUATION`."""
+
+    splits: int
+    train_fraction: float
+    validation_fraction: float
+    held_out_fraction: float
+    seed: int
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> "SplitSettings":
+        """Return the settings of an evaluation config."""
+        return cls(*(config[key] for key in cls._fields))
+
+
+def official_or_random(dataset: Dataset, settings: SplitSettings) -> list[Split]:
+    """Split a dataset by its official splits, or several times at random.
+
+    With official train and test splits (Sec. 4.3, Politics) there is one split. Without an official validation split,
+    `held_out_fraction` of train takes its place. Without official splits (Sec. 4.3, UnbiasedEmotion) there are
+    `splits`, the i-th with the seed `seed` + i. Random draws are stratified by class. Examples of one group stay
+    together.
+
+    Args:
+        dataset: the dataset, with labels.
+        settings: how to draw.
 
     Raises:
-        UserError: a class with too few images to be in train and in test; no image left for validation.
+        UserError: a class that is missing in train or test, or an empty validation split.
     """
-    if images.splits is None:
-        made = [_random(images, config.seed + number, config) for number in range(config.splits)]
+    if dataset.splits is None:
+        splits = [_random(dataset, settings.seed + number, settings) for number in range(settings.splits)]
     else:
-        made = [_official(images, config.seed, config.held_out_fraction)]
-    if not len(made[0].validation):
-        raise UserError(f"The classes of {images.title} are too small to hold out images for validation: add images.")
-    return made
+        splits = [_official(dataset, settings)]
+    for split in splits:
+        check(dataset, split)
+    return splits
 
 
-def _random(images: ImageSet, seed: int, config: ConfigDict) -> Split:
+def check(dataset: Dataset, split: Split) -> None:
+    """Check that a split can be evaluated on.
+
+    Raises:
+        UserError: a class that is missing in train or test, or an empty validation split.
+    """
+    for part in ("train", "test"):
+        missing = np.setdiff1d(np.arange(len(dataset.classes)), dataset.labels[getattr(split, part)])
+        if len(missing):
+            raise UserError(
+                f"The class {dataset.classes[missing[0]]} of {dataset.title} has no image in {part} (seed "
+                f"{split.seed}): add images or drop the class."
+            )
+    if not len(split.validation):
+        raise UserError(f"The classes of {dataset.title} are too small to hold out images for validation: add images.")
+
+
+def _random(dataset: Dataset, seed: int, settings: SplitSettings) -> Split:
+    train_fraction, train_and_validation = (
+        settings.train_fraction,
+        settings.train_fraction + settings.validation_fraction,
+    )
+
     def ends(count: int) -> tuple[int, int]:
-        train = min(max(_round(config.train_fraction * count), 1), count - 1)
-        return train, min(max(_round((config.train_fraction + config.validation_fraction) * count), train), count - 1)
+        train = min(max(_round(train_fraction * count), 1), count - 1)
+        return train, min(max(_round(train_and_validation * count), train), count - 1)
 
-    everything = np.arange(len(images))
-    train, validation, test = _divide(images, everything, seed, ends, at_least=2)
+    train, validation, test = _divide(dataset, np.arange(len(dataset)), seed, ends, at_least=2)
     return Split(seed, train, validation, test)
 
 
-def _official(images: ImageSet, seed: int, held_out_fraction: float) -> Split:
-    names = np.array(images.splits)
+def _official(dataset: Dataset, settings: SplitSettings) -> Split:
+    names = np.array(dataset.splits)
     train, validation, test = (np.flatnonzero(names == name) for name in ("train", "validation", "test"))
     if not len(validation):
 
         def ends(count: int) -> tuple[int, int]:
-            return max(count - _round(held_out_fraction * count), 1), count
+            return max(count - _round(settings.held_out_fraction * count), 1), count
 
-        train, validation, _ = _divide(images, train, seed, ends, at_least=1)
-    return Split(seed, train, validation, test)
+        train, validation, _ = _divide(dataset, train, settings.seed, ends, at_least=1)
+    return Split(settings.seed, train, validation, test)
 
 
 def _divide(
-    images: ImageSet, indices: np.ndarray, seed: int, ends: Callable[[int], tuple[int, int]], at_least: int
+    dataset: Dataset, indices: np.ndarray, seed: int, ends: Callable[[int], tuple[int, int]], at_least: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Three sorted parts of `indices`; of a class of n images they end at ends(n) and n, in a random order."""
-    # Raw bits and a stable sort: NumPy promises this generator's bits for good, but not how it shuffles with them.
-    order = np.argsort(np.random.Philox(key=seed).random_raw(len(indices)), kind="stable")
-    shuffled = indices[order]
+    """Divide sorted `indices` at random into three sorted parts, class by class.
+
+    A group counts as one example of the class of its first example.
+
+    Args:
+        dataset: the dataset.
+        indices: int64 [n], sorted.
+        seed: seed of the draw.
+        ends: from the size of a class to the ends of its first and second part.
+        at_least: minimum size of a class.
+    """
+    # The first example of each example's group; without groups the example itself.
+    first = indices
+    if dataset.group is not None:
+        _, positions, inverse = np.unique(np.array(dataset.group)[indices], return_index=True, return_inverse=True)
+        first = indices[positions[inverse]]
+    drawn = np.unique(first)
+    # Raw bits and a stable sort: NumPy keeps this generator's bits stable across versions, but not its shuffle.
+    shuffled = drawn[np.argsort(np.random.Philox(key=seed).random_raw(len(drawn)), kind="stable")]
     parts: tuple[list[np.ndarray], ...] = ([], [], [])
-    for number, name in enumerate(images.classes):
-        members = shuffled[images.labels[shuffled] == number]
-        if len(members) < at_least:
+    for number, name in enumerate(dataset.classes):
+        members = shuffled[dataset.labels[shuffled] == number]
+        if len(members) < at_least and dataset.group is None:
             raise UserError(
-                f"The class {name} of {images.title} has {len(members)} image, but needs one to train and one to test"
+                f"The class {name} of {dataset.title} has {len(members)} image, but needs one to train and one to test"
                 " on: add images or drop the class."
             )
         for part, piece in zip(parts, np.split(members, ends(len(members))), strict=True):
             part.append(piece)
-    first, second, third = (np.sort(np.concatenate(part)) for part in parts)
-    return first, second, third
+    train, validation, test = (indices[np.isin(first, np.concatenate(part))] for part in parts)
+    return train, validation, test
 
 
 def _round(value: float) -> int:

@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 import glob
 import json
+import logging
 import shutil
-import sys
 import tempfile
 import zipfile
 import zlib
@@ -20,11 +20,12 @@ import pyarrow.parquet as pq
 
 from vise_jax import artifact
 from vise_jax.data import images as data_images
-from vise_jax.data.datasets import ImageSet
+from vise_jax.data.datasets import Dataset
 from vise_jax.encoder import Encoder
-from vise_jax.errors import UserError
+from vise_jax.errors import Interrupted, UserError
 from vise_jax.progress import Progress
 
+_LOGGER = logging.getLogger(__name__)
 _FORMAT_VERSION = 1
 # Images of a part, or a batch where that is more: what a stop can cost.
 _PART = 1024
@@ -96,11 +97,10 @@ def preprocessing_at(preprocessing: Mapping[str, Any], image_size: int) -> dict[
 @contextlib.contextmanager
 def computed(
     encoder: FeatureExtractor,
-    images: ImageSet,
+    images: Dataset,
     preprocessing: Mapping[str, Any],
     output: Path,
     *,
-    strict: bool,
     batch_size: int,
     threads: int,
     max_image_pixels: int,
@@ -116,7 +116,6 @@ def computed(
         images: the set.
         preprocessing: resize, crop and interpolation of the images before the encoder.
         output: the file that the features will become.
-        strict: stop at an image that can't be read, rather than go on without it.
         batch_size: images through the encoder at a time.
         threads: threads that decode; 0 = one per core.
         max_image_pixels: an image with more can't be read.
@@ -126,14 +125,22 @@ def computed(
         is made from them.
 
     Raises:
-        UserError: `strict`, and an image can't be read; none can; or features that are not finite numbers.
+        UserError: no image can be read, or features that are not finite numbers. The parts are deleted then, since the
+            same images would fail again.
     """
     size = min(batch_size, len(images))
     length = max(_PART // size, 1) * size
     bits = artifact.fingerprint([key_of(encoder, images, preprocessing), size, jax.local_device_count()])
     with contextlib.ExitStack() as stack:
         work = _acquire(output, bits[:12], stack)
-        yield from _computed_in(work, encoder, images, preprocessing, length, size, strict, threads, max_image_pixels)
+        try:
+            parts = _computed_in(work, encoder, images, preprocessing, length, size, threads, max_image_pixels)
+        except Interrupted:
+            raise
+        except UserError:
+            shutil.rmtree(work)
+            raise
+        yield parts
         shutil.rmtree(work)
     clear(output)
 
@@ -154,14 +161,13 @@ def _acquire(output: Path, bits: str, stack: contextlib.ExitStack) -> Path:
 def _computed_in(
     work: Path,
     encoder: FeatureExtractor,
-    images: ImageSet,
+    images: Dataset,
     preprocessing: Mapping[str, Any],
     length: int,
     size: int,
-    strict: bool,
     threads: int,
     max_image_pixels: int,
-) -> Iterator[tuple[list[Path], dict[str, Any]]]:
+) -> tuple[list[Path], dict[str, Any]]:
     parts = [range(start, min(start + length, len(images))) for start in range(0, len(images), length)]
     paths = [work / f"{part.start:012d}.npz" for part in parts]
     done = next((number for number, path in enumerate(paths) if not _whole(path)), len(paths))
@@ -172,8 +178,8 @@ def _computed_in(
         decoded = data_images.decode_each(images, todo, preprocessing, threads, max_image_pixels)
         with contextlib.closing(decoded):
             for part, path in zip(parts[done:], paths[done:], strict=True):
-                _compute(encoder, part, decoded, size, strict, progress).save(path)
-    yield paths, _about(encoder, images, preprocessing, paths)
+                _compute(encoder, part, decoded, size, progress).save(path)
+    return paths, _about(encoder, images, preprocessing, paths)
 
 
 def clear(output: Path) -> None:
@@ -188,7 +194,6 @@ def _compute(
     part: range,
     decoded: Iterator[np.ndarray | UserError],
     size: int,
-    strict: bool,
     progress: Progress,
 ) -> Part:
     """Features of the next images."""
@@ -202,8 +207,6 @@ def _compute(
             if not isinstance(image, UserError):
                 batch.append(image)
                 kept.append(index)
-            elif strict:
-                raise image
             else:
                 rejected[index] = str(image)
                 progress.print(f"left out: {image}")
@@ -219,38 +222,59 @@ def _compute(
 
 
 def cached(
-    folder: Path, encoder: FeatureExtractor, images: ImageSet, preprocessing: Mapping[str, Any], **settings: int
-) -> np.ndarray:
-    """Features of all images of a set, read from `folder` where they were computed before.
+    folder: Path, encoder: FeatureExtractor, images: Dataset, preprocessing: Mapping[str, Any], **settings: int
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Return the features of a dataset, from a file in `folder` if they were computed before.
 
-    The file's name is a fingerprint of the encoder, the preprocessing and the set, so that none of them can change
-    unnoticed. A damaged file is computed again.
+    The file is named by a fingerprint of the encoder, the preprocessing and the dataset. It is computed again if it is
+    corrupt, or if an image that was corrupt can be decoded now.
 
     Args:
-        folder: made if need be.
-        encoder: whose features.
-        images: the set.
-        preprocessing: of the images before the encoder.
+        folder: directory of the files, created if it doesn't exist.
+        encoder: computes the features.
+        images: the dataset.
+        preprocessing: resize, crop and interpolation of the images before the encoder.
         **settings: `batch_size`, `threads` and `max_image_pixels`, see `computed`.
 
     Returns:
-        float32 [N, D], in the order of the set.
+        Features, float32 [N, D], in the order of the dataset, zeros for corrupt images; and the reason for each corrupt
+        image by name.
 
     Raises:
-        UserError: an image that can't be read, by name.
+        UserError: see `computed`.
     """
     key = key_of(encoder, images, preprocessing)
     path = folder / f"{key[:32]}.npz"
-    if _holds(path, key):
-        print(f"features of {images.title}: kept in {path}, read from there", file=sys.stderr)
+    if _holds(path, key) and not _any_decodable(images, read_about(path)["rejected"], preprocessing, **settings):
+        _LOGGER.info("features of %s: kept in %s, read from there", images.title, path)
+        clear(path)
     else:
-        with computed(encoder, images, preprocessing, path, strict=True, **settings) as (parts, about):
+        with computed(encoder, images, preprocessing, path, **settings) as (parts, about):
             _write(path, parts, about, images)
-    return np.concatenate([features for _, features in read(path)])
+    corrupt = read_about(path)["rejected"]
+    usable = np.concatenate([features for _, features in read(path)])
+    features = np.zeros((len(images), usable.shape[1]), np.float32)
+    features[[name not in corrupt for name in images.names]] = usable
+    return features, corrupt
+
+
+def _any_decodable(
+    images: Dataset,
+    names: Mapping[str, str],
+    preprocessing: Mapping[str, Any],
+    batch_size: int,
+    threads: int,
+    max_image_pixels: int,
+) -> bool:
+    indices = [index for index, name in enumerate(images.names) if name in names]
+    with contextlib.closing(
+        data_images.decode_each(images, indices, preprocessing, threads, max_image_pixels)
+    ) as decoded:
+        return any(not isinstance(image, UserError) for image in decoded)
 
 
 def export(
-    encoder: FeatureExtractor, images: ImageSet, preprocessing: Mapping[str, Any], path: Path, **settings: int
+    encoder: FeatureExtractor, images: Dataset, preprocessing: Mapping[str, Any], path: Path, **settings: int
 ) -> dict[str, Any]:
     """Write the features of a set with the paths of their images, in the order of the set, for `read`.
 
@@ -277,7 +301,7 @@ def export(
         return read_about(path)
     if path.exists():
         raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")
-    with computed(encoder, images, preprocessing, path, strict=False, **settings) as (parts, about):
+    with computed(encoder, images, preprocessing, path, **settings) as (parts, about):
         _write(path, parts, about, images)
     return about
 
@@ -332,7 +356,7 @@ def read(path: Path) -> Iterator[tuple[list[str], np.ndarray]]:
         raise UserError(f"{path} is damaged: make it again with extract.py.") from error
 
 
-def key_of(encoder: FeatureExtractor, images: ImageSet, preprocessing: Mapping[str, Any]) -> str:
+def key_of(encoder: FeatureExtractor, images: Dataset, preprocessing: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of everything that decides on the features of a set."""
     return artifact.fingerprint([encoder.fingerprint, dict(preprocessing), images.fingerprint])
 
@@ -358,7 +382,7 @@ def _holds(path: Path, key: str) -> bool:
 
 
 def _about(
-    encoder: FeatureExtractor, images: ImageSet, preprocessing: Mapping[str, Any], paths: list[Path]
+    encoder: FeatureExtractor, images: Dataset, preprocessing: Mapping[str, Any], paths: list[Path]
 ) -> dict[str, Any]:
     count, dim = 0, 0
     rejected: dict[str, str] = {}
@@ -381,7 +405,7 @@ def _about(
     }
 
 
-def _write(path: Path, paths: list[Path], about: dict[str, Any], images: ImageSet) -> None:
+def _write(path: Path, paths: list[Path], about: dict[str, Any], images: Dataset) -> None:
     def rows() -> Iterator[tuple[list[str], np.ndarray]]:
         for part in map(Part.read, paths):
             if len(part.indices):

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 
 from vise_jax.data import images as data_images
-from vise_jax.data.datasets import ImageSet
+from vise_jax.data.datasets import Dataset
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.inference import extract
 from vise_jax.similarity import unit_rows
 
 
-def nearest(encoder: Encoder, path: Path, query: ImageSet, k: int, max_image_pixels: int) -> list[tuple[str, float]]:
+def nearest(encoder: Encoder, path: Path, query: Dataset, k: int, max_image_pixels: int) -> list[tuple[str, float]]:
     """Find the images whose features have the highest cosines with those of a query image.
 
     The query is prepared as the images were. Features are read part by part, see `extract.read`.

@@ -1,9 +1,12 @@
 """Images of posts: what labeling accepts, training can decode; nothing large or foreign is ever decoded."""
 
 import io
+import os
 import struct
 import warnings
 import zlib
+from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image
 
@@ -23,7 +26,7 @@ _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
 _DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
 
 
-def read_image(post: Post, max_pixels: int, quality: int = 90) -> bytes:
+def read_image(post: Post, max_pixels: int, quality: int = 90, link_roots: Sequence[str] = ()) -> bytes:
     """Return the encoded image of a post, a JPEG or PNG file without metadata.
 
     The image is decoded to its end, so that training can decode it. JPEG and PNG files keep their pixels' bytes. Other
@@ -33,12 +36,14 @@ def read_image(post: Post, max_pixels: int, quality: int = 90) -> bytes:
         post: with `image` or `image_bytes`.
         max_pixels: an image with more, by its header, is not decoded.
         quality: of the transcoded JPEG files, 1 to 95.
+        link_roots: directories that symbolic links may point into, beside the directory of the posts file.
 
     Raises:
-        BadPost: `no_image`, `image_missing`, `image_path_leaves_folder` (also through a link), `image_empty`,
-            `image_too_large` (bytes or pixels), `image_format`, `image_not_an_image` or `image_truncated`.
+        BadPost: `no_image`, `image_missing`, `image_path_leaves_folder` (by `..`, or by a link to neither the directory
+            of the posts file nor `link_roots`), `image_empty`, `image_too_large` (bytes or pixels), `image_format`,
+            `image_not_an_image` or `image_truncated`.
     """
-    encoded = post.image_bytes if post.image_bytes is not None else _read_file(post)
+    encoded = post.image_bytes if post.image_bytes is not None else _read_file(post, link_roots)
     if not encoded:
         raise BadPost("image_empty")
     if len(encoded) > MAX_IMAGE_BYTES:
@@ -72,13 +77,17 @@ def _unidentified(encoded: bytes) -> str:
     return "image_format" if other else "image_not_an_image"
 
 
-def _read_file(post: Post) -> bytes:
+def _read_file(post: Post, link_roots: Sequence[str]) -> bytes:
     if post.image is None:
         raise BadPost("no_image")
     folder = post.source.parent.resolve()
     try:
         path = (folder / post.image).resolve()
-        if not path.is_relative_to(folder):
+        roots = [folder]
+        # Link roots are for links: a path can't name a file in them by `..` or as an absolute path.
+        if Path(os.path.normpath(folder / post.image)).is_relative_to(folder):
+            roots += [Path(root).resolve() for root in link_roots]
+        if not any(path.is_relative_to(root) for root in roots):
             raise BadPost("image_path_leaves_folder")
         if not path.is_file():
             raise BadPost("image_missing")

@@ -241,7 +241,7 @@ def _batch(
         if split not in ("train", "validation"):
             continue
         try:
-            encoded = read_image(post, labels.max_image_pixels, labels.transcode_quality)
+            encoded = read_image(post, labels.max_image_pixels, labels.transcode_quality, labels.link_roots)
         except BadPost as bad:
             reject_log.reject(post.line, bad.reason)
             continue

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from vise_jax import artifact
 from vise_jax.data import images as data_images
-from vise_jax.data.datasets import ImageSet
+from vise_jax.data.datasets import Dataset
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.reporting import templates
@@ -32,9 +32,9 @@ def show(found: list[tuple[str, float]]) -> None:
 
 def write(
     encoder: Encoder,
-    query: ImageSet,
+    query: Dataset,
     found: list[tuple[str, float]],
-    images: ImageSet,
+    images: Dataset,
     output: Path,
     max_image_pixels: int,
 ) -> None:
@@ -58,7 +58,7 @@ def write(
     if missing:
         raise UserError(f"The image {missing[0]} is not in {images.title}: give the images that extract.py was given.")
 
-    def card(images: ImageSet, place: int, cosine: float) -> dict[str, str | float]:
+    def card(images: Dataset, place: int, cosine: float) -> dict[str, str | float]:
         picture = base64.b64encode(data_images.thumbnail(images, place, _SIDE, max_image_pixels)).decode()
         return {"image": images.names[place], "cosine": cosine, "picture": picture}
 

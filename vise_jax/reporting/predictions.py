@@ -8,7 +8,7 @@ from typing import Any
 
 from vise_jax import artifact
 from vise_jax.data import images as data_images
-from vise_jax.data.datasets import ImageSet
+from vise_jax.data.datasets import Dataset
 from vise_jax.encoder import Encoder
 from vise_jax.engagement import Labeler
 from vise_jax.errors import UserError
@@ -23,7 +23,7 @@ _SIDE = 320
 def write(
     encoder: Encoder,
     labeler: Labeler,
-    images: ImageSet,
+    images: Dataset,
     output: Path,
     *,
     top: int,
@@ -68,7 +68,7 @@ def write(
         if path.exists() and not ours:
             raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")
     settings = {"batch_size": batch_size, "threads": threads, "max_image_pixels": max_image_pixels}
-    with extract.computed(encoder, images, encoder.preprocessing, output, strict=False, **settings) as (parts, about):
+    with extract.computed(encoder, images, encoder.preprocessing, output, **settings) as (parts, about):
         cards: list[dict[str, Any]] = []
         # The page before the lines: where these are, the page is, too.
         with artifact.atomic_file(output) as file:
@@ -91,7 +91,7 @@ def write(
 
 
 def _records(
-    encoder: Encoder, labeler: Labeler, images: ImageSet, parts: list[Path], top: int
+    encoder: Encoder, labeler: Labeler, images: Dataset, parts: list[Path], top: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each image's number and line, in the order of the set."""
     for part in map(extract.Part.read, parts):
@@ -106,7 +106,7 @@ def _records(
             yield index, {"image": images.names[index], **found[index]}
 
 
-def _picture(images: ImageSet, index: int, record: dict[str, Any], max_image_pixels: int) -> dict[str, str]:
+def _picture(images: Dataset, index: int, record: dict[str, Any], max_image_pixels: int) -> dict[str, str]:
     if "error" in record:
         return {}
     return {"picture": base64.b64encode(data_images.thumbnail(images, index, _SIDE, max_image_pixels)).decode()}

@@ -6,7 +6,6 @@ import io
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from vise_jax import artifact
 from vise_jax.errors import UserError
+from vise_jax.evaluation.results import Metric, Result
 
 _BASELINE = "commonest class"
 _CAPTION = "percent, mean ± standard deviation over the splits; bold: the best of its column"
@@ -40,7 +40,7 @@ class Table:
     baseline: bool
 
 
-def build(measurements: Sequence[dict[str, Any]]) -> Table:
+def build(measurements: Sequence[Result]) -> Table:
     """Lay out measurements, in percent, rows and columns by name.
 
     Args:
@@ -49,7 +49,7 @@ def build(measurements: Sequence[dict[str, Any]]) -> Table:
     Raises:
         UserError: two of them would stand in the same cell.
     """
-    cells: dict[tuple[_Key, _Key], dict[str, Any]] = {}
+    cells: dict[tuple[_Key, _Key], Result] = {}
     for one in measurements:
         there = cells.setdefault((_row_key(one), _column_key(one)), one)
         if there is not one:
@@ -62,12 +62,14 @@ def build(measurements: Sequence[dict[str, Any]]) -> Table:
     for row, title in rows.items():
         texts.append((title, *(_percent(cells.get((row, column))) for column in columns)))
     for number, column in enumerate(columns, start=1):
-        values = {index: cells[row, column]["value"] for index, row in enumerate(rows) if (row, column) in cells}
+        values = {
+            index: _primary(cells[row, column])["mean"] for index, row in enumerate(rows) if (row, column) in cells
+        }
         if len(values) > 1:
             best |= {(index, number) for index, value in values.items() if value == max(values.values())}
-    baselines = {column: one["majority"] for (_, column), one in cells.items() if one.get("majority") is not None}
+    baselines = {column: baseline for (_, column), one in cells.items() if (baseline := _majority(one))}
     if baselines:
-        texts.append((_BASELINE, *(_percent({"value": baselines[c]} if c in baselines else None) for c in columns)))
+        texts.append((_BASELINE, *(_mean(baselines.get(column)) for column in columns)))
     return Table(("encoder", *columns.values()), tuple(texts), frozenset(best), bool(baselines))
 
 
@@ -102,7 +104,7 @@ def to_markdown(table: Table) -> str:
     return "\n".join([*lines, "", f"{_CAPTION[0].upper()}{_CAPTION[1:]}.", ""])
 
 
-def to_csv(measurements: Sequence[dict[str, Any]]) -> str:
+def to_csv(measurements: Sequence[Result]) -> str:
     """All measurements as CSV, one a line, values as fractions and unrounded."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -111,13 +113,14 @@ def to_csv(measurements: Sequence[dict[str, Any]]) -> str:
     )
     for one in measurements:
         encoder, data = one["encoder"], one["data"]
-        what = [encoder["name"], data["name"], one["task"], one["protocol"], one["metric"]]
-        numbers = [one["value"], one.get("std"), len(one["splits"]), one.get("majority")]
-        writer.writerow([*what, *numbers, _image_size(one), one["file"]])
+        primary, majority = _primary(one), _majority(one)
+        key = [encoder["name"], data["name"], one["task"], one["protocol"], one["primary"]]
+        numbers = [primary["mean"], primary["std"], len(one["splits"]), majority["mean"] if majority else None]
+        writer.writerow([*key, *numbers, _image_size(one), one["file"]])
     return file.getvalue()
 
 
-def write(measurements: Sequence[dict[str, Any]], output: Path) -> Table:
+def write(measurements: Sequence[Result], output: Path) -> Table:
     """Write `table.md` and `table.csv` into the folder `output`, each whole, and return the table."""
     table = build(measurements)
     output.mkdir(parents=True, exist_ok=True)
@@ -126,12 +129,12 @@ def write(measurements: Sequence[dict[str, Any]], output: Path) -> Table:
     return table
 
 
-def _row_key(one: dict[str, Any]) -> _Key:
+def _row_key(one: Result) -> _Key:
     return one["encoder"]["name"], f"{_image_size(one)} px", one["encoder"]["fingerprint"][:8]
 
 
-def _column_key(one: dict[str, Any]) -> _Key:
-    return f"{one['data']['name']} {one['protocol']}", one["task"], one["metric"], one["data"]["fingerprint"][:8]
+def _column_key(one: Result) -> _Key:
+    return f"{one['data']['name']} {one['protocol']}", one["task"], one["primary"], one["data"]["fingerprint"][:8]
 
 
 def _titles(keys: Iterable[_Key]) -> dict[_Key, str]:
@@ -147,12 +150,25 @@ def _titles(keys: Iterable[_Key]) -> dict[_Key, str]:
     return dict(sorted(titles.items(), key=lambda item: (item[1].casefold(), item[0])))
 
 
-def _image_size(one: dict[str, Any]) -> Any:
+def _image_size(one: Result) -> object:
     return one["encoder"].get("preprocessing", {}).get("crop", "")
 
 
-def _percent(one: dict[str, Any] | None) -> str:
+def _primary(one: Result) -> Metric:
+    return one["metrics"][one["primary"]]
+
+
+def _majority(one: Result) -> Metric | None:
+    """Return the primary metric of always predicting the majority class."""
+    return one["metrics"].get(f"majority_{one['primary']}")
+
+
+def _mean(metric: Metric | None) -> str:
+    return f"{100 * metric['mean']:.2f}" if metric else _NOTHING
+
+
+def _percent(one: Result | None) -> str:
     if one is None:
         return _NOTHING
-    spread = f" ± {100 * one['std']:.2f}" if one.get("std") is not None else ""
-    return f"{100 * one['value']:.2f}{spread}"
+    std = _primary(one)["std"]
+    return _mean(_primary(one)) + (f" ± {100 * std:.2f}" if std is not None else "")

@@ -114,10 +114,12 @@ def test_the_encoder_is_evaluated_and_reported(job):
         run("evaluate", "--config", "configs/eval.py:folder,linear", "--config.iterations=20", *words)
     results = [json.loads(path.read_text()) for path in (job / "results").glob("*.json")]
     assert len(results) == 2
-    assert all(result["metric"] == "accuracy" and 0 <= result["value"] <= 1 for result in results)
+    means = [result["metrics"][result["primary"]]["mean"] for result in results]
+    assert all(result["primary"] == "accuracy" for result in results)
+    assert all(0 <= mean <= 1 for mean in means)
     run("report", "--results", job / "results", "--output", job / "report")
     table = (job / "report" / "table.md").read_text()
-    assert all(f"{100 * result['value']:.1f}" in table for result in results)
+    assert all(f"{100 * mean:.1f}" in table for mean in means)
 
 
 def test_the_encoder_gives_features(job):

@@ -10,11 +10,12 @@ def measurement(encoder="ours", data="cifar10", value=0.5, std=None, **changes):
     one = {
         "task": "folder",
         "protocol": "linear",
-        "metric": "accuracy",
-        "value": value,
-        "std": std,
-        "majority": 0.1,
-        "splits": [{"test": value}],
+        "primary": "accuracy",
+        "metrics": {
+            "accuracy": {"mean": value, "std": std, "values": [value]},
+            "majority_accuracy": {"mean": 0.1, "std": None, "values": [0.1]},
+        },
+        "splits": [{"seed": 0, "sizes": {"train": 7, "validation": 1, "test": 2}}],
         "encoder": {"name": encoder, "fingerprint": f"{encoder}-weights", "preprocessing": {"crop": 224}},
         "data": {"name": data, "fingerprint": f"{data}-bytes"},
         "file": f"{encoder}-{data}.json",

@@ -43,12 +43,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs.run([folder / "posts.jsonl"], folder / "labeler", make_labels(), folder / "shards")
     replace(labeler, reaction_centroids=labeler.reaction_centroids[::-1].copy()).save(folder / "other")
     measurement = {
-        "format_version": 1,
+        "format_version": 2,
         "task": "folder",
         "protocol": "linear",
-        "metric": "accuracy",
-        "value": 0.5,
-        "splits": [{"test": 0.5}],
+        "metrics": {"accuracy": {"mean": 0.5, "std": None, "values": [0.5]}},
+        "primary": "accuracy",
+        "selection": {},
+        "sweep": [],
+        "splits": [{"seed": 0, "sizes": {"train": 7, "validation": 1, "test": 2}}],
         "encoder": {"name": "ours", "fingerprint": "0"},
         "data": {"name": "birds", "fingerprint": "1"},
     }

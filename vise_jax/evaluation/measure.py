@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -34,18 +34,14 @@ class Evaluator(Protocol):
     """Measures a state, as `vise_jax.training.task.Evaluator` does. The state is the features of all examples.
 
     Attributes:
-        setting: config key of the setting that is selected on validation.
-        selected_by: name of the metric that selects it.
-        sweep: after `run`, a row per value of the setting, with its validation metrics.
+        sweep: after `run`, a row per setting that was tried, with its validation metrics.
     """
 
-    setting: str
-    selected_by: str
     sweep: list[dict[str, float]]
 
     @property
     def chosen(self) -> dict[str, float]:
-        """The row of the selected value."""
+        """The row of the selected setting."""
 
     def run(self, state: np.ndarray) -> dict[str, float]:
         """Return metrics by name of features, float32 [N, D]."""
@@ -63,8 +59,22 @@ def _linear(dataset: Dataset, split: Split, config: ConfigDict, after_each: Call
     )
 
 
-# From a dataset, a split, the config and a function to call after each fit to the evaluator of that split.
-PROTOCOLS: dict[str, Callable[[Dataset, Split, ConfigDict, Callable[[], None]], Evaluator]] = {"linear": _linear}
+class EvaluationProtocol(NamedTuple):
+    """How a task is solved on top of features.
+
+    Attributes:
+        evaluator: from a dataset, a split, the config and a function to call after each fit to the evaluator of the
+            split.
+        setting: config key of the grid that the evaluator searches, and the name of the setting in its `sweep`.
+        selected_by: the validation metric that selects the setting.
+    """
+
+    evaluator: Callable[[Dataset, Split, ConfigDict, Callable[[], None]], Evaluator]
+    setting: str
+    selected_by: str
+
+
+PROTOCOLS: dict[str, EvaluationProtocol] = {"linear": EvaluationProtocol(_linear, "l2", "accuracy")}
 
 
 def measure(config: ConfigDict, source: str, data: Path, output: Path, name: str = "") -> tuple[Result, Path]:
@@ -86,7 +96,7 @@ def measure(config: ConfigDict, source: str, data: Path, output: Path, name: str
     vise_config.validate(config)
     _check_choice("task", config.task, TASKS)
     _check_choice("protocol", config.protocol, PROTOCOLS)
-    task = TASKS[config.task]
+    task, protocol = TASKS[config.task], PROTOCOLS[config.protocol]
     dataset = task.open(data, config.link_roots)
     encoder = extract.open_encoder(source, config.seed)
     name = name or name_of(source)
@@ -110,7 +120,7 @@ def measure(config: ConfigDict, source: str, data: Path, output: Path, name: str
         max_image_pixels=config.max_image_pixels,
     )
     divisions = _without_corrupt(dataset, divisions, corrupt, config.max_corrupt_fraction)
-    values, evaluators = _evaluate(config, dataset, divisions, features)
+    values, evaluators = _evaluate(protocol, config, dataset, divisions, features)
     result: Result = {
         "task": config.task,
         "protocol": config.protocol,
@@ -119,10 +129,10 @@ def measure(config: ConfigDict, source: str, data: Path, output: Path, name: str
         "primary": task.metric,
         "selection": {
             "split": "validation",
-            "metric": evaluators[0].selected_by,
-            "setting": evaluators[0].setting,
-            "grid": list(config[evaluators[0].setting]),
-            "chosen": [evaluator.chosen[evaluator.setting] for evaluator in evaluators],
+            "metric": protocol.selected_by,
+            "setting": protocol.setting,
+            "grid": list(config[protocol.setting]),
+            "chosen": [evaluator.chosen[protocol.setting] for evaluator in evaluators],
         },
         "sweep": [
             {"seed": split.seed, **row}
@@ -166,13 +176,13 @@ def name_of(source: str) -> str:
 
 
 def _evaluate(
-    config: ConfigDict, dataset: Dataset, divisions: Sequence[Split], features: np.ndarray
+    protocol: EvaluationProtocol, config: ConfigDict, dataset: Dataset, divisions: Sequence[Split], features: np.ndarray
 ) -> tuple[list[dict[str, float]], list[Evaluator]]:
     """Run the protocol on each split; return the metrics by name, and the evaluators."""
     values, evaluators = [], []
-    with Progress("linear classifiers", len(divisions) * len(config.l2), "fits") as progress:
+    with Progress(config.protocol, len(divisions) * len(config[protocol.setting]), "fits") as progress:
         for split in divisions:
-            evaluator = PROTOCOLS[config.protocol](dataset, split, config, progress.advance)
+            evaluator = protocol.evaluator(dataset, split, config, progress.advance)
             values.append(evaluator.run(features) | {"majority_accuracy": _majority_accuracy(dataset, split)})
             evaluators.append(evaluator)
             if not evaluator.chosen.get("converged", True):
@@ -180,8 +190,8 @@ def _evaluate(
                     "split %d: not converged after %d iterations (%s %g): --config.iterations allows more",
                     split.seed,
                     evaluator.chosen["iterations"],
-                    evaluator.setting,
-                    evaluator.chosen[evaluator.setting],
+                    protocol.setting,
+                    evaluator.chosen[protocol.setting],
                 )
     return values, evaluators
 

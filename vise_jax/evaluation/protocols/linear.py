@@ -135,9 +135,6 @@ class LinearEvaluator:
             which is False if L-BFGS stopped at the maximum number of iterations.
     """
 
-    setting = "l2"
-    selected_by = "accuracy"
-
     def __init__(
         self,
         labels: np.ndarray,

@@ -736,6 +736,22 @@ def test_a_full_disk_of_a_beam_worker_is_an_interruption(monkeypatch: pytest.Mon
 
 def test_a_published_labeler_has_no_paths(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
     paths, _ = corpus
-    jobs.fit(paths, make_labels(salt_file=str(tmp_path / "secret" / "salt")), tmp_path / "labeler")
+    labels = make_labels(salt_file=str(tmp_path / "secret" / "salt"), link_roots=(str(tmp_path / "cache"),))
+    jobs.fit(paths, labels, tmp_path / "labeler")
     for path in (tmp_path / "labeler").iterdir():
         assert str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_images_behind_links_into_link_roots_are_labeled(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
+    paths, labeler = corpus
+    directory = tmp_path / "posts"
+    directory.mkdir()
+    linked = shutil.copy(paths[0], directory / "a.jsonl")
+    (directory / "images").symlink_to(paths[0].parent / "images")
+    with pytest.raises(UserError, match="image_path_leaves_folder"):
+        jobs.run([linked], labeler, make_labels(), tmp_path / "refused")
+    # A refusal leaves nothing that a run with link roots would stumble over.
+    labels = make_labels(link_roots=(str(paths[0].parent),))
+    jobs.run([linked], labeler, labels, tmp_path / "refused")
+    jobs.run([paths[0]], labeler, make_labels(), tmp_path / "plain")
+    assert bytes_of(tmp_path / "refused") == bytes_of(tmp_path / "plain")

@@ -5,7 +5,7 @@ import math
 import platform
 import re
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 import jax
 
@@ -179,7 +179,7 @@ def read(path: Path) -> Result:
                 raise UserError(f"{path} has no valid {part} {key}: {_again(result)} and delete it.")
     if not all(map(_is_metric, result["metrics"].values())) or result["primary"] not in result["metrics"]:
         raise UserError(f"{path} has no valid metric {result['primary']!r}: {_again(result)} and delete it.")
-    return result  # type: ignore[return-value]
+    return cast(Result, result)
 
 
 def read_all(directory: Path) -> list[Result]:

@@ -187,6 +187,7 @@ def test_directories_that_are_refused(tmp_path, names, message):
         ("image,label,split\n1.jpg,a,train\n2.jpg,b,later\n", "split 'later' for 2.jpg"),
         ("image,label,split\n1.jpg,a,train\n2.jpg,b,train\n", "none for test"),
         ("image,label,split\n1.jpg,a,train\n2.jpg,b\n", "split '' for 2.jpg"),
+        ("image,label,group\n1.jpg,a,x\n2.jpg,b\n", "no group for 2.jpg"),
         ('image,label\n"1.jpg,a\n', "can't be read as a CSV"),
         (b"image,label\n\xff\xfe.jpg,a\n", "can't be read as a CSV"),
     ],
@@ -356,10 +357,10 @@ def test_text_and_groups_are_columns_of_a_csv_file(tmp_path):
     fill(tmp_path, ["1.jpg", "2.jpg", "3.jpg"])
     plain = datasets.open_labeled(table(tmp_path / "a.csv", "image,label\n3.jpg,a\n1.jpg,b\n2.jpg,a\n"))
     assert (plain.text, plain.group) == (None, None)
-    rows = '3.jpg,a,"so, what",x\n1.jpg,b,,y\n2.jpg,a\n'
-    images = datasets.open_labeled(table(tmp_path / "b.csv", "image,label,text,group\n" + rows))
+    rows = '3.jpg,a,x,"so, what"\n1.jpg,b,y,\n2.jpg,a,x\n'
+    images = datasets.open_labeled(table(tmp_path / "b.csv", "image,label,group,text\n" + rows))
     assert images.text == ("", "", "so, what")
-    assert images.group == ("y", "", "x")
+    assert images.group == ("y", "x", "x")
     assert images.fingerprint != plain.fingerprint
 
 

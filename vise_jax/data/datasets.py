@@ -72,8 +72,8 @@ def open_labeled(path: str | Path, link_roots: Sequence[str] = ()) -> Dataset:
 
     Raises:
         UserError: nothing there, a single class, an image without a class, a class without images, a missing or
-            repeated image, an unknown split, classes that differ between splits, a group in two splits, a path that
-            leaves its directory.
+            repeated image, an unknown split, classes that differ between splits, a missing group or one in two splits,
+            a path that leaves its directory.
     """
     path = Path(path)
     text: Mapping[str, str] = {}
@@ -90,7 +90,7 @@ def open_labeled(path: str | Path, link_roots: Sequence[str] = ()) -> Dataset:
         raise UserError(f"{path} has one class only ({next(iter(labels.values()))}): a classifier needs at least two.")
     if splits:
         dataset_layouts.check_splits(path, labels, splits)
-        _check_groups(path, group, splits)
+    _check_groups(path, group, splits)
     return _dataset(path, files, labels, splits, text, group)
 
 
@@ -120,8 +120,10 @@ def _files_of(path: Path, rows: list[dataset_tables.Row], link_roots: Sequence[s
 def _check_groups(path: Path, group: Mapping[str, str], splits: Mapping[str, str]) -> None:
     first: dict[str, str] = {}
     for name, value in group.items():
-        split = first.setdefault(value, splits[name])
-        if split != splits[name]:
+        if not value:
+            raise UserError(f"{path} has no group for {name}: fill it in, an image on its own with a name of its own.")
+        split = first.setdefault(value, splits.get(name, ""))
+        if split != splits.get(name, ""):
             raise UserError(f"{path} has the group {value!r} in both {split} and {splits[name]}: keep it in one split.")
 
 

@@ -94,14 +94,10 @@ def check(dataset: Dataset, split: Split) -> None:
 
 
 def _random(dataset: Dataset, seed: int, settings: SplitSettings) -> Split:
-    train_fraction, train_and_validation = (
-        settings.train_fraction,
-        settings.train_fraction + settings.validation_fraction,
-    )
-
     def ends(count: int) -> tuple[int, int]:
-        train = min(max(_round(train_fraction * count), 1), count - 1)
-        return train, min(max(_round(train_and_validation * count), train), count - 1)
+        train = min(max(_round(settings.train_fraction * count), 1), count - 1)
+        end = _round((settings.train_fraction + settings.validation_fraction) * count)
+        return train, min(max(end, train), count - 1)
 
     train, validation, test = _divide(dataset, np.arange(len(dataset)), seed, ends, at_least=2)
     return Split(seed, train, validation, test)

@@ -42,13 +42,13 @@ def main(words: list[str]) -> None:
     examples, steps, every = (2_000, 40, 10) if QUICK.value else (100_000, 500, 50)
     rounds = 1 if QUICK.value else ROUNDS.value
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_shards(folder / "shards", examples)
-        train(folder, "steady", steps, every)
-        lines = (folder / "steady" / "metrics.jsonl").read_text().splitlines()
+        directory = Path(name)
+        make_shards(directory / "shards", examples)
+        train(directory, "steady", steps, every)
+        lines = (directory / "steady" / "metrics.jsonl").read_text().splitlines()
         steady = losses_of_time(list(map(json.loads, lines)), every)
         print(", ".join(f"{key} {value:.4f}" for key, value in steady.items()), flush=True)
-        resumed = {share: restarts(folder, int(share * examples / _BATCH), rounds) for share in (0.1, 0.9)}
+        resumed = {share: restarts(directory, int(share * examples / _BATCH), rounds) for share in (0.1, 0.9)}
     for share, found in resumed.items():
         print(f"at {share:.0%} of an epoch: " + ", ".join(f"{key} {value}" for key, value in found.items()))
     early, late = (np.array(resumed[share]["seconds"]) for share in (0.1, 0.9))
@@ -62,11 +62,11 @@ def main(words: list[str]) -> None:
     print(json.dumps(result))
 
 
-def make_shards(folder: Path, examples: int) -> None:
+def make_shards(directory: Path, examples: int) -> None:
     """Write shards of drawn images."""
     draw = np.random.default_rng(0)
     images = [_picture(draw) for _ in range(min(examples, 2_000))]
-    write_shards(folder, lambda number: images[number % len(images)], examples, _SHARDS, comments=40, reactions=8)
+    write_shards(directory, lambda number: images[number % len(images)], examples, _SHARDS, comments=40, reactions=8)
 
 
 def _picture(draw: np.random.Generator) -> bytes:
@@ -76,10 +76,10 @@ def _picture(draw: np.random.Generator) -> bytes:
     return file.getvalue()
 
 
-def command(folder: Path, run: str, steps: int, every: int) -> list[str]:
+def command(directory: Path, run: str, steps: int, every: int) -> list[str]:
     """A run that is small for two cores, not for its input: ResNet-18 of width 16, 64 images of 64 pixels a step."""
     keys = {
-        "data.shards": folder / "shards",
+        "data.shards": directory / "shards",
         "data.image_size": 64,
         "model.name": "resnet18",
         "model.width": 16,
@@ -89,12 +89,14 @@ def command(folder: Path, run: str, steps: int, every: int) -> list[str]:
     }
     words = [f"--config.{key}={value}" for key, value in keys.items()]
     config = f"--config={ROOT}/configs/vise_1m.py:resnet18"
-    return [sys.executable, str(ROOT / "scripts" / "train.py"), config, *words, "--workdir", str(folder / run)]
+    return [sys.executable, str(ROOT / "scripts" / "train.py"), config, *words, "--workdir", str(directory / run)]
 
 
-def train(folder: Path, run: str, steps: int, every: int) -> None:
+def train(directory: Path, run: str, steps: int, every: int) -> None:
     """Run to the end."""
-    subprocess.run(command(folder, run, steps, every), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        command(directory, run, steps, every), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def losses_of_time(records: list[dict], every: int) -> dict[str, float]:
@@ -121,16 +123,16 @@ def losses_of_time(records: list[dict], every: int) -> dict[str, float]:
     }
 
 
-def restarts(folder: Path, stop: int, rounds: int) -> dict:
+def restarts(directory: Path, stop: int, rounds: int) -> dict:
     """Start a run, kill it a few steps behind a checkpoint at the step `stop`, and start it again, a few times."""
     every, found = max(stop, 2), {"steps_lost": [], "seconds": [], "loop_seconds": []}
     run = f"at-{stop}"
     # As long a run each time, so that each compiles the same step; killed when it has gone on behind the checkpoint.
-    words = command(folder, run, 1_000_000, every)
-    _kill_behind(words, folder / run, every, until=every + 3)
+    words = command(directory, run, 1_000_000, every)
+    _kill_behind(words, directory / run, every, until=every + 3)
     for _ in range(rounds):
         start = time.monotonic()
-        lost, seconds, loop_seconds = _kill_behind(words, folder / run, every, until=None)
+        lost, seconds, loop_seconds = _kill_behind(words, directory / run, every, until=None)
         found["steps_lost"].append(lost)
         found["seconds"].append(round(seconds - start, 2))
         found["loop_seconds"].append(loop_seconds)

@@ -66,7 +66,7 @@ QUEUED = 8
 class Settings(NamedTuple):
     """What all variants share."""
 
-    folder: Path
+    directory: Path
     batch_size: int
     threads: int
 
@@ -78,7 +78,7 @@ def main(words: list[str]) -> None:
     rounds, batches = ROUNDS.value or (2 if quick else 10), BATCHES.value or (6 if quick else 25)
     with tempfile.TemporaryDirectory() as name:
         settings = Settings(Path(name), batch_size, THREADS.value)
-        file_bytes = write_photos(settings.folder, count)
+        file_bytes = write_photos(settings.directory, count)
         print(f"{count} photographs of {file_bytes / count / 1000:.0f} KB", flush=True)
         crews = {variant: Crew(variant, settings) for variant in installed()}
         seconds: dict[str, list[float]] = {variant: [] for variant in crews}
@@ -141,19 +141,19 @@ def photo(number: int) -> bytes:
     return file.getvalue()
 
 
-def write_photos(folder: Path, count: int) -> int:
+def write_photos(directory: Path, count: int) -> int:
     """Write `photos/NUMBER.jpg` and the same as engagement shards, `shards`; the files' bytes together."""
     from simulated import write_shards
 
-    (folder / "photos").mkdir()
+    (directory / "photos").mkdir()
 
     def image(number: int) -> bytes:
         encoded = photo(number)
-        (folder / "photos" / f"{number}.jpg").write_bytes(encoded)
+        (directory / "photos" / f"{number}.jpg").write_bytes(encoded)
         return encoded
 
-    write_shards(folder / "shards", image, count, SHARDS, comments=5000, reactions=128)
-    return sum(path.stat().st_size for path in (folder / "photos").iterdir())
+    write_shards(directory / "shards", image, count, SHARDS, comments=5000, reactions=128)
+    return sum(path.stat().st_size for path in (directory / "photos").iterdir())
 
 
 def installed() -> list[str]:
@@ -214,18 +214,29 @@ def prepare(variant: str, settings: Settings) -> Iterator[Any]:
 
 def _ours(settings: Settings) -> Iterator[np.ndarray]:
     from vise_jax.data import loader, shards
+    from vise_jax.data.epoch_order import Shuffle
     from vise_jax.data.records import CorruptExamples
 
-    folder, data = settings.folder / "shards", config.base().data
-    data.threads = settings.threads
-    bad = CorruptExamples(settings.folder / "corrupt_examples.jsonl")
-    manifest = shards.read_manifest(folder)
-    for batch in loader.batches(folder, manifest, data, batch_size=settings.batch_size, seed=0, bad=bad):
+    directory, data = settings.directory / "shards", config.base().data
+    batches = loader.batches(
+        directory,
+        shards.read_manifest(directory),
+        batch_size=settings.batch_size,
+        seed=0,
+        corrupt=CorruptExamples(settings.directory / "corrupt_examples.jsonl"),
+        shuffle=Shuffle(data.shuffle_shards, data.shuffle_block, data.shuffle_slots, data.shuffle_window),
+        image_size=data.image_size,
+        crop_area=tuple(data.crop_area),
+        crop_ratio=tuple(data.crop_ratio),
+        antialias=data.antialias,
+        threads=settings.threads,
+    )
+    for batch in batches:
         yield batch["images"]
 
 
 def _theirs(variant: str, settings: Settings) -> Iterator[Any]:
-    paths = sorted((settings.folder / "photos").iterdir())
+    paths = sorted((settings.directory / "photos").iterdir())
     if variant == DECODE_ONLY[0]:
         return _decoded_in_threads(paths, settings)
     import torch_input

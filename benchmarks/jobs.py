@@ -43,7 +43,7 @@ _CONFIG = (
     f"--config={ROOT}/configs/vise_1m.py",
     "--config.labels.reaction_clusters=64",
     "--config.labels.shard_megabytes=16",
-    "--config.labels.part_megabytes=8",
+    "--config.labels.split_megabytes=8",
 )
 _BEAM = ("--runner=DirectRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2")
 # Runs a command and prints the peak memory (KiB) of the largest of its processes.
@@ -63,27 +63,27 @@ def main(words: list[str]) -> None:
     cli.no_words(words)
     count = COUNT.value or (1_000 if QUICK.value else 200_000)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_posts(folder, count, COMMENTS.value, FILES.value, IMAGE_SIZE.value)
-        posts = ("--posts", f"{folder}/*.jsonl")
-        fit_seconds, fit_peak = _label("fit", *posts, "--output", folder / "labeler")
+        directory = Path(name)
+        write_posts(directory, count, COMMENTS.value, FILES.value, IMAGE_SIZE.value)
+        posts = ("--posts", f"{directory}/*.jsonl")
+        fit_seconds, fit_peak = _label("fit", *posts, "--output", directory / "labeler")
         print(f"fit: {count / fit_seconds:,.0f} posts/s, {fit_seconds:.1f} s, {fit_peak / 2**20:,.0f} MiB", flush=True)
         seconds: dict[str, list[float]] = {way: [] for way in _WAYS}
         sha256: dict[str, str] = {}
         peak: dict[str, int] = {}
         for _ in range(ROUNDS.value):
             for way, options in _WAYS.items():
-                shutil.rmtree(folder / way, ignore_errors=True)
-                run = ("run", *posts, "--labeler", folder / "labeler", "--output", folder / way)
+                shutil.rmtree(directory / way, ignore_errors=True)
+                run = ("run", *posts, "--labeler", directory / "labeler", "--output", directory / way)
                 taken, peak[way] = _label(*run, *options)
                 seconds[way].append(taken)
-                sha256[way] = checksum(folder / way)
+                sha256[way] = checksum(directory / way)
                 print(
                     f"{way}: {count / taken:,.0f} posts/s, {taken:.1f} s, {peak[way] / 2**20:,.0f} MiB the largest "
                     f"process, {sha256[way][:16]}",
                     flush=True,
                 )
-        manifest = json.loads((folder / "1 worker" / "manifest.json").read_text())
+        manifest = json.loads((directory / "1 worker" / "manifest.json").read_text())
     speeds = {way: count / np.array(taken) for way, taken in seconds.items()}
     print(
         json.dumps(
@@ -106,22 +106,22 @@ def main(words: list[str]) -> None:
     )
 
 
-def write_posts(folder: Path, count: int, comments: int, files: int, image_size: int) -> None:
+def write_posts(directory: Path, count: int, comments: int, files: int, image_size: int) -> None:
     """Posts files `0.jsonl` and so on, and their `images`."""
     draw, generator = random.Random(0), np.random.default_rng(0)
-    (folder / "images").mkdir()
+    (directory / "images").mkdir()
     ramp = np.linspace(0, 160, image_size)[:, None, None]
     for number in range(min(_IMAGES, count)):
         pixels = ramp * generator.random(3) + generator.integers(0, 96, (image_size, image_size, 3))
         file = io.BytesIO()
         Image.fromarray(pixels.astype(np.uint8)).save(file, "JPEG", quality=85)
-        (folder / "images" / f"{number}.jpg").write_bytes(file.getvalue())
+        (directory / "images" / f"{number}.jpg").write_bytes(file.getvalue())
     words = [f"word{number}" for number in range(20_000)] + list("😀😍😢😡😮🎉🔥🙏")
     draw.shuffle(words)
     weights = np.cumsum(1 / np.arange(1, len(words) + 1)).tolist()
     names = ("haha", "sorry", "angry", "wow", "love")
     for file_number in range(files):
-        with open(folder / f"{file_number}.jsonl", "w", encoding="utf-8") as posts:
+        with open(directory / f"{file_number}.jsonl", "w", encoding="utf-8") as posts:
             for number in range(file_number, count, files):
                 written = draw.choices(words, cum_weights=weights, k=12 * draw.randint(0, 2 * comments))
                 post = {
@@ -143,12 +143,12 @@ def _label(*arguments: str | Path) -> tuple[float, int]:
     return time.perf_counter() - began, int(measured.stdout) * 1024
 
 
-def checksum(folder: Path) -> str:
-    """SHA-256 (hex) over the names and bytes of all files of a folder."""
+def checksum(directory: Path) -> str:
+    """SHA-256 (hex) over the names and bytes of all files of a directory."""
     total = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(directory.rglob("*")):
         if path.is_file():
-            total.update(f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+            total.update(f"{path.relative_to(directory)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()
 
 

@@ -130,8 +130,8 @@ def variants(x: np.ndarray, start: np.ndarray, iterations: int) -> dict[str, Fit
 
 def _on_disk(count: int, clusters: int) -> dict[str, float]:
     """Fit points from a file in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "points.npy"
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "points.npy"
         points = np.lib.format.open_memmap(path, "w+", np.float32, (count, 128))
         for first in range(0, count, 100_000):
             points[first : first + 100_000] = blobs(min(100_000, count - first), 128, 2 * clusters)

@@ -40,7 +40,7 @@ from measuring import ratio
 
 from vise_jax import cli, config
 from vise_jax.engagement import kmeans
-from vise_jax.engagement.comments import CommentEncoder, fit_encoder, tokenizer
+from vise_jax.engagement.comments import SEPARATOR, CommentEncoder, fit_encoder, tokenizer
 from vise_jax.errors import UserError
 from vise_jax.posts import RejectLog, expand, read
 from vise_jax.similarity import unit_rows
@@ -179,11 +179,11 @@ def fit(messages: Sequence[str], clusters: int, dimensions: int) -> Fitted:
     labels = config.base().labels
     labels.comment_dim = dimensions
     counts: Counter[str] = Counter()
-    documents = 0
-    for tokens in tokenizer(labels)(messages):
+    rows = tokenizer(labels)(messages)
+    for tokens in rows:
         counts.update(set(tokens))
-        documents += bool(tokens)
-    encoder = fit_encoder(counts, documents, messages, labels)
+    sample = [SEPARATOR.join(tokens) for tokens in rows if tokens]
+    encoder, _ = fit_encoder(counts, len(sample), sample, labels)
     phi = encoder.encode(messages)
     points = phi[phi.any(axis=1)]
     centroids = kmeans.fit(points, clusters, iterations=5, seed=0, allow_fewer=True).centroids

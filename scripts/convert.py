@@ -29,12 +29,12 @@ _EMA = flags.DEFINE_bool("ema", None, "Of weights and their moving average in on
 _MAX_GIGABYTES = flags.DEFINE_float(
     "max_gigabytes", 4.0, "A file that is larger, or unpacks to more, is refused.", lower_bound=0
 )
-_ENCODER = flags.DEFINE_string("encoder", None, "The other way: the folder of an encoder to write for PyTorch.")
+_ENCODER = flags.DEFINE_string("encoder", None, "The other way: the directory of an encoder to write for PyTorch.")
 _TO = flags.DEFINE_string(
     "to", None, "torchvision, or vise: the layout of the authors' releases (a Sequential without fc)."
 )
 _HEAD = flags.DEFINE_string("head", "", "With --to torchvision: the head that becomes fc; by default there is no fc.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the encoder; with --to, the .safetensors file to write.")
+_OUTPUT = flags.DEFINE_string("output", None, "Directory for the encoder; with --to, the .safetensors file to write.")
 
 
 def main(words: list[str]) -> None:
@@ -97,14 +97,14 @@ def _show_sources() -> None:
     table.add_column("what, and where it is to be had", overflow="fold")
     for name, source in SOURCES.items():
         images = source.preprocessing
-        mean, std = (" ".join(f"{value:.4g}" for value in images[key]) for key in ("mean", "std"))
+        mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (images.mean, images.std))
         # A file of torch.hub has the beginning of its SHA-256 in its name.
         files = [file if sha in file else f"{file}, SHA-256 {sha}" for sha, file in source.published.items()]
         table.add_row(
             name,
             "\n".join(source.architectures),
-            f"{images['color']} / {images['scale']:g}\nmean {mean}\nstd {std}\n"
-            f"{images['interpolation']} to {images['resize']}, crop {images['crop']}",
+            f"{images.color} / {images.scale:g}\nmean {mean}\nstd {std}\n"
+            f"{images.interpolation} to {images.resize}, crop {images.crop}",
             source.license,
             "\n".join([source.title, *source.notes, source.where, *files]),
         )

@@ -14,7 +14,7 @@ from absl import flags
 
 from vise_jax import cli
 
-_OUTPUT = flags.DEFINE_string("output", None, "The corpus: a folder to write, or with --labeler one to read.")
+_OUTPUT = flags.DEFINE_string("output", None, "The corpus: a directory to write, or with --labeler one to read.")
 _POSTS = flags.DEFINE_integer("posts", 4000, "How many posts.")
 _LABELED = flags.DEFINE_integer("labeled", 1200, "How many labeled images for each of the two tasks.")
 _SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same corpus.")

@@ -19,10 +19,10 @@ from vise_jax import cli, config
 
 _DEFAULTS = config.evaluation()
 _ENCODER = flags.DEFINE_string(
-    "encoder", None, "An encoder's folder; random:NAME or random:FOLDER for an untrained one."
+    "encoder", None, "An encoder's directory; random:NAME or random:FOLDER for an untrained one."
 )
 _IMAGES = flags.DEFINE_string(
-    "images", None, "A folder of images, a .zip, a .csv file with a column `image`, or one image."
+    "images", None, "A directory of images, a .zip, a .csv file with a column `image`, or one image."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "The .npz or .parquet file to write.")
 _BATCH_SIZE = flags.DEFINE_integer(
@@ -37,16 +37,16 @@ _SEED = flags.DEFINE_integer("seed", _DEFAULTS.seed, "Seed of the weights of a r
 def main(words: list[str]) -> None:
     """Extract, and say what was written."""
     cli.no_words(words)
-    source, folder, output = cli.required(_ENCODER), cli.required(_IMAGES), Path(cli.required(_OUTPUT))
+    source, directory, output = cli.required(_ENCODER), cli.required(_IMAGES), Path(cli.required(_OUTPUT))
     from vise_jax.data import datasets
     from vise_jax.inference import extract
 
-    images = datasets.open_unlabeled(folder)
+    images = datasets.open_unlabeled(directory)
     encoder = extract.open_encoder(source, _SEED.value)
     about = extract.export(
         encoder,
         images,
-        extract.preprocessing_at(encoder.preprocessing, _IMAGE_SIZE.value),
+        encoder.preprocessing.at(_IMAGE_SIZE.value),
         output,
         batch_size=_BATCH_SIZE.value,
         threads=_DEFAULTS.threads,

@@ -26,12 +26,14 @@ from rich.table import Table
 
 from vise_jax import cli, config, machine
 from vise_jax.errors import UserError
-from vise_jax.labeling import jobs
+from vise_jax.labeling.delete import delete
+from vise_jax.labeling.fit import fit
+from vise_jax.labeling.label import label
 from vise_jax.posts import expand, summary
 
 _CONFIG = cli.define_config()
 _POSTS = flags.DEFINE_string("posts", None, "Posts files: a glob, or several separated by commas.")
-_OUTPUT = flags.DEFINE_string("output", None, "The folder to write: the labeler (fit) or the shards (run).")
+_OUTPUT = flags.DEFINE_string("output", None, "The directory to write: the labeler (fit) or the shards (run).")
 _LABELER = flags.DEFINE_string("labeler", None, "run, relabel: the labeler that fit has written.")
 _EXCLUDE = flags.DEFINE_string("exclude", None, "A file with post ids to leave out, one a line.")
 _WORKERS = flags.DEFINE_integer("workers", machine.available_cpus(), "Processes; 0 = none but this one.", 0)
@@ -54,13 +56,14 @@ def _fit(output: Path, beam_options: list[str] | None) -> None:
     posts = expand(cli.required(_POSTS))
     if _LABELER.value is not None:
         raise UserError("--labeler is for run and relabel; fit writes the labeler to --output.")
-    labeler = jobs.fit(
+    labeler = fit(
         posts, _CONFIG.value.labels, output, exclude=_exclude(), workers=_WORKERS.value, beam_options=beam_options
     )
     fitted = labeler.fitted
     rows = {
         "posts": f"{fitted['posts']:,}, of them {fitted['cluster_posts']:,} in the cluster split",
         "rejected": summary(fitted["rejected"]),
+        "mended": summary(fitted["notes"]),
         "excluded": f"{fitted['excluded']:,}; {fitted['unmatched']:,} ids match no post",
         "comments": f"{fitted['comments']:,}, {fitted['tokens']:,} tokens, {fitted['comment_dim']} dimensions",
         "tokens covered": f"{labeler.comments.coverage:.1%}" if labeler.comments else "",
@@ -92,7 +95,7 @@ def _clusters(fit: dict) -> str:
 def _run(output: Path, beam_options: list[str] | None) -> None:
     posts = expand(cli.required(_POSTS))
     was_complete = (output / "manifest.json").exists()
-    manifest = jobs.run(
+    manifest = label(
         posts,
         Path(cli.required(_LABELER)),
         _CONFIG.value.labels,
@@ -110,7 +113,7 @@ def _relabel(output: Path, beam_options: list[str] | None) -> None:
     if _POSTS.value is not None or beam_options is not None:
         raise UserError("--posts and --runner beam are for fit and run; relabel reads the shards alone.")
     exclude = Path(cli.required(_EXCLUDE))
-    manifest = jobs.relabel(output, _CONFIG.value.labels, Path(cli.required(_LABELER)), exclude)
+    manifest = delete(output, _CONFIG.value.labels, Path(cli.required(_LABELER)), exclude)
     _print_manifest(output, manifest)
 
 

@@ -1,7 +1,7 @@
 r"""Find the images whose features are nearest to those of a query image, by the cosine, exactly.
 
-The features are a file that extract.py wrote with the same encoder. With --images, the folder, .zip or .csv file that
-they were made from, and --output, the pictures are shown on a page that needs no network.
+The features are a file that extract.py wrote with the same encoder. With --images, the directory, .zip or .csv file
+that they were made from, and --output, the pictures are shown on a page that needs no network.
 
 Example:
     python scripts/extract.py --encoder RUN/encoder --images PHOTOS --output features.npz
@@ -18,7 +18,7 @@ from vise_jax import cli, config
 from vise_jax.errors import UserError
 
 _DEFAULTS = config.evaluation()
-_ENCODER = flags.DEFINE_string("encoder", None, "The folder of the encoder that the features are of.")
+_ENCODER = flags.DEFINE_string("encoder", None, "The directory of the encoder that the features are of.")
 _FEATURES = flags.DEFINE_string("features", None, "The .npz or .parquet file that extract.py wrote.")
 _QUERY = flags.DEFINE_string("query", None, "An image file.")
 _K = flags.DEFINE_integer("k", 10, "How many neighbors.", lower_bound=1)
@@ -29,7 +29,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "The .html file to write the pictu
 def main(words: list[str]) -> None:
     """Find the neighbors, print them, and show them where that was asked for."""
     cli.no_words(words)
-    folder, path = Path(cli.required(_ENCODER)), Path(cli.required(_FEATURES))
+    directory, path = Path(cli.required(_ENCODER)), Path(cli.required(_FEATURES))
     query_path = Path(cli.required(_QUERY))
     if bool(_IMAGES.value) != bool(_OUTPUT.value):
         raise UserError("--images and --output go together: give both, or none to print the neighbors only.")
@@ -39,7 +39,7 @@ def main(words: list[str]) -> None:
     from vise_jax.reporting import neighbors as page
 
     query = datasets.open_unlabeled(query_path)
-    encoder = Encoder.load(folder)
+    encoder = Encoder.load(directory)
     found = neighbors.nearest(encoder, path, query, _K.value, _DEFAULTS.max_image_pixels)
     if _OUTPUT.value:
         images, output = datasets.open_unlabeled(_IMAGES.value), Path(_OUTPUT.value)

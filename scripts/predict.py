@@ -17,10 +17,10 @@ from absl import flags
 from vise_jax import cli, config
 
 _DEFAULTS = config.evaluation()
-_ENCODER = flags.DEFINE_string("encoder", None, "The folder of an encoder that train.py wrote.")
+_ENCODER = flags.DEFINE_string("encoder", None, "The directory of an encoder that train.py wrote.")
 _LABELER = flags.DEFINE_string("labeler", None, "The labeler that label.py fit wrote.")
 _IMAGES = flags.DEFINE_string(
-    "images", None, "A folder of images, a .zip, a .csv file with a column `image`, or one image."
+    "images", None, "A directory of images, a .zip, a .csv file with a column `image`, or one image."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "The .jsonl file to write; the page lies beside it, as .html.")
 _TOP = flags.DEFINE_integer("top", 5, "Comment clusters to name for each image.", lower_bound=1)
@@ -34,7 +34,7 @@ def main(words: list[str]) -> None:
     """Predict, and say what was written."""
     cli.no_words(words)
     encoder_folder, labeler_folder = Path(cli.required(_ENCODER)), Path(cli.required(_LABELER))
-    folder, output = cli.required(_IMAGES), Path(cli.required(_OUTPUT))
+    directory, output = cli.required(_IMAGES), Path(cli.required(_OUTPUT))
     from vise_jax.data import datasets
     from vise_jax.encoder import Encoder
     from vise_jax.engagement import Labeler
@@ -43,7 +43,7 @@ def main(words: list[str]) -> None:
     page, count, rejected = predictions.write(
         Encoder.load(encoder_folder),
         Labeler.load(labeler_folder),
-        datasets.open_unlabeled(folder),
+        datasets.open_unlabeled(directory),
         output,
         top=_TOP.value,
         on_page=_ON_PAGE.value,

@@ -26,14 +26,14 @@ from vise_jax.errors import UserError
 from vise_jax.posts import Post, RejectLog, expand, read
 from vise_jax.progress import track
 
-_RESULTS = flags.DEFINE_string("results", None, "The folder that evaluate.py wrote results to.")
+_RESULTS = flags.DEFINE_string("results", None, "The directory that evaluate.py wrote results to.")
 _LABELER = flags.DEFINE_string("labeler", None, "The labeler that label.py fit wrote.")
 _SHARDS = flags.DEFINE_string("shards", None, "The shards that label.py run wrote with that labeler.")
 _POSTS = flags.DEFINE_string("posts", None, "For --show-examples: a glob of posts files, or several with commas.")
 _SHOW_EXAMPLES = flags.DEFINE_integer("show-examples", 0, "Comments of each cluster on the page.", lower_bound=0)
 _EXCLUDE = flags.DEFINE_string("exclude", None, "A file with ids of posts whose comments are not shown, one a line.")
-_RUNS = flags.DEFINE_list("runs", [], "Run folders of train.py, with commas between them.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the tables, pages and figures.")
+_RUNS = flags.DEFINE_list("runs", [], "Run directories of train.py, with commas between them.")
+_OUTPUT = flags.DEFINE_string("output", None, "Directory for the tables, pages and figures.")
 
 
 def main(words: list[str]) -> None:
@@ -52,18 +52,18 @@ def main(words: list[str]) -> None:
         _page(*found, output)
 
 
-def _table(folder: Path, output: Path) -> None:
+def _table(directory: Path, output: Path) -> None:
     from vise_jax.evaluation import results
     from vise_jax.reporting import tables
 
-    tables.show(tables.write(results.read_all(folder), output))
+    tables.show(tables.write(results.read_all(directory), output))
     print(f"written: {output / 'table.md'} and {output / 'table.csv'}")
 
 
-def _curves(folders: list[Path], output: Path) -> None:
+def _curves(directories: list[Path], output: Path) -> None:
     from vise_jax.reporting import curves, runs
 
-    every = runs.read(folders)
+    every = runs.read(directories)
     curves.write(every, output)
     runs.show(every)
     print(f"written: {output / 'training.html'}, and its figures as PNG files beside it")

@@ -26,12 +26,12 @@ def main(words: list[str]) -> None:
     config, workdir = cli.required(CONFIG), Path(cli.required(WORKDIR))
     import jax
 
-    from vise_jax.encoder import imagenet_preprocessing
     from vise_jax.evaluation.protocols import knn
-    from vise_jax.training import evaluators, pretrain
+    from vise_jax.preprocessing import Preprocessing
+    from vise_jax.training import pretrain
 
-    def make_probe() -> evaluators.Probe:
-        return knn.make_probe(Path(config.training.probe), imagenet_preprocessing(config.data.image_size), _PROBE_BATCH)
+    def make_probe() -> knn.Watcher:
+        return knn.watcher(Path(config.training.probe), Preprocessing.imagenet(config.data.image_size), _PROBE_BATCH)
 
     encoder = pretrain.train(config, workdir, make_probe if config.training.probe else None)
     if jax.process_index() == 0:

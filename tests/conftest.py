@@ -19,9 +19,10 @@ from PIL import Image
 
 from vise_jax import artifact, models
 from vise_jax.data import shards
-from vise_jax.encoder import Encoder, imagenet_preprocessing
+from vise_jax.encoder import Encoder
 from vise_jax.engagement import Labeler
 from vise_jax.engagement.comments import CommentEncoder
+from vise_jax.preprocessing import Preprocessing
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -55,11 +56,11 @@ def make_example():
 @pytest.fixture(scope="session")
 def shards_folder(tmp_path_factory) -> Path:
     """41 examples in shards of different sizes; example n has n % 4 comment labels and the reaction n % 3 - 1."""
-    folder = tmp_path_factory.mktemp("shards")
+    directory = tmp_path_factory.mktemp("shards")
     sizes = [9, 1, 12, 4, 8, 7]
     numbers = iter(range(41))
     written = [
-        shards.write_shard([example(next(numbers)) for _ in range(size)], folder / f"s-{shard}.tfrecord")
+        shards.write_shard([example(next(numbers)) for _ in range(size)], directory / f"s-{shard}.tfrecord")
         for shard, size in enumerate(sizes)
     ]
     manifest = {
@@ -73,8 +74,8 @@ def shards_folder(tmp_path_factory) -> Path:
         "labeler": "0",
         "fingerprint": "1",
     }
-    artifact.write_json(folder / "manifest.json", manifest)
-    return folder
+    artifact.write_json(directory / "manifest.json", manifest)
+    return directory
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +102,7 @@ def trained(labeler) -> Encoder:
     return Encoder.from_model(
         models.build(**architecture, seed=1),
         architecture=architecture,
-        preprocessing=imagenet_preprocessing(16),
+        preprocessing=Preprocessing.imagenet(16),
         provenance={"trained": {"labeler": labeler.fingerprint}},
         license="<b>CC0</b>",
     )

@@ -9,13 +9,13 @@ from vise_jax.errors import UserError
 
 
 def test_a_folder_appears_when_it_is_complete(tmp_path):
-    folder = tmp_path / "made" / "here"
-    with artifact.atomic_directory(folder) as temporary:
+    directory = tmp_path / "made" / "here"
+    with artifact.atomic_directory(directory) as temporary:
         (temporary / "inner").mkdir()
         (temporary / "inner" / "a").write_text("1")
-        assert not folder.exists()
-    assert (folder / "inner" / "a").read_text() == "1"
-    assert list(folder.parent.iterdir()) == [folder]
+        assert not directory.exists()
+    assert (directory / "inner" / "a").read_text() == "1"
+    assert list(directory.parent.iterdir()) == [directory]
 
 
 def test_an_error_leaves_nothing(tmp_path):
@@ -30,13 +30,13 @@ def test_an_error_leaves_nothing(tmp_path):
 
 
 def test_what_is_there_is_never_replaced(tmp_path):
-    folder = tmp_path / "here"
-    folder.mkdir()
-    with artifact.atomic_directory(folder) as temporary:
+    directory = tmp_path / "here"
+    directory.mkdir()
+    with artifact.atomic_directory(directory) as temporary:
         (temporary / "a").write_text("1")
-    with pytest.raises(UserError, match="already exists"), artifact.atomic_directory(folder):
+    with pytest.raises(UserError, match="already exists"), artifact.atomic_directory(directory):
         pass
-    assert (folder / "a").read_text() == "1"
+    assert (directory / "a").read_text() == "1"
 
 
 def test_fingerprints_ignore_the_order_of_keys_and_see_values():

@@ -147,12 +147,12 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def read_description(
-    folder: Path, name: str, *, version: int, made_by: str, older: tuple[int, ...] = ()
+    directory: Path, name: str, *, version: int, made_by: str, older: tuple[int, ...] = ()
 ) -> dict[str, Any]:
     """Read the JSON description of an artifact.
 
     Args:
-        folder: directory of the artifact.
+        directory: directory of the artifact.
         name: the description's file name, e.g. `manifest.json`.
         version: the `format_version` that this code writes.
         older: earlier versions that the caller reads, too.
@@ -161,9 +161,9 @@ def read_description(
     Raises:
         UserError: no such directory or description, invalid JSON, or another format version.
     """
-    path = Path(folder) / name
+    path = Path(directory) / name
     if not path.is_file():
-        raise UserError(f"{folder} has no {name}: give a directory that `{made_by}` has finished writing.")
+        raise UserError(f"{directory} has no {name}: give a directory that `{made_by}` has finished writing.")
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

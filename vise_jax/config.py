@@ -39,7 +39,7 @@ NOT_NEGATIVE: Rule = lambda value: value >= 0, "at least 0"
 FRACTION: Rule = lambda value: 0 <= value <= 1, "between 0 and 1"
 OPEN_FRACTION: Rule = lambda value: 0 < value < 1, "above 0 and below 1"
 BELOW_1: Rule = _below_one, "at least 0 and below 1"
-DIRECTORIES: Rule = lambda value: all(isinstance(path, str) and path for path in value), "a tuple of directories"
+PATHS: Rule = lambda value: all(isinstance(path, str) and path for path in value), "paths of directories"
 # The default None of an integer key.
 OPTIONAL_INT = object()
 
@@ -59,6 +59,9 @@ LABELS: Section = {
     "min_posts": (2, AT_LEAST_1),
     # Maximum number of comments sampled from a post (Sec. 3.2).
     "max_comments": (100, AT_LEAST_1),
+    # Repair comments whose UTF-8 was decoded as Latin-1, as in the social network's own export. Other comments don't
+    # change. The fit reports the number.
+    "repair_encoding": (True, ANY),
     # "set": all clusters of a post have equal weight. "count": the weight is the number of comments in the cluster.
     # Not in the paper.
     "label_weights": ("set", one_of("set", "count")),
@@ -85,9 +88,6 @@ LABELS: Section = {
     # File with the secret salt of the hashed post ids; `label.py fit` creates it if it doesn't exist. "": derive the
     # salt from `seed`, which anyone can repeat. Set it where ids must stay unlinkable.
     "salt_file": ("", ANY),
-    # Directories that symbolic links beside the posts file may point into, e.g. a DVC cache. Images behind other links
-    # out of its directory are rejected.
-    "link_roots": ((), DIRECTORIES),
     # Reject images with more pixels before they are decoded.
     "max_image_pixels": (50_000_000, AT_LEAST_1),
     # JPEG quality of images that are transcoded: WebP, GIF, BMP, TIFF, AVIF, and JPEG files in CMYK.
@@ -95,7 +95,9 @@ LABELS: Section = {
     # Size of a shard.
     "shard_megabytes": (128.0, POSITIVE),
     # Size of an input split: a range of a .jsonl or .parquet file that one worker labels.
-    "part_megabytes": (128.0, POSITIVE),
+    "split_megabytes": (128.0, POSITIVE),
+    # Directories that symbolic links to images may point into, beside that of the posts file.
+    "link_roots": ((), PATHS),
     # Stop the job when a larger fraction of an input split's posts is malformed or has a corrupt image.
     "max_rejected_fraction": (0.5, FRACTION),
     # Number of posts of an input split from which `max_rejected_fraction` applies.
@@ -115,10 +117,17 @@ DATA: Section = {
     "antialias": (False, ANY),
     # Horizontal flips, on the device.
     "flip": (True, ANY),
-    # Shards come in random order, and records are shuffled within groups of this many shards: the window that a batch
-    # is drawn from. The processes share a group; each holds its part of two to three groups in memory (3 GB with one
-    # process and shards of 128 MB). At least as many as there are processes, so that each reads shards of its own.
-    "shuffle_shards": (8, AT_LEAST_1),
+    # Shuffling, see `vise_jax.data.epoch_order`. A batch-norm group of 32 is drawn from shuffle_window / shuffle_block
+    # random places of shuffle_shards shards.
+    "shuffle_shards": (256, AT_LEAST_1),
+    # Consecutive records that are read together.
+    "shuffle_block": (8, AT_LEAST_1),
+    # Runs of rows of a batch with a shuffle window each. At least the number of processes, so that each reads record
+    # blocks of its own; a batch-norm group should not be larger than a slot's rows.
+    "shuffle_slots": (8, AT_LEAST_1),
+    # Examples of a slot that are shuffled together. A process holds two windows of its slots in memory: 2 GB with all 8
+    # slots and images of 60 KB.
+    "shuffle_window": (2048, AT_LEAST_1),
     # Decoding threads per process; 0 = one per available CPU.
     "threads": (0, NOT_NEGATIVE),
     # Corrupt examples are skipped and named in corrupt_examples.jsonl. The run stops when they are a larger fraction of
@@ -249,13 +258,12 @@ EVALUATION: Section = {
     "tolerance": (1e-5, POSITIVE),
     # Decoding threads; 0 = one per available CPU.
     "threads": (0, NOT_NEGATIVE),
-    # Reject images with more pixels before they are decoded.
+    # Refuse images with more pixels before they are decoded.
     "max_image_pixels": (50_000_000, AT_LEAST_1),
-    # Corrupt images are left out and counted in the result. They are an error when they are a larger fraction.
+    # Images that can't be decoded are left out and counted in the result. A larger fraction of them is an error.
     "max_corrupt_fraction": (0.0, FRACTION),
-    # Directories that symbolic links in the dataset may point into, e.g. the cache of Hugging Face or DVC. Other links
-    # out of the dataset are an error.
-    "link_roots": ((), DIRECTORIES),
+    # Directories that symbolic links to images may point into, beside that of the dataset.
+    "link_roots": ((), PATHS),
     "seed": (0, NOT_NEGATIVE),
 }
 
@@ -307,7 +315,7 @@ def validate(config: ConfigDict) -> None:
     if "labels" in config and (config.labels.comment_encoder == "lsa") == bool(config.labels.vectors):
         raise UserError(
             f"The config key labels.vectors is {config.labels.vectors!r} with labels.comment_encoder="
-            f"{config.labels.comment_encoder!r}: word_vectors needs a file and static a folder, lsa takes none."
+            f"{config.labels.comment_encoder!r}: word_vectors needs a file and static a directory, lsa takes none."
         )
     if "train_fraction" in config and config.train_fraction + config.validation_fraction >= 1:
         raise UserError("train_fraction and validation_fraction leave nothing for test: lower one of them.")

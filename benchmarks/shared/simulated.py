@@ -11,19 +11,19 @@ from vise_jax.data import shards
 
 
 def write_shards(
-    folder: Path, image: Callable[[int], bytes], examples: int, count: int, *, comments: int, reactions: int
+    directory: Path, image: Callable[[int], bytes], examples: int, count: int, *, comments: int, reactions: int
 ) -> None:
-    """Write a folder of shards whose examples have one label of each kind.
+    """Write a directory of shards whose examples have one label of each kind.
 
     Args:
-        folder: a new folder.
+        directory: a new directory.
         image: from an example's number to its encoded image.
         examples: how many.
         count: of shards, of about the same size.
         comments: clusters of comments, which take turns.
         reactions: clusters of reactions.
     """
-    folder.mkdir()
+    directory.mkdir()
 
     def example(number: int) -> dict[str, Any]:
         return {
@@ -35,7 +35,7 @@ def write_shards(
         }
 
     written = [
-        shards.write_shard(map(example, numbers.tolist()), folder / f"s-{shard:05d}.tfrecord")
+        shards.write_shard(map(example, numbers.tolist()), directory / f"s-{shard:05d}.tfrecord")
         for shard, numbers in enumerate(np.array_split(np.arange(examples), count))
     ]
     manifest = {
@@ -49,4 +49,4 @@ def write_shards(
         "labeler": "simulated",
         "fingerprint": artifact.fingerprint(written),
     }
-    artifact.write_json(folder / "manifest.json", manifest)
+    artifact.write_json(directory / "manifest.json", manifest)

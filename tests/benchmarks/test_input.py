@@ -27,7 +27,7 @@ def benchmark(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
 @pytest.fixture(scope="module")
 def torch_input(benchmark: ModuleType) -> ModuleType:
     pytest.importorskip("torch")
-    import torch_input  # the benchmark has put its folder on the path
+    import torch_input  # the benchmark has put its directory on the path
 
     return torch_input
 
@@ -54,15 +54,15 @@ def test_photographs_are_always_the_same_and_as_large_as_said(benchmark: ModuleT
 def test_shards_and_files_hold_the_same(benchmark: ModuleType, settings) -> None:
     from vise_jax.data import records, shards
 
-    manifest = shards.read_manifest(settings.folder / "shards")
+    manifest = shards.read_manifest(settings.directory / "shards")
     assert (manifest["examples"], len(manifest["shards"])) == (20, benchmark.SHARDS)
     content = b"".join(
         data
         for shard in manifest["shards"]
-        for data in records.read_shard(settings.folder / "shards" / shard["name"], shard["examples"], range(2))[0]
+        for data in records.read_shard(settings.directory / "shards" / shard["name"], shard["examples"], range(2))[0]
     )
     for number in (0, 19):
-        assert (settings.folder / "photos" / f"{number}.jpg").read_bytes() in content
+        assert (settings.directory / "photos" / f"{number}.jpg").read_bytes() in content
 
 
 def test_ours_gives_batches_without_end(benchmark: ModuleType, settings) -> None:

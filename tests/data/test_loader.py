@@ -3,28 +3,35 @@
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vise_jax import config as vise_config
 from vise_jax.data import images, loader, shards
+from vise_jax.data.epoch_order import Shuffle
 from vise_jax.data.records import CorruptExamples
+from vise_jax.preprocessing import Preprocessing
+
+SETTINGS = {
+    "shuffle": Shuffle(shards=2, block=2, slots=3, window=4),
+    "image_size": 16,
+    "crop_area": (0.08, 1.0),
+    "crop_ratio": (3 / 4, 4 / 3),
+    "antialias": False,
+}
 
 
 @pytest.fixture
 def read(shards_folder, tmp_path):
-    """Yield batches of 7 of the 41 examples, with keys of `data` changed."""
+    """Yield batches of 7 of the 41 examples."""
     manifest = shards.read_manifest(shards_folder)
 
-    def batches(first_step: int = 0, seed: int = 3, rows: np.ndarray | None = None, **keys):
-        config = vise_config.base().data
-        config.update({"image_size": 16, "shuffle_shards": 2, **keys})
-        bad = CorruptExamples(tmp_path / "corrupt_examples.jsonl")
-        return loader.batches(
-            shards_folder, manifest, config, batch_size=7, seed=seed, bad=bad, first_step=first_step, rows=rows
-        )
+    def batches(seed: int = 3, **settings):
+        corrupt = CorruptExamples(tmp_path / "corrupt_examples.jsonl")
+        settings = {"batch_size": 7, "seed": seed, "corrupt": corrupt, **SETTINGS, **settings}
+        return loader.batches(shards_folder, manifest, **settings)
 
     return batches
 
@@ -91,32 +98,10 @@ def test_processes_share_the_rows_of_the_same_batches(read, cut):
             np.testing.assert_array_equal(np.concatenate([share[step][name] for share in shares]), value)
 
 
-def test_a_process_reads_the_shards_of_its_rows_only(monkeypatch, tmp_path):
-    described = [{"name": f"s-{number}", "examples": 16} for number in range(16)]
-    manifest = {"shards": described, "classes": {"comments": 3, "reactions": 2}, "max_comment_labels": 1}
-    read = []
-
-    def read_shard(path, examples, wanted):
-        read.extend((path.name, number) for number in wanted)
-        return [b""] * len(wanted), {}
-
-    monkeypatch.setattr(loader, "read_shard", read_shard)
-    config = vise_config.base().data
-    config.update({"image_size": 8, "shuffle_shards": 8, "threads": 1})
-    bad = CorruptExamples(tmp_path / "corrupt_examples.jsonl")
-    for process in range(4):
-        read.clear()
-        rows = np.arange(8 * process, 8 * process + 8)
-        list(itertools.islice(loader.batches(tmp_path, manifest, config, batch_size=32, seed=0, bad=bad, rows=rows), 4))
-        # A group of 8 shards has 128 records, and a process a quarter of them: two shards' worth.
-        assert len(set(read[:32])) == 32
-        assert len({name for name, _ in read[:32]}) <= 3
-
-
-def damage(shards_folder: Path, folder: Path, kind: str, example) -> tuple[dict, set[int]]:
+def damage(shards_folder: Path, directory: Path, kind: str, example) -> tuple[dict, set[int]]:
     """Copy the shards and damage the third of them, with examples 10 to 21; returns the manifest and who is lost."""
-    shutil.copytree(shards_folder, folder)
-    path = folder / "s-2.tfrecord"
+    shutil.copytree(shards_folder, directory)
+    path = directory / "s-2.tfrecord"
     content = bytearray(path.read_bytes())
     if kind == "image":
         examples = [example(number) for number in range(10, 22)]
@@ -137,18 +122,16 @@ def damage(shards_folder: Path, folder: Path, kind: str, example) -> tuple[dict,
     elif kind == "cut":
         content = content[:-700]
     path.write_bytes(content)
-    return shards.read_manifest(folder, damaged=True), {21} if kind == "cut" else {10}
+    return shards.read_manifest(directory, damaged=True), {21} if kind == "cut" else {10}
 
 
 @pytest.mark.parametrize("kind", ["bit", "length", "cut", "image", "label"])
 def test_damaged_examples_are_black_and_named_and_no_other_moves(shards_folder, read, make_example, tmp_path, kind):
-    folder = tmp_path / "shards"
-    manifest, lost = damage(shards_folder, folder, kind, make_example)
-    config = vise_config.base().data
-    config.update({"image_size": 16, "shuffle_shards": 2})
+    directory = tmp_path / "shards"
+    manifest, lost = damage(shards_folder, directory, kind, make_example)
     reject_log = tmp_path / "corrupt_examples.jsonl"
-    bad = CorruptExamples(reject_log)
-    found = loader.batches(folder, manifest, config, batch_size=7, seed=3, bad=bad)
+    corrupt = CorruptExamples(reject_log)
+    found = loader.batches(directory, manifest, batch_size=7, seed=3, corrupt=corrupt, **SETTINGS)
     black = 0
     for whole, batch in itertools.islice(zip(read(), found, strict=True), 12):
         for row, post_id in enumerate(whole["post_id"]):
@@ -171,11 +154,10 @@ def test_damaged_examples_are_black_and_named_and_no_other_moves(shards_folder, 
 def test_validation_examples_come_once_as_center_crops(shards_folder, make_example, tmp_path, rows):
     manifest = shards.read_manifest(shards_folder)
     manifest["validation"] = {"examples": 13, "shards": [manifest["shards"][2], manifest["shards"][1]]}
-    config = vise_config.base().data
-    preprocessing = {"resize": 18, "crop": 16, "interpolation": "bilinear"}
-    bad = CorruptExamples(tmp_path / "corrupt_examples.jsonl")
+    preprocessing = replace(Preprocessing.imagenet(16), resize=18)
+    corrupt = CorruptExamples(tmp_path / "corrupt_examples.jsonl")
     found = list(
-        loader.validation_batches(shards_folder, manifest, config, preprocessing, batch_size=5, bad=bad, rows=rows)
+        loader.validation_batches(shards_folder, manifest, preprocessing, batch_size=5, corrupt=corrupt, rows=rows)
     )
     every = [[b"%04d" % number for number in (*range(10, 22), 9)][start : start + 5] for start in (0, 5, 10)]
     every[2] += [b"", b""]
@@ -187,53 +169,16 @@ def test_validation_examples_come_once_as_center_crops(shards_folder, make_examp
 
 
 def test_damaged_validation_images_are_black_and_named(shards_folder, make_example, tmp_path):
-    folder = tmp_path / "shards"
-    manifest, _ = damage(shards_folder, folder, "image", make_example)
+    directory = tmp_path / "shards"
+    manifest, _ = damage(shards_folder, directory, "image", make_example)
     manifest["validation"] = {"examples": 12, "shards": [manifest["shards"][2]]}
-    preprocessing = {"resize": 18, "crop": 16, "interpolation": "bicubic"}
-    bad = CorruptExamples(tmp_path / "corrupt_examples.jsonl")
-    config = vise_config.base().data
-    (batch,) = loader.validation_batches(folder, manifest, config, preprocessing, batch_size=12, bad=bad)
+    preprocessing = replace(Preprocessing.imagenet(16), resize=18, interpolation="bicubic")
+    corrupt = CorruptExamples(tmp_path / "corrupt_examples.jsonl")
+    (batch,) = loader.validation_batches(directory, manifest, preprocessing, batch_size=12, corrupt=corrupt)
     expected = [b"" if number in (13, 15) else b"%04d" % number for number in range(10, 22)]
     assert list(batch["post_id"]) == expected
     assert [bool(image.any()) for image in batch["images"]] == [post_id != b"" for post_id in expected]
     named = [json.loads(line) for line in (tmp_path / "corrupt_examples.jsonl").read_text().splitlines()]
     assert named == [
         {"shard": "s-2.tfrecord", "record": record, "reason": "no whole JPEG or PNG image"} for record in (3, 5)
-    ]
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_groups_hold_every_record_once_whatever_their_size(batch_size):
-    counts = [3, 1, 4, 1, 5]
-    for size in (1, 2, 5, 9):
-        groups = list(loader.epoch_groups(counts, size, seed=0, epoch=1, batch_size=batch_size))
-        assert sorted(np.concatenate([group for group, _ in groups])) == list(range(5))
-        for group, order in groups:
-            assert len(group) <= size
-            assert sorted(order) == list(range(sum(counts[shard] for shard in group)))
-
-
-@pytest.mark.parametrize("skip", [0, 1, 4, 5, 9, 13, 14])
-def test_an_epoch_is_entered_anywhere_in_the_same_order(skip):
-    def order(skip: int) -> list[tuple[int, ...]]:
-        groups = loader.epoch_groups([3, 1, 4, 1, 5], 2, seed=7, epoch=2, batch_size=4, skip=skip)
-        return [(*group.tolist(), record) for group, records in groups for record in records.tolist()]
-
-    assert order(skip) == order(0)[skip:]
-
-
-def test_a_batch_mixes_the_shards_of_a_group():
-    (_, order), *_ = loader.epoch_groups([100] * 8, 8, seed=0, epoch=0, batch_size=64)
-    for start in range(0, 768, 64):
-        assert len(set(order[start : start + 64] // 100)) == 8
-
-
-def test_the_order_is_pinned():
-    # Written down once: another NumPy or another platform must not change what a seed means.
-    groups = loader.epoch_groups([3, 1, 4, 1, 5], 2, seed=7, epoch=2, batch_size=4)
-    assert [(group.tolist(), order.tolist()) for group, order in groups] == [
-        ([0, 3], [0, 1, 3, 2]),
-        ([1, 4], [2, 3, 4, 5, 1, 0]),
-        ([2], [3, 2, 1, 0]),
     ]

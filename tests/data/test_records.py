@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from vise_jax.data import records
-from vise_jax.data.records import CHECKSUM, CUT_OFF, CorruptExamples, read_shard
+from vise_jax.data.records import CHECKSUM, CUT_OFF, CorruptExamples, read_index, read_records
 from vise_jax.errors import UserError
 
 DATA = [bytes([number]) * (20 + 7 * number) for number in range(9)]
@@ -24,6 +24,10 @@ def shard(tmp_path) -> Path:
         for data in DATA:
             writer.write(data)
     return path
+
+
+def read_shard(path: Path, examples: int, wanted: range):
+    return read_records(path, read_index(path, examples), wanted)
 
 
 def offset_of(record: int) -> int:

@@ -1,4 +1,4 @@
-"""Shards: equal examples give equal bytes, and a folder that is not whole is refused in words."""
+"""Shards: equal examples give equal bytes, and a directory that is not whole is refused in words."""
 
 import json
 from collections.abc import Callable
@@ -23,8 +23,8 @@ def example(number: int) -> dict[str, Any]:
 
 
 def test_equal_examples_give_equal_bytes(tmp_path: Path) -> None:
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
+    for directory in ("a", "b"):
+        (tmp_path / directory).mkdir()
     first = shards.write_shard(map(example, range(7)), tmp_path / "a" / "p.tfrecord")
     assert first["name"] == "p.tfrecord"
     assert first["examples"] == 7
@@ -60,7 +60,7 @@ def test_copied_records_are_those_that_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def directory(tmp_path: Path) -> Path:
     written = [
         shards.write_shard(map(example, numbers), tmp_path / f"p-{shard:05d}.tfrecord")
         for shard, numbers in enumerate([(0, 1), (2, 3)])
@@ -80,31 +80,34 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def change(folder: Path, **changes: Any) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    artifact.write_json(folder / "manifest.json", manifest | changes)
+def change(directory: Path, **changes: Any) -> None:
+    manifest = json.loads((directory / "manifest.json").read_text())
+    artifact.write_json(directory / "manifest.json", manifest | changes)
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda folder: (folder / "manifest.json").unlink(), r"no manifest\.json"),
-        (lambda folder: (folder / "manifest.json").write_text("{"), "not valid JSON"),
-        (lambda folder: change(folder, format_version=99), "version 99"),
-        (lambda folder: change(folder, shards=[{"name": "p"}]), "lacks what shards need"),
-        (lambda folder: change(folder, shards=None), "lacks what shards need"),
-        (lambda folder: change(folder, examples=5), "does not hold together"),
-        (lambda folder: change(folder, classes={"comments": 3}), "does not hold together"),
-        (lambda folder: change(folder, shards=[{"name": "../x", "bytes": 1, "examples": 4}]), "not hold together"),
-        (lambda folder: (folder / "p-00001.tfrecord").unlink(), r"p-00001\.tfrecord is missing"),
-        (lambda folder: (folder / "p-00001.tfrecord").write_bytes(b"short"), "has 5 bytes instead of"),
+        (lambda directory: (directory / "manifest.json").unlink(), r"no manifest\.json"),
+        (lambda directory: (directory / "manifest.json").write_text("{"), "not valid JSON"),
+        (lambda directory: change(directory, format_version=99), "version 99"),
+        (lambda directory: change(directory, shards=[{"name": "p"}]), "lacks what shards need"),
+        (lambda directory: change(directory, shards=None), "lacks what shards need"),
+        (lambda directory: change(directory, examples=5), "does not hold together"),
+        (lambda directory: change(directory, classes={"comments": 3}), "does not hold together"),
+        (
+            lambda directory: change(directory, shards=[{"name": "../x", "bytes": 1, "examples": 4}]),
+            "not hold together",
+        ),
+        (lambda directory: (directory / "p-00001.tfrecord").unlink(), r"p-00001\.tfrecord is missing"),
+        (lambda directory: (directory / "p-00001.tfrecord").write_bytes(b"short"), "has 5 bytes instead of"),
     ],
 )
-def test_a_folder_that_is_not_whole_is_refused(folder: Path, damage: Callable[[Path], Any], words: str) -> None:
-    assert shards.read_manifest(folder)["examples"] == 4
-    damage(folder)
+def test_a_folder_that_is_not_whole_is_refused(directory: Path, damage: Callable[[Path], Any], words: str) -> None:
+    assert shards.read_manifest(directory)["examples"] == 4
+    damage(directory)
     with pytest.raises(UserError, match=words):
-        shards.read_manifest(folder)
+        shards.read_manifest(directory)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
@@ -112,23 +115,23 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         shards.read_manifest(tmp_path / "none")
 
 
-def test_a_shard_that_the_manifest_does_not_name_is_refused(folder: Path) -> None:
-    shards.write_shard(map(example, (7, 8)), folder / "q-00000.tfrecord")
+def test_a_shard_that_the_manifest_does_not_name_is_refused(directory: Path) -> None:
+    shards.write_shard(map(example, (7, 8)), directory / "q-00000.tfrecord")
     with pytest.raises(UserError, match=r"q-00000\.tfrecord, which its manifest does not name: shards of two"):
-        shards.read_manifest(folder, damaged=True)
+        shards.read_manifest(directory, damaged=True)
 
 
-def test_the_shard_of_another_labeler_is_told_from_a_damaged_one(folder: Path) -> None:
-    path = folder / "p-00001.tfrecord"
+def test_the_shard_of_another_labeler_is_told_from_a_damaged_one(directory: Path) -> None:
+    path = directory / "p-00001.tfrecord"
     whole = path.read_bytes()
     # The same posts and images, as large as before, but another label.
     shards.write_shard([{**example(2), "reactions/label": 3}, example(3)], path)
     assert path.stat().st_size == len(whole)
     for damaged in (False, True):
         with pytest.raises(UserError, match=r"p-00001\.tfrecord holds other examples"):
-            shards.read_manifest(folder, damaged=damaged)
+            shards.read_manifest(directory, damaged=damaged)
     for content in (whole[:-1], whole[:50] + b"x" + whole[51:]):
         path.write_bytes(content)
-        assert shards.read_manifest(folder, damaged=True)["examples"] == 4
+        assert shards.read_manifest(directory, damaged=True)["examples"] == 4
         with pytest.raises(UserError, match=r"p-00001\.tfrecord (is damaged|has \d+ bytes)"):
-            shards.read_manifest(folder)
+            shards.read_manifest(directory)

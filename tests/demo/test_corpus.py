@@ -166,8 +166,8 @@ def test_the_folder(corpus: Path) -> None:
 def test_several_processes_write_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
     demo.make_corpus(tmp_path / "corpus", posts=40, labeled=60, seed=5, processes=2)
 
-    def files(folder: Path) -> dict[Path, bytes]:
-        return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    def files(directory: Path) -> dict[Path, bytes]:
+        return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
     assert files(tmp_path / "corpus") == files(corpus)
 

@@ -9,7 +9,14 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from vise_jax import config
-from vise_jax.engagement.comments import CommentEncoder, choose_vocabulary, fit_encoder, sample_comments, tokenizer
+from vise_jax.engagement.comments import (
+    SEPARATOR,
+    CommentEncoder,
+    choose_vocabulary,
+    fit_encoder,
+    sample_comments,
+    tokenizer,
+)
 from vise_jax.errors import UserError
 
 
@@ -52,8 +59,16 @@ def count_documents(comments: list[str], labels: ConfigDict) -> Counter[str]:
     return Counter(token for tokens in tokenizer(labels)(comments) for token in set(tokens))
 
 
+def joined(comments: list[str], labels: ConfigDict) -> list[str]:
+    return [SEPARATOR.join(tokens) for tokens in tokenizer(labels)(comments)]
+
+
 def fit(comments: list[str], labels: ConfigDict) -> CommentEncoder:
-    return fit_encoder(count_documents(comments, labels), len(comments), comments, labels)
+    encoder, tfidf = fit_encoder(count_documents(comments, labels), len(comments), joined(comments, labels), labels)
+    # The rows that are handed on are those of the comments themselves.
+    assert (tfidf != encoder.tfidf(comments)).nnz == 0
+    np.testing.assert_array_equal(encoder.project(tfidf), encoder.encode(comments))
+    return encoder
 
 
 def test_phi_of_lsa_equals_scikit_learn() -> None:
@@ -88,12 +103,13 @@ def test_counts_of_parts_add_up_and_the_sample_only_turns_the_vectors() -> None:
     comments = made_comments(600)
     parts = (comments[:100], comments[100:450], comments[450:])
     merged = sum((count_documents(part, labels) for part in reversed(parts)), Counter())
-    whole, sampled = fit(comments, labels), fit_encoder(merged, len(comments), comments[:200], labels)
+    tokens = joined(comments, labels)
+    whole, (sampled, _) = fit(comments, labels), fit_encoder(merged, len(comments), tokens[:200], labels)
     assert sampled.vocabulary == whole.vocabulary
     assert sampled.weights.tobytes() == whole.weights.tobytes()
     assert sampled.vectors.shape == whole.vectors.shape
     assert sampled.vectors.tobytes() != whole.vectors.tobytes()
-    assert fit_encoder(merged, len(comments), comments, labels).vectors.tobytes() == whole.vectors.tobytes()
+    assert fit_encoder(merged, len(comments), tokens, labels)[0].vectors.tobytes() == whole.vectors.tobytes()
 
 
 def test_a_comment_is_encoded_the_same_in_any_company_and_unknown_words_are_zero() -> None:

@@ -1,6 +1,7 @@
 """The corpus: parts gathered apart and merged in any order are the whole, and samples are even."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from ml_collections import ConfigDict
 
 from vise_jax import config
 from vise_jax.engagement import hashing
+from vise_jax.engagement.comments import SEPARATOR, tokenizer
 from vise_jax.engagement.fit_statistics import Corpus, Lowest, gather
 from vise_jax.posts import Post
 
@@ -65,10 +67,27 @@ def test_counts_by_hand() -> None:
     assert corpus.counts["reactions"] == sum(any(post.reactions or ()) for post in mine)
     assert corpus.documents.total() == 3 * corpus.counts["comments"]
     owners = {hashing.hash_id(post.post_id, salt).decode(): post for post in mine}
-    assert all(comment in owners[owner].comments for owner, comment in corpus.comments)
+    for owner, tokens in corpus.comments:
+        assert tokens.split(SEPARATOR) in tokenizer(labels)(owners[owner].comments)
 
 
 def test_the_lowest_are_an_even_sample() -> None:
     ranks = [f"{number:08x}" for number in np.random.default_rng(0).permutation(1000)]
     lowest = Lowest(10, [(rank, rank) for rank in ranks])
     assert list(lowest) == [f"{number:08x}" for number in range(10)]
+
+
+def test_an_encoding_that_is_wrong_is_repaired_and_counted() -> None:
+    """The social network's own export writes the UTF-8 of a comment as Latin-1."""
+    labels = make_labels(cluster_fraction=0.9)
+    comments = ["so funny 😂 café", "déjà vu", "plain"]
+    broken = [comment.encode("utf-8").decode("latin-1") for comment in comments]
+    posts = [Post(f"{number}", comments=tuple(broken)) for number in range(20)]
+    corpus = gather(posts, labels)
+    assert corpus.notes["mended_encoding"] == 2 * corpus.counts["cluster_posts"] > 0
+    assert {"😂", "café", "déjà", "vu"} <= corpus.documents.keys()
+    assert corpus.documents == gather([replace(post, comments=tuple(comments)) for post in posts], labels).documents
+    labels.repair_encoding = False
+    as_it_is = gather(posts, labels)
+    assert not as_it_is.notes
+    assert "😂" not in as_it_is.documents

@@ -55,16 +55,16 @@ def test_splits_have_their_shares_and_subsets_are_nested() -> None:
         assert some in ("train", "unused") if every == "train" else some == every == few
 
 
-def test_a_salt_that_others_can_read_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_salt_that_others_can_read_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     salt = tmp_path / "salt"
     hashing.make_salt(str(salt))
     first = salt.read_bytes()
     hashing.make_salt(str(salt))
     assert salt.read_bytes() == first
-    assert capsys.readouterr().err == ""
+    assert caplog.text == ""
     salt.chmod(0o644)
     hashing.make_salt(str(salt))
-    assert "chmod 600" in capsys.readouterr().err
+    assert "chmod 600" in caplog.text
 
 
 def test_ids_to_leave_out(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import json
 import math
 import random
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from vise_jax import config
 from vise_jax.engagement import LabeledPost, Labeler, hashing, kmeans, reactions
+from vise_jax.engagement.fitting import fit_labeler
 from vise_jax.errors import UserError
 from vise_jax.posts import Post
+from vise_jax.text.tokens import Splitter
 
 TOPICS = ("cat dog paw 🐶 fur #pets", "sea sand wave 🏖 sun #beach", "goal match team ⚽ win #football")
 
@@ -46,7 +50,7 @@ def make_labels(**changes: Any) -> ConfigDict:
 
 @pytest.fixture(scope="module")
 def labeler() -> Labeler:
-    return Labeler.fit(make_posts(), make_labels())
+    return fit_labeler(make_posts(), make_labels())
 
 
 def test_labels_find_the_topics(labeler: Labeler) -> None:
@@ -73,7 +77,7 @@ def test_labels_by_hand(labeler: Labeler) -> None:
 
 
 def test_count_keeps_multiplicities() -> None:
-    labeler = Labeler.fit(make_posts(), make_labels(label_weights="count"))
+    labeler = fit_labeler(make_posts(), make_labels(label_weights="count"))
     found = labeler.label([{"post_id": "x", "comments": ["dog", "sea wave", "paw fur", "dog", "@dog"]}])[0]
     weights = dict(zip(found.comment_labels, found.comment_weights, strict=True))
     assert sorted(weights.values()) == [1.0, 3.0]
@@ -83,25 +87,25 @@ def test_only_the_cluster_split_is_fitted_on_in_any_order() -> None:
     posts, labels = make_posts(), make_labels()
     salt = hashing.salt("", 0)
     ours = [post for post in posts if hashing.split(post["post_id"], salt, 0.5) == "cluster"]
-    whole, part, reverse = (Labeler.fit(given, labels) for given in (posts, ours, posts[::-1]))
+    whole, part, reverse = (fit_labeler(given, labels) for given in (posts, ours, posts[::-1]))
     assert 150 < len(ours) < 250
     assert whole.fingerprint == part.fingerprint == reverse.fingerprint
     assert whole.fitted["cluster_posts"] == len(ours)
-    assert whole.fingerprint != Labeler.fit(posts[:300], labels).fingerprint
+    assert whole.fingerprint != fit_labeler(posts[:300], labels).fingerprint
 
 
 def test_names_and_links_never_reach_the_vocabulary() -> None:
     posts = make_posts()
     for post in posts:
         post["comments"] = [f"{comment} @janedoe http://jane.doe/x jane@doe.org" for comment in post["comments"]]
-    vocabulary = Labeler.fit(posts, make_labels()).comments.vocabulary
+    vocabulary = fit_labeler(posts, make_labels()).comments.vocabulary
     assert sorted(vocabulary) == sorted(word for topic in TOPICS for word in topic.split())
 
 
 def test_fitting_holds_no_more_than_it_may() -> None:
     labels = make_labels(max_fit_comments=50, max_fit_reactions=40)
-    labeler = Labeler.fit(make_posts(), labels)
-    assert labeler.fingerprint == Labeler.fit(make_posts()[::-1], labels).fingerprint
+    labeler = fit_labeler(make_posts(), labels)
+    assert labeler.fingerprint == fit_labeler(make_posts()[::-1], labels).fingerprint
     assert labeler.fitted["comments"] > 200
     assert labeler.fitted["comment_clusters"]["points"] <= 50
     assert labeler.fitted["reaction_clusters"]["points"] == 40
@@ -118,7 +122,7 @@ def test_save_and_load_keep_everything_and_nobody_s_words(labeler: Labeler, tmp_
 
 
 def test_the_same_seed_gives_the_same_bytes(labeler: Labeler, tmp_path: Path) -> None:
-    again = Labeler.fit(make_posts(), make_labels())
+    again = fit_labeler(make_posts(), make_labels())
     for name, fitted in (("a", labeler), ("b", again)):
         fitted.save(tmp_path / name)
     for path in (tmp_path / "a").iterdir():
@@ -128,7 +132,7 @@ def test_the_same_seed_gives_the_same_bytes(labeler: Labeler, tmp_path: Path) ->
 @pytest.mark.parametrize("missing", ["comments", "reactions"])
 def test_posts_without_one_engagement_give_a_labeler_without_that_head(missing: str, tmp_path: Path) -> None:
     posts = [{key: value for key, value in post.items() if key != missing} for post in make_posts()]
-    Labeler.fit(posts, make_labels()).save(tmp_path / "labeler")
+    fit_labeler(posts, make_labels()).save(tmp_path / "labeler")
     labeler = Labeler.load(tmp_path / "labeler")
     assert labeler.classes[missing] == 0
     found = labeler.label(make_posts()[:20])
@@ -139,12 +143,12 @@ def test_posts_without_one_engagement_give_a_labeler_without_that_head(missing: 
 def test_too_little_to_fit_on_is_said() -> None:
     nothing = [{"post_id": str(number), "comments": ["", "<url> !!"]} for number in range(50)]
     with pytest.raises(UserError, match=r"None of the 50 posts .* cluster split"):
-        Labeler.fit(nothing, make_labels())
+        fit_labeler(nothing, make_labels())
     with pytest.raises(UserError, match=r"None of the 0 posts"):
-        Labeler.fit([], make_labels())
+        fit_labeler([], make_labels())
     with pytest.raises(UserError, match=r"labels\.reaction_clusters: 500 clusters .* distinct points"):
-        Labeler.fit(make_posts(), make_labels(reaction_clusters=500))
-    fewer = Labeler.fit(make_posts(), make_labels(reaction_clusters=500, allow_fewer_clusters=True))
+        fit_labeler(make_posts(), make_labels(reaction_clusters=500))
+    fewer = fit_labeler(make_posts(), make_labels(reaction_clusters=500, allow_fewer_clusters=True))
     distinct = np.unique(
         reactions.encode(
             [
@@ -161,26 +165,26 @@ def test_too_little_to_fit_on_is_said() -> None:
 
 
 def test_another_version_or_a_damaged_labeler_is_refused(labeler: Labeler, tmp_path: Path) -> None:
-    folder = tmp_path / "labeler"
-    labeler.save(folder)
-    description = json.loads((folder / "labeler.json").read_text())
+    directory = tmp_path / "labeler"
+    labeler.save(directory)
+    description = json.loads((directory / "labeler.json").read_text())
 
     def refused(match: str) -> None:
         with pytest.raises(UserError, match=match):
-            Labeler.load(folder)
+            Labeler.load(directory)
 
-    (folder / "labeler.json").write_text(json.dumps(description | {"format_version": 99}))
+    (directory / "labeler.json").write_text(json.dumps(description | {"format_version": 99}))
     refused("version 99")
-    (folder / "labeler.json").write_text(json.dumps(description | {"labels": {}}))
+    (directory / "labeler.json").write_text(json.dumps(description | {"labels": {}}))
     refused("damaged")
-    (folder / "labeler.json").write_text(json.dumps(description))
-    content = (folder / "labeler.safetensors").read_bytes()
+    (directory / "labeler.json").write_text(json.dumps(description))
+    content = (directory / "labeler.safetensors").read_bytes()
     for wrong in (content[:-4] + b"\0\0\0\0", content[:50], b"\x80\x04pickle"):
-        (folder / "labeler.safetensors").write_bytes(wrong)
+        (directory / "labeler.safetensors").write_bytes(wrong)
         refused("damaged")
-    (folder / "labeler.safetensors").write_bytes(content)
-    Labeler.load(folder)
-    (folder / "vocabulary.json").unlink()
+    (directory / "labeler.safetensors").write_bytes(content)
+    Labeler.load(directory)
+    (directory / "vocabulary.json").unlink()
     refused("damaged")
     refused_folder = tmp_path / "none"
     with pytest.raises(UserError, match=r"no labeler\.json"):
@@ -200,18 +204,18 @@ def test_clusters_of_too_few_posts_are_no_label() -> None:
     # One post writes of something else, often.
     posts.append({"post_id": "alone", "comments": ["quantum tensor lattice"] * 30})
     shared = {"comment_clusters": 8, "cluster_fraction": 0.999999, "comment_dim": 8}
-    every = Labeler.fit(posts, make_labels(**shared, min_posts=1))
+    every = fit_labeler(posts, make_labels(**shared, min_posts=1))
     assert len(every.suppressed) == 0
     [own] = every.label([posts[-1]])[0].comment_labels
-    labeler = Labeler.fit(posts, make_labels(**shared, min_posts=2))
+    labeler = fit_labeler(posts, make_labels(**shared, min_posts=2))
     assert labeler.suppressed.tolist() == [own]
     assert labeler.label([posts[-1]])[0].comment_labels == []
     assert [found.comment_labels for found in labeler.label(posts[:-1])] == [
         found.comment_labels for found in every.label(posts[:-1])
     ]
     assert labeler.classes == every.classes
-    with pytest.raises(UserError, match=r"labels\.min_posts=1000 posts"):
-        Labeler.fit(posts, make_labels(**shared, min_posts=1000))
+    with pytest.raises(UserError, match=r"labels\.min_posts=1000 distinct posts"):
+        fit_labeler(posts, make_labels(**shared, min_posts=1000))
 
 
 def test_top_terms_tell_clusters_apart_by_hand(labeler: Labeler) -> None:
@@ -234,3 +238,27 @@ def test_top_terms_tell_clusters_apart_by_hand(labeler: Labeler) -> None:
         assert set(terms) == set(np.flatnonzero(more > 1e-6))
         topic = next(topic for topic in TOPICS if labeler.comments.vocabulary[terms[0]] in topic.casefold().split())
         assert {labeler.comments.vocabulary[term] for term in terms} <= set(topic.casefold().split())
+
+
+def test_each_comment_is_tokenized_once_in_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    posts, tokenized = make_posts(200), Counter()
+    split = Splitter.split
+
+    def counting(self: Splitter, comments: Sequence[str]) -> list[list[Any]]:
+        tokenized.update(comments)
+        return split(self, comments)
+
+    monkeypatch.setattr(Splitter, "split", counting)
+    labeler = fit_labeler(posts, make_labels())
+    assert tokenized.total() == labeler.fitted["comments"]
+
+
+def test_labels_don_t_depend_on_the_encoding_of_an_export() -> None:
+    posts = make_posts(200)
+    labeler = fit_labeler(posts, make_labels())
+    smiling = [{**post, "comments": [f"{comment} 😀 é" for comment in post["comments"]]} for post in posts]
+    broken = [
+        {**post, "comments": [comment.encode("utf-8").decode("latin-1") for comment in post["comments"]]}
+        for post in smiling
+    ]
+    assert labeler.label(broken) == labeler.label(smiling)

@@ -1,5 +1,7 @@
 import io
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +12,7 @@ from PIL import Image
 from vise_jax.data import datasets
 from vise_jax.errors import UserError
 from vise_jax.inference import extract
+from vise_jax.preprocessing import Preprocessing
 
 
 class CountingEncoder:
@@ -24,7 +27,7 @@ class CountingEncoder:
         return images.mean(axis=(1, 2)).astype(np.float32)
 
 
-PREPROCESSING = {"resize": 18, "crop": 16, "interpolation": "bilinear", "mean": [0.0] * 3}
+PREPROCESSING = replace(Preprocessing.imagenet(16), resize=18)
 SETTINGS = {"batch_size": 4, "threads": 1, "max_image_pixels": 10**6}
 
 
@@ -47,8 +50,8 @@ def rows(path: Path) -> dict[str, list[float]]:
 
 def test_each_image_once_in_batches_of_one_size(image_set, tmp_path):
     encoder = CountingEncoder()
-    found, corrupt = extract.cached(tmp_path, encoder, image_set, PREPROCESSING, **SETTINGS)
-    assert corrupt == {}
+    found, indices, rejected = extract.cached(tmp_path, encoder, image_set, PREPROCESSING, **SETTINGS)
+    assert (indices.tolist(), rejected) == (list(range(10)), {})
     np.testing.assert_allclose(found, [[20 * number, 100, 0] for number in range(10)])
     assert found.dtype == np.float32
     assert encoder.shapes == [(4, 4), (4, 4), (2, 4)]
@@ -58,19 +61,20 @@ def test_each_image_once_in_batches_of_one_size(image_set, tmp_path):
 
 
 def test_the_cache_is_read_only_for_the_same_encoder_images_and_preprocessing(image_set, tmp_path, caplog):
+    caplog.set_level("INFO")
+
     def cached(encoder, images=image_set, preprocessing=PREPROCESSING):
         return extract.cached(tmp_path / "kept", encoder, images, preprocessing, **SETTINGS)[0]
 
-    caplog.set_level("INFO")
     encoder = CountingEncoder()
     first = cached(encoder)
-    assert "read from there" not in caplog.text
+    assert "read from" not in caplog.text
     np.testing.assert_array_equal(cached(encoder), first)
     assert len(encoder.shapes) == 3
-    assert "read from there" in caplog.text
+    assert "read from" in caplog.text
     other = CountingEncoder("b")
     cached(other)
-    cached(encoder, preprocessing=PREPROCESSING | {"crop": 12})
+    cached(encoder, preprocessing=replace(PREPROCESSING, crop=12))
     assert len(other.shapes) == 3
     assert len(encoder.shapes) == 6
     Image.new("RGB", (20, 20), (255, 255, 255)).save(tmp_path / "images" / "0.png")
@@ -81,12 +85,13 @@ def test_the_cache_is_read_only_for_the_same_encoder_images_and_preprocessing(im
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"text" * 9])
 def test_a_damaged_cache_is_made_again(image_set, tmp_path, damage):
     encoder = CountingEncoder()
-    first, _ = extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)
+    first, *_ = extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)
     (file,) = (tmp_path / "kept").iterdir()
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
-    again, _ = extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)
-    np.testing.assert_array_equal(again, first)
+    np.testing.assert_array_equal(
+        extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)[0], first
+    )
     assert file.read_bytes() == whole
     assert [path.name for path in (tmp_path / "kept").iterdir()] == [file.name]
 
@@ -172,7 +177,7 @@ def test_a_stopped_export_goes_on_to_the_same_bytes(image_set, tmp_path, monkeyp
     assert not list(tmp_path.glob(".*"))
 
 
-def test_corrupt_images_are_left_out(image_set, tmp_path, capsys):
+def test_a_broken_image_is_left_out_of_an_export_and_of_the_cache(image_set, tmp_path, capsys):
     for number in (3, 4, 5, 6, 7):
         (tmp_path / "images" / f"{number}.png").write_bytes(b"no image")
     image_set = datasets.open_unlabeled(tmp_path / "images")
@@ -180,34 +185,18 @@ def test_corrupt_images_are_left_out(image_set, tmp_path, capsys):
     assert "left out: The image 3.png in images is no image that can be read" in capsys.readouterr().err
     assert list(about["rejected"]) == [f"{number}.png" for number in (3, 4, 5, 6, 7)]
     assert rows(tmp_path / "features.npz") == {f"{number}.png": [20 * number, 100, 0] for number in (0, 1, 2, 8, 9)}
-    features, corrupt = extract.cached(tmp_path / "kept", CountingEncoder(), image_set, PREPROCESSING, **SETTINGS)
-    assert corrupt == about["rejected"]
-    assert features[:, 0].tolist() == [0, 20, 40, 0, 0, 0, 0, 0, 160, 180]
+    for _ in range(2):  # computed, then read
+        features, indices, rejected = extract.cached(
+            tmp_path / "kept", CountingEncoder(), image_set, PREPROCESSING, **SETTINGS
+        )
+        assert indices.tolist() == [0, 1, 2, 8, 9]
+        np.testing.assert_allclose(features[:, 0], 20 * indices)
+        assert rejected == about["rejected"]
     for number in (0, 1, 2, 8, 9):
         (tmp_path / "images" / f"{number}.png").unlink()
     with pytest.raises(UserError, match=r"None of the 5 images can be used; the first: The image 3\.png"):
         export(datasets.open_unlabeled(tmp_path / "images"), tmp_path / "none.npz")
-    with pytest.raises(UserError, match="None of the 5 images can be used"):
-        extract.cached(
-            tmp_path, CountingEncoder(), datasets.open_unlabeled(tmp_path / "images"), PREPROCESSING, **SETTINGS
-        )
-    assert {path.name for path in tmp_path.iterdir()} == {"images", "features.npz", "kept"}
-
-
-def test_corrupt_images_are_tried_again(image_set, tmp_path):
-    encoder = CountingEncoder()
-
-    def cached(max_image_pixels: int) -> dict[str, str]:
-        settings = SETTINGS | {"max_image_pixels": max_image_pixels}
-        return extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **settings)[1]
-
-    corrupt = cached(500)
-    assert list(corrupt) == ["6.png", "7.png", "8.png", "9.png"]
-    assert cached(500) == corrupt
-    assert len(encoder.shapes) == 2
-    assert cached(10**6) == {}
-    assert len(encoder.shapes) == 5
-    assert cached(500) == {}
+    assert not (tmp_path / "none.npz").exists()
 
 
 def test_what_is_no_file_of_features_is_said(tmp_path):
@@ -220,10 +209,12 @@ def test_what_is_no_file_of_features_is_said(tmp_path):
             extract.read_about(tmp_path / name)
 
 
-def test_another_size_is_resized_in_proportion():
-    preprocessing = {"resize": 256, "crop": 224, "interpolation": "bilinear"}
-    assert extract.preprocessing_at(preprocessing, 112) == preprocessing | {"resize": 128, "crop": 112}
-    assert extract.preprocessing_at(preprocessing, 0) == preprocessing
+def test_the_key_names_the_device(image_set, monkeypatch):
+    keys = {extract.key_of(CountingEncoder(), image_set, PREPROCESSING)}
+    for kind in ("NVIDIA H100 80GB HBM3", "TPU v5 lite"):
+        monkeypatch.setattr(extract.jax, "local_devices", lambda kind=kind: [SimpleNamespace(device_kind=kind)])
+        keys.add(extract.key_of(CountingEncoder(), image_set, PREPROCESSING))
+    assert len(keys) == 3
 
 
 def test_two_runs_of_one_encoder_and_set_do_not_disturb_each_other(image_set, tmp_path):

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from vise_jax import models
-from vise_jax.encoder import Encoder, weights_of
+from vise_jax import models, variables
+from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.inference import predict
 from vise_jax.posts import REACTIONS
@@ -62,7 +62,7 @@ def test_words_and_emoji_of_clusters_and_nothing_of_suppressed_ones(trained, lab
 
 def rebuilt(encoder: Encoder, **architecture) -> Encoder:
     described = {key: value for key, value in {**encoder.architecture, **architecture}.items() if value is not None}
-    return dataclasses.replace(encoder, architecture=described, weights=weights_of(models.build(**described)))
+    return dataclasses.replace(encoder, architecture=described, weights=variables.of_model(models.build(**described)))
 
 
 def test_an_encoder_with_one_head(trained, labeler):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import safetensors
 
-from vise_jax import interop, models
-from vise_jax.encoder import Encoder, imagenet_preprocessing, weights_of
+from vise_jax import interop, models, variables
+from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
+from vise_jax.preprocessing import Preprocessing
 
 torch = pytest.importorskip("torch")
 import safetensors.torch  # noqa: E402
@@ -27,9 +28,9 @@ def _encoder(name: str, **settings) -> Encoder:
         path: jnp.asarray(generator.uniform(0.5, 1, value.shape), jnp.float32)
         if path.endswith(("var", "scale", "mean"))
         else value
-        for path, value in weights_of(models.build(**architecture)).items()
+        for path, value in variables.of_model(models.build(**architecture)).items()
     }
-    return Encoder(architecture, weights, imagenet_preprocessing(64), {"trained": {"steps": 3}}, "CC0-1.0")
+    return Encoder(architecture, weights, Preprocessing.imagenet(64), {"trained": {"steps": 3}}, "CC0-1.0")
 
 
 def _features(model: torch.nn.Module) -> np.ndarray:

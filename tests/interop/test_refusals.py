@@ -26,8 +26,8 @@ Tensors = dict[str, "torch.Tensor"]
 @functools.cache
 def _tensors(source: str) -> Tensors:
     """torchvision's, MoCo's or CLIP's state dict, of an encoder of width 4."""
-    with tempfile.TemporaryDirectory() as folder:
-        loaded = torch.load(torch_peers.write(source, Path(folder), 4).path)
+    with tempfile.TemporaryDirectory() as directory:
+        loaded = torch.load(torch_peers.write(source, Path(directory), 4).path)
     return loaded["state_dict"] if source == "moco" else loaded
 
 

@@ -77,10 +77,10 @@ def _write_photo(path: Path, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
+    directory = tmp_path_factory.mktemp("photos")
     for number in range(16):
-        _write_photo(folder / f"{number:02}.{'png' if number % 4 == 0 else 'jpg'}", number)
-    return folder
+        _write_photo(directory / f"{number:02}.{'png' if number % 4 == 0 else 'jpg'}", number)
+    return directory
 
 
 def test_from_the_file_on(case, photos):
@@ -110,9 +110,9 @@ SAME = {
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory) -> dict[str, Encoder]:
-    folder = tmp_path_factory.mktemp("originals")
+    directory = tmp_path_factory.mktemp("originals")
     return {
-        source: interop.convert(torch_peers.write(source, folder, 4).path, source, width=4)
+        source: interop.convert(torch_peers.write(source, directory, 4).path, source, width=4)
         for source in ("torchvision", "clip")
     }
 

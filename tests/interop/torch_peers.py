@@ -205,9 +205,9 @@ def _classifier(features: int) -> Tensors:
     return {"fc.weight": torch.randn(1000, features), "fc.bias": torch.randn(1000)}
 
 
-def write(source: str, folder: Path, width: int, arch: str = "resnet50") -> Checkpoint:
+def write(source: str, directory: Path, width: int, arch: str = "resnet50") -> Checkpoint:
     """A checkpoint as the source publishes it; some sources have more than one kind, e.g. `virtex-full`."""
-    path = folder / f"{source}.pth"
+    path = directory / f"{source}.pth"
     if source.startswith("clip"):
         visual = _encoder("clip", width)
         clip = CLIP(visual)

@@ -21,10 +21,16 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vise_jax import config
-from vise_jax.data import shards
+from vise_jax.data import loader, shards
+from vise_jax.data.epoch_order import Shuffle
+from vise_jax.data.records import CorruptExamples
 from vise_jax.engagement import Labeler, hashing
 from vise_jax.errors import Interrupted, UserError
-from vise_jax.labeling import beam_runner, input_split, jobs
+from vise_jax.labeling import beam_runner, input_split, output_dir
+from vise_jax.labeling import fit as fit_module
+from vise_jax.labeling.delete import delete as delete_job
+from vise_jax.labeling.fit import fit as fit_job
+from vise_jax.labeling.label import label as label_job
 from vise_jax.posts import RejectLog
 
 SECRET = "unmistakable"
@@ -65,10 +71,10 @@ def write_posts(path: Path, count: int, first: int = 0) -> Path:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], Path]:
     """Two posts files and a labeler fitted on them."""
-    folder = tmp_path_factory.mktemp("corpus")
-    paths = [write_posts(folder / "a.jsonl", 60), write_posts(folder / "b.jsonl", 40, first=60)]
-    jobs.fit(paths, make_labels(), folder / "labeler")
-    return paths, folder / "labeler"
+    directory = tmp_path_factory.mktemp("corpus")
+    paths = [write_posts(directory / "a.jsonl", 60), write_posts(directory / "b.jsonl", 40, first=60)]
+    fit_job(paths, make_labels(), directory / "labeler")
+    return paths, directory / "labeler"
 
 
 def of_shard(path: Path) -> list[dict[str, Any]]:
@@ -80,22 +86,26 @@ def of_shard(path: Path) -> list[dict[str, Any]]:
     return examples
 
 
-def read_examples(folder: Path) -> list[dict[str, Any]]:
-    return [example for shard in shards.read_manifest(folder)["shards"] for example in of_shard(folder / shard["name"])]
+def read_examples(directory: Path) -> list[dict[str, Any]]:
+    return [
+        example
+        for shard in shards.read_manifest(directory)["shards"]
+        for example in of_shard(directory / shard["name"])
+    ]
 
 
-def bytes_of(folder: Path) -> dict[str, str]:
+def bytes_of(directory: Path) -> dict[str, str]:
     """SHA-256 of the artifact's files."""
-    files = [*folder.glob("*.tfrecord"), folder / "manifest.json", folder / "statistics.safetensors"]
+    files = [*directory.glob("*.tfrecord"), directory / "manifest.json", directory / "statistics.safetensors"]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def test_examples_hold_the_images_and_labels_of_the_training_split(
     corpus: tuple[list[Path], Path], tmp_path: Path
 ) -> None:
-    paths, folder = corpus
-    labeler = Labeler.load(folder)
-    manifest = jobs.run(paths, folder, make_labels(), tmp_path / "shards")
+    paths, directory = corpus
+    labeler = Labeler.load(directory)
+    manifest = label_job(paths, directory, make_labels(), tmp_path / "shards")
     salt = hashing.salt("", 0)
     posts = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
     train = [post for post in posts if hashing.split(post["post_id"], salt, 0.3) == "train"]
@@ -121,13 +131,13 @@ def test_examples_hold_the_images_and_labels_of_the_training_split(
 
 
 def test_every_bad_image_has_its_reason(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
-    folder = tmp_path / "posts"
-    path = write_posts(folder / "p.jsonl", 40, first=1000)
+    directory = tmp_path / "posts"
+    path = write_posts(directory / "p.jsonl", 40, first=1000)
     posts = [json.loads(line) for line in path.read_text().splitlines()]
     salt = hashing.salt("", 0)
     train = [post for post in posts if hashing.split(post["post_id"], salt, 0.3) == "train"]
     (tmp_path / "outside.jpg").write_bytes(jpeg(0))
-    image = folder / "images"
+    image = directory / "images"
     (image / "truncated.jpg").write_bytes(jpeg(1)[:-100])
     (image / "empty.jpg").write_bytes(b"")
     (image / "text.jpg").write_text("a text file")
@@ -147,7 +157,7 @@ def test_every_bad_image_has_its_reason(corpus: tuple[list[Path], Path], tmp_pat
     train[7]["image"] = None
     train[8].update(comments=[], reactions=None)
     path.write_text("\n".join(map(json.dumps, posts)) + '\n{"broken\n')
-    manifest = jobs.run([path], corpus[1], make_labels(max_image_pixels=90_000), tmp_path / "shards")
+    manifest = label_job([path], corpus[1], make_labels(max_image_pixels=90_000), tmp_path / "shards")
     expected = {reason: list(bad.values()).count(reason) for reason in bad.values()}
     assert manifest["rejected"] == {**expected, "no_image": 1, "no_label": 1, "malformed_json": 1}
     assert manifest["examples"] == len(train) - 9
@@ -159,9 +169,9 @@ def test_every_bad_image_has_its_reason(corpus: tuple[list[Path], Path], tmp_pat
 def test_shards_are_cut_at_their_size_and_hold_the_same_examples(
     corpus: tuple[list[Path], Path], tmp_path: Path
 ) -> None:
-    paths, folder = corpus
-    one = jobs.run(paths, folder, make_labels(), tmp_path / "one")
-    many = jobs.run(paths, folder, make_labels(shard_megabytes=0.004), tmp_path / "many")
+    paths, directory = corpus
+    one = label_job(paths, directory, make_labels(), tmp_path / "one")
+    many = label_job(paths, directory, make_labels(shard_megabytes=0.004), tmp_path / "many")
     assert len(one["shards"]) == 2
     assert len(many["shards"]) > 10
     assert max(shard["bytes"] for shard in many["shards"]) < 0.004 * 2**20 + 2000
@@ -190,14 +200,14 @@ def kill_at(calls: int, done: list[str]) -> Callable[..., Any]:
 def test_a_stopped_job_goes_on_without_writing_a_finished_shard_again(
     corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: int
 ) -> None:
-    paths, folder = corpus
-    labels = make_labels(shard_megabytes=0.004, part_megabytes=0.002, validation_fraction=0.2)
-    jobs.run(paths[::-1], folder, labels, tmp_path / "undisturbed")
+    paths, directory = corpus
+    labels = make_labels(shard_megabytes=0.004, split_megabytes=0.002, validation_fraction=0.2)
+    label_job(paths[::-1], directory, labels, tmp_path / "undisturbed")
     done: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(shards, "write_shard", kill_at(kill, done))
         with pytest.raises(Killed):
-            jobs.run(paths, folder, labels, tmp_path / "shards")
+            label_job(paths, directory, labels, tmp_path / "shards")
     if done:
         with pytest.raises(UserError, match=r"no manifest\.json"):
             shards.read_manifest(tmp_path / "shards")
@@ -206,7 +216,7 @@ def test_a_stopped_job_goes_on_without_writing_a_finished_shard_again(
         assert not (tmp_path / "shards").exists()
     with monkeypatch.context() as patch:
         patch.setattr(shards, "write_shard", kill_at(0, done))
-        jobs.run(paths, folder, labels, tmp_path / "shards")
+        label_job(paths, directory, labels, tmp_path / "shards")
     assert bytes_of(tmp_path / "shards") == bytes_of(tmp_path / "undisturbed")
     assert len(done) == len(set(done)) > 20
     assert not list(tmp_path.glob("shards/.*"))
@@ -228,23 +238,23 @@ def test_a_job_that_goes_on_remembers_how_many_posts_were_bad(
             patch.setattr(RejectLog, "check", lambda self: None)
             patch.setattr(shards, "write_shard", kill_at(5, done))
             with pytest.raises(Killed):
-                jobs.run([path], corpus[1], labels, output)
+                label_job([path], corpus[1], labels, output)
         assert len(done) == 4
         if enough:
-            assert jobs.run([path], corpus[1], labels, output)["rejected"]["malformed_json"] == 10
+            assert label_job([path], corpus[1], labels, output)["rejected"]["malformed_json"] == 10
         else:
             with pytest.raises(UserError, match=r"10 of \d+ posts were rejected"):
-                jobs.run([path], corpus[1], labels, output)
+                label_job([path], corpus[1], labels, output)
 
 
-def records(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (folder / "records").iterdir()}
+def records(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (directory / "records").iterdir()}
 
 
 @pytest.mark.parametrize("runner", ["one worker", "two workers", "beam"])
 def test_workers_and_runners_give_the_same_bytes(corpus: tuple[list[Path], Path], tmp_path: Path, runner: str) -> None:
-    paths, folder = corpus
-    labels = make_labels(shard_megabytes=0.01, part_megabytes=0.004)
+    paths, directory = corpus
+    labels = make_labels(shard_megabytes=0.01, split_megabytes=0.004)
     options: dict[str, Any] = {
         "one worker": {"workers": 1},
         "two workers": {"workers": 2},
@@ -254,13 +264,13 @@ def test_workers_and_runners_give_the_same_bytes(corpus: tuple[list[Path], Path]
     mended = json.dumps({"post_id": "long", "comments": ["w0a " * 3000]})
     (tmp_path / "posts" / "c.jsonl").write_text(f"{mended}\n{{broken\n{mended.replace('long', 'longer')}\n")
     paths = [*paths, tmp_path / "posts" / "c.jsonl"]
-    jobs.run(paths, folder, labels, tmp_path / "expected")
-    jobs.run(paths, folder, labels, tmp_path / "shards", **options)
+    label_job(paths, directory, labels, tmp_path / "expected")
+    label_job(paths, directory, labels, tmp_path / "shards", **options)
     assert bytes_of(tmp_path / "shards") == bytes_of(tmp_path / "expected")
     assert records(tmp_path / "shards") == records(tmp_path / "expected")
     fitted, expected = (
-        jobs.fit(paths, labels, tmp_path / "labeler", **options),
-        jobs.fit(paths, labels, tmp_path / "same"),
+        fit_job(paths, labels, tmp_path / "labeler", **options),
+        fit_job(paths, labels, tmp_path / "same"),
     )
     assert fitted.fingerprint == expected.fingerprint
     assert fitted.fitted == expected.fitted
@@ -276,36 +286,36 @@ def test_a_mistake_in_a_worker_is_told_as_one_sentence(
     with pytest.raises(
         UserError, match=r"^[^\n]*p\.jsonl: 3 of 3 posts were rejected \(malformed_json 3\)[^\n]*raise that key.$"
     ):
-        jobs.run([tmp_path / "p.jsonl"], corpus[1], make_labels(), tmp_path / "shards", **options)
+        label_job([tmp_path / "p.jsonl"], corpus[1], make_labels(), tmp_path / "shards", **options)
     with pytest.raises(UserError, match=r"^[^\n]*p\.jsonl: 3 of 3 posts were rejected"):
-        jobs.fit([tmp_path / "p.jsonl"], make_labels(), tmp_path / "labeler", **options)
+        fit_job([tmp_path / "p.jsonl"], make_labels(), tmp_path / "labeler", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["p.jsonl"]
 
 
-def ids_of(folder: Path) -> set[bytes]:
-    return {example["post_id"][0] for example in read_examples(folder)}
+def ids_of(directory: Path) -> set[bytes]:
+    return {example["post_id"][0] for example in read_examples(directory)}
 
 
 def test_excluded_posts_reach_neither_clusters_nor_shards(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
-    paths, folder = corpus
+    paths, directory = corpus
     posts = [f"post-{number}" for number in range(0, 100, 3)]
     (tmp_path / "ids.txt").write_text("\n".join(posts) + "\n")
-    everyone = jobs.run(paths, folder, make_labels(), tmp_path / "all")
+    everyone = label_job(paths, directory, make_labels(), tmp_path / "all")
     salt = hashing.salt("", 0)
     gone = {hashing.hash_id(post, salt) for post in posts}
-    manifest = jobs.run(paths, folder, make_labels(), tmp_path / "shards", exclude=tmp_path / "ids.txt")
+    manifest = label_job(paths, directory, make_labels(), tmp_path / "shards", exclude=tmp_path / "ids.txt")
     assert ids_of(tmp_path / "shards") == ids_of(tmp_path / "all") - gone
     assert manifest["excluded"] == len(posts)
     assert manifest["posts"] == everyone["posts"] == manifest["excluded"] + sum(manifest["splits"].values())
     with pytest.raises(UserError, match="begun with another --exclude"):
-        jobs.run(paths, folder, make_labels(), tmp_path / "shards")
+        label_job(paths, directory, make_labels(), tmp_path / "shards")
     with pytest.raises(UserError, match=r"--exclude=.*none\.txt can't be read"):
-        jobs.run(paths, folder, make_labels(), tmp_path / "new", exclude=tmp_path / "none.txt")
+        label_job(paths, directory, make_labels(), tmp_path / "new", exclude=tmp_path / "none.txt")
     (tmp_path / "without.jsonl").write_text(
         "".join(line for path in paths for line in path.open() if json.loads(line)["post_id"] not in posts)
     )
-    fitted = jobs.fit(paths, make_labels(), tmp_path / "labeler", exclude=tmp_path / "ids.txt")
-    expected = jobs.fit([tmp_path / "without.jsonl"], make_labels(), tmp_path / "expected")
+    fitted = fit_job(paths, make_labels(), tmp_path / "labeler", exclude=tmp_path / "ids.txt")
+    expected = fit_job([tmp_path / "without.jsonl"], make_labels(), tmp_path / "expected")
     assert fitted.fingerprint == expected.fingerprint
     assert fitted.fitted["excluded"] > 3
 
@@ -313,10 +323,10 @@ def test_excluded_posts_reach_neither_clusters_nor_shards(corpus: tuple[list[Pat
 def test_relabel_writes_only_the_shards_that_hold_deleted_posts(
     corpus: tuple[list[Path], Path], tmp_path: Path
 ) -> None:
-    paths, folder = corpus
+    paths, directory = corpus
     labels = make_labels(shard_megabytes=0.004, validation_fraction=0.2)
     output = tmp_path / "shards"
-    before = jobs.run(paths, folder, labels, output)
+    before = label_job(paths, directory, labels, output)
     names = {shard["name"] for shard in before["shards"]}
     examples = {
         shard["name"]: [record["post_id"][0] for record in of_shard(output / shard["name"])]
@@ -329,7 +339,7 @@ def test_relabel_writes_only_the_shards_that_hold_deleted_posts(
     # One post of one shard, all of another one, and one that is kept apart.
     gone = [examples[train[0]][0], *examples[train[3]], examples[held_out][0]]
     (tmp_path / "ids.txt").write_text("\n".join([*(hashes[post] for post in gone), "never seen"]))
-    after = jobs.relabel(output, labels, folder, tmp_path / "ids.txt")
+    after = delete_job(output, labels, directory, tmp_path / "ids.txt")
     kept = {shard["name"] for shard in after["shards"]}
     assert names - kept == {train[0], train[3]}
     assert len(kept - names) == (1 if len(examples[train[0]]) > 1 else 0)
@@ -346,12 +356,14 @@ def test_relabel_writes_only_the_shards_that_hold_deleted_posts(
     }
     assert after["fingerprint"] != before["fingerprint"]
     assert (
-        jobs.relabel(output, labels, folder, tmp_path / "ids.txt") == after == jobs.run(paths, folder, labels, output)
+        delete_job(output, labels, directory, tmp_path / "ids.txt")
+        == after
+        == label_job(paths, directory, labels, output)
     )
     largest = max(after["shards"], key=lambda shard: shard["examples"])["name"]
     for number in (1, 2):
         (tmp_path / "ids.txt").write_text(hashes[of_shard(output / largest)[0]["post_id"][0]])
-        last = jobs.relabel(output, labels, folder, tmp_path / "ids.txt")
+        last = delete_job(output, labels, directory, tmp_path / "ids.txt")
         assert last["deleted"] == len(gone) + number
         # A new name each time: readers of the old manifest still have its file.
         names = {shard["name"] for shard in last["shards"]}
@@ -360,30 +372,92 @@ def test_relabel_writes_only_the_shards_that_hold_deleted_posts(
         assert largest in names
 
 
+def batches_of(output: Path, manifest: dict[str, Any], log: Path, first_step: int = 0) -> Iterator[dict[str, Any]]:
+    return loader.batches(
+        output,
+        manifest,
+        batch_size=6,
+        seed=0,
+        corrupt=CorruptExamples(log),
+        shuffle=Shuffle(shards=2, block=2, slots=2, window=4),
+        image_size=8,
+        crop_area=(0.5, 1.0),
+        crop_ratio=(1.0, 1.0),
+        antialias=False,
+        first_step=first_step,
+    )
+
+
+@pytest.mark.parametrize("moment", ["between two runs", "during a run"])
+def test_a_run_keeps_the_positions_of_deleted_examples(
+    corpus: tuple[list[Path], Path], tmp_path: Path, moment: str
+) -> None:
+    paths, directory = corpus
+    labels, output, log = make_labels(shard_megabytes=0.01), tmp_path / "shards", tmp_path / "corrupt.jsonl"
+    before = label_job(paths, directory, labels, output)
+    steps = 2 * before["examples"] // 6 + 1
+    expected = list(itertools.islice(batches_of(output, before, log), steps))
+    running = batches_of(output, before, log)
+    if moment == "during a run":
+        next(running)
+    salt = hashing.salt("", 0)
+    hashes = {hashing.hash_id(f"post-{number}", salt): f"post-{number}" for number in range(100)}
+    examples = [[record["post_id"][0] for record in of_shard(output / shard["name"])] for shard in before["shards"]]
+    # A whole shard, and in two deletions the first and the last example of others.
+    deletions = [[examples[0][0], *examples[1]], [examples[0][-1], examples[2][0]]]
+    for deleted in deletions:
+        (tmp_path / "ids.txt").write_text("\n".join(hashes[post] for post in deleted))
+        after = delete_job(output, labels, directory, tmp_path / "ids.txt")
+    assert after["examples"] == before["examples"] - sum(map(len, deletions))
+    if moment == "between two runs":
+        running = batches_of(output, shards.as_of(shards.read_manifest(output), before["fingerprint"]), log, 1)
+    gone = set(itertools.chain.from_iterable(deletions))
+    empty = 0
+    for batch, found in zip(expected[1:], running, strict=False):
+        assert found.keys() == batch.keys()
+        for row, post in enumerate(batch["post_id"]):
+            if post in gone and found["post_id"][row] == b"":
+                empty += 1
+                assert not found["images"][row].any()
+                assert found["comment_labels"][row].max() == found["reaction_label"][row] == -1
+            else:
+                # What was read before the deletion is still used.
+                assert post not in gone or moment == "during a run"
+                for name, column in batch.items():
+                    np.testing.assert_array_equal(found[name][row], column[row])
+    assert empty >= len(gone)
+    assert not log.exists()
+    with pytest.raises(UserError, match="neither those of the run"):
+        shards.as_of(after, "another")
+    # A new run has fewer examples, and none is empty.
+    fresh = list(itertools.islice(batches_of(output, shards.read_manifest(output), log), after["examples"] // 6))
+    assert not (gone | {b""}) & {post for batch in fresh for post in batch["post_id"]}
+
+
 def test_relabel_refuses_what_is_not_finished_or_of_another_labeler(
     corpus: tuple[list[Path], Path], tmp_path: Path
 ) -> None:
-    paths, folder = corpus
+    paths, directory = corpus
     (tmp_path / "ids.txt").write_text("post-1\n")
-    jobs.run(paths, folder, make_labels(), tmp_path / "shards")
+    label_job(paths, directory, make_labels(), tmp_path / "shards")
     other = make_labels(comment_clusters=3)
-    jobs.fit(paths, other, tmp_path / "other")
+    fit_job(paths, other, tmp_path / "other")
     with pytest.raises(UserError, match="were not made with the labeler"):
-        jobs.relabel(tmp_path / "shards", make_labels(), tmp_path / "other", tmp_path / "ids.txt")
+        delete_job(tmp_path / "shards", make_labels(), tmp_path / "other", tmp_path / "ids.txt")
     (tmp_path / "shards" / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"no manifest\.json"):
-        jobs.relabel(tmp_path / "shards", make_labels(), folder, tmp_path / "ids.txt")
+        delete_job(tmp_path / "shards", make_labels(), directory, tmp_path / "ids.txt")
 
 
 def test_the_validation_split_has_shards_of_its_own_and_a_smaller_share_is_a_subset(
     corpus: tuple[list[Path], Path], tmp_path: Path
 ) -> None:
-    paths, folder = corpus
+    paths, directory = corpus
     found: dict[float, set[bytes]] = {}
     held_out: dict[float, list[str]] = {}
     for share in (0.2, 0.5, 1.0):
         labels = make_labels(validation_fraction=0.2, train_fraction=share)
-        manifest = jobs.run(paths, folder, labels, tmp_path / f"{share}")
+        manifest = label_job(paths, directory, labels, tmp_path / f"{share}")
         found[share] = ids_of(tmp_path / f"{share}")
         held_out[share] = [shard["sha256"] for shard in manifest["validation"]["shards"]]
         assert manifest["examples"] == manifest["splits"]["train"] == len(found[share])
@@ -391,7 +465,7 @@ def test_the_validation_split_has_shards_of_its_own_and_a_smaller_share_is_a_sub
         assert sum(manifest["splits"].values()) == 100
     assert found[0.2] < found[0.5] < found[1.0]
     assert held_out[0.2] == held_out[0.5] == held_out[1.0]
-    everything = jobs.run(paths, folder, make_labels(), tmp_path / "all")
+    everything = label_job(paths, directory, make_labels(), tmp_path / "all")
     assert everything["validation"] == {"examples": 0, "shards": []}
     watched = {
         example["post_id"][0]
@@ -403,8 +477,8 @@ def test_the_validation_split_has_shards_of_its_own_and_a_smaller_share_is_a_sub
 
 
 def test_statistics_count_the_examples_labels(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
-    paths, folder = corpus
-    manifest = jobs.run(paths, folder, make_labels(shard_megabytes=0.01), tmp_path / "shards")
+    paths, directory = corpus
+    manifest = label_job(paths, directory, make_labels(shard_megabytes=0.01), tmp_path / "shards")
     counted = shards.read_statistics(tmp_path / "shards", manifest)
     examples = read_examples(tmp_path / "shards")
     for cluster in range(4):
@@ -422,15 +496,19 @@ def test_statistics_count_the_examples_labels(corpus: tuple[list[Path], Path], t
 
 
 def test_two_jobs_in_one_folder(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
-    paths, folder = corpus
-    with jobs._locked(tmp_path), pytest.raises(UserError, match="Another job is writing into"), jobs._locked(tmp_path):
+    paths, directory = corpus
+    with (
+        output_dir.locked(tmp_path),
+        pytest.raises(UserError, match="Another job is writing into"),
+        output_dir.locked(tmp_path),
+    ):
         pytest.fail("both have it")
     output = tmp_path / "shards"
-    jobs.run(paths, folder, make_labels(), output)
+    label_job(paths, directory, make_labels(), output)
     (output / "manifest.json").unlink()
-    with jobs._locked(output, jobs._LOCK), pytest.raises(UserError, match="Another job is writing into"):
-        jobs.run(paths, folder, make_labels(), output)
-    jobs.run(paths, folder, make_labels(), output)
+    with output_dir.locked(output, output_dir.LOCK), pytest.raises(UserError, match="Another job is writing into"):
+        label_job(paths, directory, make_labels(), output)
+    label_job(paths, directory, make_labels(), output)
 
 
 def test_an_input_that_changes_during_the_job(
@@ -451,10 +529,10 @@ def test_an_input_that_changes_during_the_job(
     with monkeypatch.context() as patch:
         patch.setattr(input_split, "read_image", read_image)
         with pytest.raises(UserError, match=r"p\.jsonl was changed while the job was running"):
-            jobs.run([path, other], corpus[1], labels, tmp_path / "shards")
+            label_job([path, other], corpus[1], labels, tmp_path / "shards")
     assert list(tmp_path.glob("shards/*.tfrecord"))
-    manifest = jobs.run([path, other], corpus[1], labels, tmp_path / "shards")
-    jobs.run([path, other], corpus[1], labels, tmp_path / "expected")
+    manifest = label_job([path, other], corpus[1], labels, tmp_path / "shards")
+    label_job([path, other], corpus[1], labels, tmp_path / "expected")
     assert bytes_of(tmp_path / "shards") == bytes_of(tmp_path / "expected")
     assert manifest["posts"] == 40
 
@@ -462,9 +540,9 @@ def test_an_input_that_changes_during_the_job(
 def test_a_full_disk_is_one_sentence_and_the_job_goes_on_when_there_is_room(
     corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths, folder = corpus
+    paths, directory = corpus
     labels = make_labels(shard_megabytes=0.004)
-    jobs.run(paths, folder, labels, tmp_path / "expected")
+    label_job(paths, directory, labels, tmp_path / "expected")
     original, count = os.fsync, 0
 
     def fsync(descriptor: int) -> None:
@@ -477,10 +555,10 @@ def test_a_full_disk_is_one_sentence_and_the_job_goes_on_when_there_is_room(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
         with pytest.raises(UserError, match=r"The disk is full: .* free some space, and run the same command again"):
-            jobs.run(paths, folder, labels, tmp_path / "shards")
+            label_job(paths, directory, labels, tmp_path / "shards")
     assert list(tmp_path.glob("shards/*.tfrecord"))
     assert not [path for path in tmp_path.glob("shards/**/.*") if path.name != ".lock"]
-    jobs.run(paths, folder, labels, tmp_path / "shards")
+    label_job(paths, directory, labels, tmp_path / "shards")
     assert bytes_of(tmp_path / "shards") == bytes_of(tmp_path / "expected")
 
 
@@ -488,7 +566,7 @@ def test_a_full_disk_is_one_sentence_and_the_job_goes_on_when_there_is_room(
 def test_a_full_disk_stops_a_fit_that_goes_on_when_there_is_room(
     corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
-    paths, folder = corpus
+    paths, directory = corpus
     original, count = os.fsync, 0
 
     def fsync(descriptor: int) -> None:
@@ -501,94 +579,94 @@ def test_a_full_disk_stops_a_fit_that_goes_on_when_there_is_room(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
         with pytest.raises(UserError, match="The disk is full"):
-            jobs.fit(paths, make_labels(), tmp_path / "labeler")
+            fit_job(paths, make_labels(), tmp_path / "labeler")
     assert [path.name for path in tmp_path.iterdir()] == [".labeler.fit"]
-    assert jobs.fit(paths, make_labels(), tmp_path / "labeler").fingerprint == Labeler.load(folder).fingerprint
+    assert fit_job(paths, make_labels(), tmp_path / "labeler").fingerprint == Labeler.load(directory).fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["labeler"]
 
 
 def test_a_fit_that_was_stopped_reads_no_part_again(
     corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths, folder = corpus
+    paths, directory = corpus
     with monkeypatch.context() as patch:
-        patch.setattr(Labeler, "from_corpus", lambda *_: (_ for _ in ()).throw(Killed()))
+        patch.setattr(fit_module, "fit_corpus", lambda *_: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
-            jobs.fit(paths, make_labels(), tmp_path / "labeler")
+            fit_job(paths, make_labels(), tmp_path / "labeler")
     work = tmp_path / ".labeler.fit"
     assert work.stat().st_mode & 0o777 == 0o700
     shutil.copytree(work, tmp_path / ".other.fit")
-    # Parts of another size are read anew.
-    other = jobs.fit(paths, make_labels(part_megabytes=0.002), tmp_path / "other")
-    assert other.fingerprint == jobs.fit(paths, make_labels(part_megabytes=0.002), tmp_path / "undisturbed").fingerprint
+    # Input splits of another size are read again.
+    other = fit_job(paths, make_labels(split_megabytes=0.002), tmp_path / "other")
+    assert other.fingerprint == fit_job(paths, make_labels(split_megabytes=0.002), tmp_path / "undisturbed").fingerprint
     for folder_name in ("other", "undisturbed"):
         shutil.rmtree(tmp_path / folder_name)
-    monkeypatch.setattr(jobs, "_gather", lambda *_: pytest.fail("read again"))
-    assert jobs.fit(paths, make_labels(), tmp_path / "labeler").fingerprint == Labeler.load(folder).fingerprint
+    monkeypatch.setattr(fit_module, "_gather", lambda *_: pytest.fail("read again"))
+    assert fit_job(paths, make_labels(), tmp_path / "labeler").fingerprint == Labeler.load(directory).fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["labeler"]
     # Killed when it had saved the labeler.
     work.mkdir()
-    jobs.fit(paths, make_labels(), tmp_path / "labeler")
+    fit_job(paths, make_labels(), tmp_path / "labeler")
     assert [path.name for path in tmp_path.iterdir()] == ["labeler"]
 
 
 def test_fit_makes_a_secret_salt_and_run_needs_it(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
     paths, _ = corpus
     labels = make_labels(salt_file=str(tmp_path / "secret" / "salt"))
-    jobs.fit(paths, labels, tmp_path / "labeler")
+    fit_job(paths, labels, tmp_path / "labeler")
     salt = tmp_path / "secret" / "salt"
     assert salt.stat().st_mode & 0o777 == 0o600
     assert len(salt.read_bytes()) == 64
-    jobs.run(paths, tmp_path / "labeler", labels, tmp_path / "shards")
+    label_job(paths, tmp_path / "labeler", labels, tmp_path / "shards")
     files = [path for name in ("labeler", "shards") for path in (tmp_path / name).rglob("*") if path.is_file()]
     written = b"".join(path.read_bytes() for path in files)
     assert salt.read_bytes() not in written
     salt.rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"salt_file=.* can't be read"):
-        jobs.run(paths, tmp_path / "labeler", labels, tmp_path / "new")
+        label_job(paths, tmp_path / "labeler", labels, tmp_path / "new")
 
 
 def test_a_complete_job_is_kept_and_other_input_is_refused(
     corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths, folder = corpus
+    paths, directory = corpus
     output = tmp_path / "shards"
-    first = jobs.run(paths, folder, make_labels(), output)
+    first = label_job(paths, directory, make_labels(), output)
     before = bytes_of(output)
     monkeypatch.setattr(input_split, "read_image", lambda *_: pytest.fail("labeled again"))
-    assert jobs.run(paths, folder, make_labels(), output) == first
+    assert label_job(paths, directory, make_labels(), output) == first
     with pytest.raises(UserError, match=r"not given now \(b\.jsonl"):
-        jobs.run(paths[:1], folder, make_labels(), output)
+        label_job(paths[:1], directory, make_labels(), output)
     more = write_posts(tmp_path / "c.jsonl", 5, first=500)
     with pytest.raises(UserError, match=r"complete without the posts of c\.jsonl"):
-        jobs.run([*paths, more], folder, make_labels(), output)
+        label_job([*paths, more], directory, make_labels(), output)
     with pytest.raises(UserError, match="another labeler or other labels keys"):
-        jobs.run(paths, folder, make_labels(max_image_pixels=1000), output)
+        label_job(paths, directory, make_labels(max_image_pixels=1000), output)
     with pytest.raises(UserError, match="hold the same posts"):
-        jobs.run([paths[0], paths[0]], folder, make_labels(), tmp_path / "twice")
+        label_job([paths[0], paths[0]], directory, make_labels(), tmp_path / "twice")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
     with pytest.raises(UserError, match="no labeling job"):
-        jobs.run(paths, folder, make_labels(), tmp_path / "mine")
+        label_job(paths, directory, make_labels(), tmp_path / "mine")
     assert bytes_of(output) == before
 
 
 def test_empty_part_files_hold_no_posts(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
-    paths, folder = corpus
+    paths, directory = corpus
     empty = [tmp_path / "part-1.jsonl", tmp_path / "part-2.jsonl"]
     for path in empty:
         path.touch()
-    manifest = jobs.run([*paths, *empty], folder, make_labels(), tmp_path / "shards")
-    assert manifest["posts"] == jobs.run(paths, folder, make_labels(), tmp_path / "without")["posts"]
+    manifest = label_job([*paths, *empty], directory, make_labels(), tmp_path / "shards")
+    assert manifest["posts"] == label_job(paths, directory, make_labels(), tmp_path / "without")["posts"]
 
 
 def test_one_missing_image_in_a_small_file_does_not_stop_the_job(
     corpus: tuple[list[Path], Path], tmp_path: Path
 ) -> None:
-    paths, folder = corpus
+    paths, directory = corpus
     lonely = tmp_path / "lonely.jsonl"
     lonely.write_text(json.dumps({"post_id": "lonely", "image": "gone.jpg", "comments": ["w1a w1b"]}) + "\n")
-    manifest = jobs.run([*paths, lonely], folder, make_labels(min_posts_to_stop=100), tmp_path / "shards")
+    manifest = label_job([*paths, lonely], directory, make_labels(min_posts_to_stop=100), tmp_path / "shards")
     assert manifest["posts"] == 101
 
 
@@ -596,50 +674,50 @@ def test_nothing_is_left_where_no_post_can_be_trained_on(corpus: tuple[list[Path
     path = tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps({"post_id": f"{n}", "comments": ["w1a w1b"]}) + "\n" for n in range(20)))
     with pytest.raises(UserError, match=r"None of the 20 posts can be trained on .*no_image"):
-        jobs.run([path], corpus[1], make_labels(), tmp_path / "shards")
+        label_job([path], corpus[1], make_labels(), tmp_path / "shards")
     path.write_text(path.read_text().replace("}", ', "image": "none.jpg"}'))
     with pytest.raises(UserError, match=r"p\.jsonl: .* of 20 posts were rejected \(image_missing"):
-        jobs.run([path], corpus[1], make_labels(), tmp_path / "shards")
+        label_job([path], corpus[1], make_labels(), tmp_path / "shards")
     assert [entry.name for entry in tmp_path.iterdir()] == ["p.jsonl"]
 
 
 def test_another_salt_is_refused_and_the_labeler_decides_the_rest(
-    corpus: tuple[list[Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corpus: tuple[list[Path], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    paths, folder = corpus
+    paths, directory = corpus
     (tmp_path / "salt").write_bytes(b"other")
     with pytest.raises(UserError, match="another salt"):
-        jobs.run(paths, folder, make_labels(salt_file=str(tmp_path / "salt")), tmp_path / "shards")
-    other = jobs.run(paths, folder, make_labels(cluster_fraction=0.9, seed=5), tmp_path / "shards")
-    assert "labels.cluster_fraction is 0.3, as the labeler was fitted" in capsys.readouterr().err
-    assert other == jobs.run(paths, folder, make_labels(), tmp_path / "shards")
+        label_job(paths, directory, make_labels(salt_file=str(tmp_path / "salt")), tmp_path / "shards")
+    other = label_job(paths, directory, make_labels(cluster_fraction=0.9, seed=5), tmp_path / "shards")
+    assert "labels.cluster_fraction is 0.3, as the labeler was fitted" in caplog.text
+    assert other == label_job(paths, directory, make_labels(), tmp_path / "shards")
 
 
 def test_fitting_again_keeps_the_labeler_and_refuses_other_posts(
     corpus: tuple[list[Path], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths, folder = corpus
-    fingerprint = Labeler.load(folder).fingerprint
-    monkeypatch.setattr(Labeler, "fit", lambda *_: pytest.fail("fitted again"))
-    assert jobs.fit(paths[::-1], make_labels(shard_megabytes=1.0), folder).fingerprint == fingerprint
+    paths, directory = corpus
+    fingerprint = Labeler.load(directory).fingerprint
+    monkeypatch.setattr(fit_module, "fit_corpus", lambda *_: pytest.fail("fitted again"))
+    assert fit_job(paths[::-1], make_labels(shard_megabytes=1.0), directory).fingerprint == fingerprint
     with pytest.raises(UserError, match="other posts or other labels keys"):
-        jobs.fit(paths[:1], make_labels(), folder)
+        fit_job(paths[:1], make_labels(), directory)
     with pytest.raises(UserError, match="other posts or other labels keys"):
-        jobs.fit(paths, make_labels(comment_clusters=2), folder)
+        fit_job(paths, make_labels(comment_clusters=2), directory)
 
 
 def test_a_deletion_can_be_killed_at_any_write(
     corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths, folder = corpus
+    paths, directory = corpus
     labels = make_labels(shard_megabytes=0.01, validation_fraction=0.2)
-    before = jobs.run(paths, folder, labels, tmp_path / "shards")
+    before = label_job(paths, directory, labels, tmp_path / "shards")
     salt = hashing.salt("", 0)
     first, *_ = (example["post_id"][0] for example in of_shard(tmp_path / "shards" / before["shards"][0]["name"]))
     gone = next(f"post-{number}" for number in range(100) if hashing.hash_id(f"post-{number}", salt) == first)
     (tmp_path / "ids.txt").write_text(gone)
     shutil.copytree(tmp_path / "shards", tmp_path / "expected")
-    expected = jobs.relabel(tmp_path / "expected", labels, folder, tmp_path / "ids.txt")
+    expected = delete_job(tmp_path / "expected", labels, directory, tmp_path / "ids.txt")
     replace, killed = os.replace, 0
     for after in (False, True):
         for number in itertools.count(1):
@@ -658,14 +736,14 @@ def test_a_deletion_can_be_killed_at_any_write(
             with monkeypatch.context() as patch:
                 patch.setattr(os, "replace", kill)
                 try:
-                    jobs.relabel(output, labels, folder, tmp_path / "ids.txt")
+                    delete_job(output, labels, directory, tmp_path / "ids.txt")
                     break
                 except Killed:
                     killed += 1
             # A reader that starts now works, with the old manifest or with the new one.
             assert shards.read_manifest(output)["examples"] in (before["examples"], expected["examples"])
-            assert jobs.run(paths, folder, labels, output)["examples"] in (before["examples"], expected["examples"])
-            assert jobs.relabel(output, labels, folder, tmp_path / "ids.txt")["fingerprint"] == expected["fingerprint"]
+            assert label_job(paths, directory, labels, output)["examples"] in (before["examples"], expected["examples"])
+            assert delete_job(output, labels, directory, tmp_path / "ids.txt")["fingerprint"] == expected["fingerprint"]
             assert ids_of(output) == ids_of(tmp_path / "expected")
             assert {path.name for path in output.glob("*.tfrecord")} == {
                 path.name for path in (tmp_path / "expected").glob("*.tfrecord")
@@ -676,44 +754,44 @@ def test_a_deletion_can_be_killed_at_any_write(
 
 @pytest.mark.parametrize("text", ["\ufeffpost-3\n", '"post-3","asked for it"\r\n', '\ufeff"post-3"\n'])
 def test_a_deletion_list_may_have_a_mark_or_quotes(corpus: tuple[list[Path], Path], tmp_path: Path, text: str) -> None:
-    paths, folder = corpus
+    paths, directory = corpus
     (tmp_path / "ids.txt").write_text(text, "utf-8")
-    manifest = jobs.run(paths, folder, make_labels(), tmp_path / "shards", exclude=tmp_path / "ids.txt")
+    manifest = label_job(paths, directory, make_labels(), tmp_path / "shards", exclude=tmp_path / "ids.txt")
     assert (manifest["excluded"], manifest["unmatched"]) == (1, 0)
 
 
 def test_ids_that_match_no_post_are_counted_and_a_list_of_none_is_an_error(
     corpus: tuple[list[Path], Path], tmp_path: Path
 ) -> None:
-    paths, folder = corpus
+    paths, directory = corpus
     ids = tmp_path / "ids.txt"
     ids.write_text("post-3\nnever-seen\n")
-    jobs.run(paths, folder, make_labels(), tmp_path / "finished")
-    assert jobs.fit(paths, make_labels(), tmp_path / "labeler", exclude=ids).fitted["unmatched"] == 1
-    assert jobs.run(paths, folder, make_labels(), tmp_path / "shards", exclude=ids)["unmatched"] == 1
+    label_job(paths, directory, make_labels(), tmp_path / "finished")
+    assert fit_job(paths, make_labels(), tmp_path / "labeler", exclude=ids).fitted["unmatched"] == 1
+    assert label_job(paths, directory, make_labels(), tmp_path / "shards", exclude=ids)["unmatched"] == 1
     ids.write_text("post_id\nnever-seen\n")
     with pytest.raises(UserError, match="None of the 2 ids in --exclude"):
-        jobs.fit(paths, make_labels(), tmp_path / "other", exclude=ids)
+        fit_job(paths, make_labels(), tmp_path / "other", exclude=ids)
     with pytest.raises(UserError, match="None of the 2 ids in --exclude"):
-        jobs.run(paths, folder, make_labels(), tmp_path / "shards2", exclude=ids)
+        label_job(paths, directory, make_labels(), tmp_path / "shards2", exclude=ids)
     with pytest.raises(UserError, match="None of the 2 ids in --exclude"):
-        jobs.relabel(tmp_path / "finished", make_labels(), folder, ids)
+        delete_job(tmp_path / "finished", make_labels(), directory, ids)
 
 
 def test_too_many_clusters_do_not_cost_what_was_read(
     corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths, folder = corpus
+    paths, directory = corpus
     with pytest.raises(UserError, match="distinct points"):
-        jobs.fit(paths, make_labels(comment_clusters=5000), tmp_path / "labeler")
-    monkeypatch.setattr(jobs, "_gather", lambda *_: pytest.fail("read again"))
-    assert jobs.fit(paths, make_labels(), tmp_path / "labeler").fingerprint == Labeler.load(folder).fingerprint
+        fit_job(paths, make_labels(comment_clusters=5000), tmp_path / "labeler")
+    monkeypatch.setattr(fit_module, "_gather", lambda *_: pytest.fail("read again"))
+    assert fit_job(paths, make_labels(), tmp_path / "labeler").fingerprint == Labeler.load(directory).fingerprint
 
 
 def test_a_job_that_was_killed_before_its_first_file_resumes(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
-    paths, folder = corpus
+    paths, directory = corpus
     (tmp_path / "shards" / "records").mkdir(parents=True)
-    assert jobs.run(paths, folder, make_labels(), tmp_path / "shards")["posts"] == 100
+    assert label_job(paths, directory, make_labels(), tmp_path / "shards")["posts"] == 100
 
 
 @pytest.mark.parametrize(
@@ -736,22 +814,6 @@ def test_a_full_disk_of_a_beam_worker_is_an_interruption(monkeypatch: pytest.Mon
 
 def test_a_published_labeler_has_no_paths(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
     paths, _ = corpus
-    labels = make_labels(salt_file=str(tmp_path / "secret" / "salt"), link_roots=(str(tmp_path / "cache"),))
-    jobs.fit(paths, labels, tmp_path / "labeler")
+    fit_job(paths, make_labels(salt_file=str(tmp_path / "secret" / "salt")), tmp_path / "labeler")
     for path in (tmp_path / "labeler").iterdir():
         assert str(tmp_path).encode() not in path.read_bytes()
-
-
-def test_images_behind_links_into_link_roots_are_labeled(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
-    paths, labeler = corpus
-    directory = tmp_path / "posts"
-    directory.mkdir()
-    linked = shutil.copy(paths[0], directory / "a.jsonl")
-    (directory / "images").symlink_to(paths[0].parent / "images")
-    with pytest.raises(UserError, match="image_path_leaves_folder"):
-        jobs.run([linked], labeler, make_labels(), tmp_path / "refused")
-    # A refusal leaves nothing that a run with link roots would stumble over.
-    labels = make_labels(link_roots=(str(paths[0].parent),))
-    jobs.run([linked], labeler, labels, tmp_path / "refused")
-    jobs.run([paths[0]], labeler, make_labels(), tmp_path / "plain")
-    assert bytes_of(tmp_path / "refused") == bytes_of(tmp_path / "plain")

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from vise_jax import models
-from vise_jax.encoder import weights_of
+from vise_jax import models, variables
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parents[1] / "benchmarks" / "peers"))
@@ -201,7 +200,7 @@ def keep_off_the_edge(case: str, weights: Arrays) -> Arrays:
 def shapes_of(case: str) -> dict[str, tuple[int, ...]]:
     """Shapes of the weights of vise_jax's encoder, by path."""
     abstract = nnx.eval_shape(lambda: models.build(case, width=CASES[case][0]))
-    return {path: value.shape for path, value in weights_of(abstract).items()}
+    return {path: value.shape for path, value in variables.of_model(abstract).items()}
 
 
 def read(case: str) -> tuple[Arrays, Arrays]:

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vise_jax import models
-from vise_jax.encoder import weights_of
+from vise_jax import models, variables
 from vise_jax.errors import UserError
 
 # The tests are about numbers: the compiler needn't try hard.
@@ -38,7 +37,7 @@ def _run(case, weights):
 
         gradients, (feature_map, network) = jax.grad(objective, has_aux=True)(params)
         flat = {"/".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(gradients)}
-        moved = {path: value for path, value in weights_of(network).items() if path not in flat}
+        moved = {path: value for path, value in variables.of_model(network).items() if path not in flat}
         return {"train": feature_map, "gradients": flat, "statistics": moved}
 
     def in_eval(params, statistics):
@@ -126,7 +125,7 @@ def test_zero_init_makes_blocks_the_identity():
 
 
 def test_seed_decides_the_weights():
-    first, again, other = (weights_of(models.build("resnet18", width=8, seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (variables.of_model(models.build("resnet18", width=8, seed=seed)) for seed in (1, 1, 2))
     assert all((first[path] == again[path]).all() for path in first)
     assert not (first["conv1/kernel"] == other["conv1/kernel"]).all()
 

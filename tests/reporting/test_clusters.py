@@ -17,6 +17,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from vise_jax import config
 from vise_jax.engagement import Labeler
 from vise_jax.engagement.comments import CommentEncoder
+from vise_jax.engagement.fitting import fit_labeler
 from vise_jax.errors import UserError
 from vise_jax.posts import Post
 from vise_jax.reporting import clusters, figures, page
@@ -256,8 +257,8 @@ def test_columns_that_can_be_sorted_by_are_in_the_data() -> None:
 @pytest.mark.filterwarnings("error")
 def test_files_are_written_and_the_same_each_time(tmp_path: Path) -> None:
     summary = clusters.summarize(make_labeler(), make_statistics())
-    for folder in ("a", "b", "b"):
-        page.write(summary, {}, tmp_path / folder)
+    for directory in ("a", "b", "b"):
+        page.write(summary, {}, tmp_path / directory)
     names = {"index.html", "reactions.png", "labels_per_post.png", "balance.png", "co_occurrence.png"}
     assert (
         {path.name for path in (tmp_path / "a").iterdir()}
@@ -347,7 +348,7 @@ def make_posts(count: int = 240) -> list[Post]:
 def fitted() -> Labeler:
     labels = config.base().labels
     labels.update(comment_clusters=3, reaction_clusters=3, cluster_fraction=0.5, comment_dim=4, min_comment_count=2)
-    return Labeler.fit(make_posts(), labels)
+    return fit_labeler(make_posts(), labels)
 
 
 def test_examples_are_masked_of_their_cluster_and_the_same_in_any_order(fitted: Labeler) -> None:

@@ -158,8 +158,8 @@ def test_config_against_the_default_or_the_other_run():
 
 def test_the_same_bytes_each_time(tmp_path):
     runs = [make_run("one"), make_run("other", count=20)]
-    for folder in ("a", "b"):
-        curves.write(runs, tmp_path / folder)
+    for directory in ("a", "b"):
+        curves.write(runs, tmp_path / directory)
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     sections = ("accuracy", "loss", "optimization", "other", "speed")
     assert files == ["training.html", *(f"training_{section}.png" for section in sections)]

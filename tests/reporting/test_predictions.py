@@ -22,15 +22,15 @@ HOSTILE = "<img src=x onerror=alert(1)>.png"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def directory(tmp_path: Path) -> Path:
     """Six images, of which the second is broken, and one has a hostile name."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
+    directory = tmp_path / "photos"
+    directory.mkdir()
     for name in ("a.png", "c.png", "d.png", "e.png", HOSTILE):
         pixels = np.random.default_rng(len(name)).integers(0, 256, (700, 800, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / name)
-    (folder / "b.png").write_bytes(b"no image")
-    return folder
+        Image.fromarray(pixels).save(directory / name)
+    (directory / "b.png").write_bytes(b"no image")
+    return directory
 
 
 class Page(html.parser.HTMLParser):
@@ -58,8 +58,8 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_line_for_each_image_and_a_page_of_the_first(trained, labeler, folder, tmp_path):
-    images, output = datasets.open_unlabeled(folder), tmp_path / "new" / "p.jsonl"
+def test_a_line_for_each_image_and_a_page_of_the_first(trained, labeler, directory, tmp_path):
+    images, output = datasets.open_unlabeled(directory), tmp_path / "new" / "p.jsonl"
     page, count, rejected = predictions.write(trained, labeler, images, output, **SETTINGS)
     assert (page, count, rejected) == (tmp_path / "new" / "p.html", 6, 1)
     found = lines(output)
@@ -93,8 +93,8 @@ class Stopped(Exception):
     pass
 
 
-def test_a_stop_loses_no_part_and_what_is_there_is_not_made_again(trained, labeler, folder, tmp_path, monkeypatch):
-    images, output = datasets.open_unlabeled(folder), tmp_path / "p.jsonl"
+def test_a_stop_loses_no_part_and_what_is_there_is_not_made_again(trained, labeler, directory, tmp_path, monkeypatch):
+    images, output = datasets.open_unlabeled(directory), tmp_path / "p.jsonl"
     monkeypatch.setattr(extract, "_PART", 2)
     settings = SETTINGS | {"batch_size": 2}
     whole, _, _ = predictions.write(trained, labeler, images, tmp_path / "whole" / "p.jsonl", **settings)
@@ -121,8 +121,8 @@ def test_a_stop_loses_no_part_and_what_is_there_is_not_made_again(trained, label
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.html", "p.jsonl", "photos", "whole"]
 
 
-def test_nothing_else_is_replaced(trained, labeler, folder, tmp_path):
-    images, output = datasets.open_unlabeled(folder), tmp_path / "p.jsonl"
+def test_nothing_else_is_replaced(trained, labeler, directory, tmp_path):
+    images, output = datasets.open_unlabeled(directory), tmp_path / "p.jsonl"
     predictions.write(trained, labeler, images, output, **SETTINGS)
     before = output.read_bytes()
     with pytest.raises(UserError, match=r"p\.jsonl already exists and holds something else"):

@@ -12,12 +12,14 @@ from vise_jax.reporting import runs
 from vise_jax.reporting.runs import Run, Series
 
 
-def write_run(folder: Path, records: list[dict[str, Any]], config: dict[str, Any] | None = None, end: str = "") -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"format_version": 1, "kind": "run", "config": config or {}}))
+def write_run(
+    directory: Path, records: list[dict[str, Any]], config: dict[str, Any] | None = None, end: str = ""
+) -> Path:
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps({"format_version": 1, "kind": "run", "config": config or {}}))
     if records or end:
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + end)
-    return folder
+        (directory / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + end)
+    return directory
 
 
 def make_run(name: str = "run", config: dict[str, Any] | None = None, **series: list[tuple[int, float]]) -> Run:
@@ -49,9 +51,9 @@ def test_a_last_line_that_is_being_written_is_left_out(tmp_path, end):
 
 @pytest.mark.parametrize("line", ["nonsense", '{"loss": 1}', "[1]", '{"step": "x"}', "7", '{"step": null}'])
 def test_a_damaged_line_is_named(tmp_path, line):
-    folder = write_run(tmp_path / "run", [{"step": 10, "loss": 1.0}], end=f'{line}\n{{"step": 20}}\n')
+    directory = write_run(tmp_path / "run", [{"step": 10, "loss": 1.0}], end=f'{line}\n{{"step": 20}}\n')
     with pytest.raises(UserError, match=r"Line 2 of .*metrics\.jsonl is no record"):
-        runs.read([folder])
+        runs.read([directory])
 
 
 def test_what_was_recorded_last_counts(tmp_path):
@@ -78,11 +80,11 @@ def test_folders_that_are_no_runs(tmp_path):
 
 def test_names_tell_runs_apart(tmp_path):
     places = ["a/run", "b/run", "c/b/run", "other", "a/last/run"]
-    folders = [write_run(tmp_path / place, []) for place in places]
-    names = [run.name for run in runs.read(folders)]
+    directories = [write_run(tmp_path / place, []) for place in places]
+    names = [run.name for run in runs.read(directories)]
     assert names == ["a/run", f"{tmp_path.name}/b/run", "c/b/run", "other", "last/run"]
     with pytest.raises(UserError, match="named twice"):
-        runs.read([folders[0], folders[1], folders[0].parent / "../a/run"])
+        runs.read([directories[0], directories[1], directories[0].parent / "../a/run"])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 100, 5000])

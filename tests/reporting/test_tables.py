@@ -15,7 +15,7 @@ def measurement(encoder="ours", data="cifar10", value=0.5, std=None, **changes):
             "accuracy": {"mean": value, "std": std, "values": [value]},
             "majority_accuracy": {"mean": 0.1, "std": None, "values": [0.1]},
         },
-        "splits": [{"seed": 0, "sizes": {"train": 7, "validation": 1, "test": 2}}],
+        "splits": [{"seed": 0}],
         "encoder": {"name": encoder, "fingerprint": f"{encoder}-weights", "preprocessing": {"crop": 224}},
         "data": {"name": data, "fingerprint": f"{data}-bytes"},
         "file": f"{encoder}-{data}.json",
@@ -41,7 +41,7 @@ def test_rows_are_encoders_and_columns_data():
     assert table.rows == (
         ("ours", "10.00", "70.00 ± 1.23"),
         ("Random", "–", "25.00"),
-        ("commonest class", "10.00", "10.00"),
+        ("majority class", "10.00", "10.00"),
     )
     # One value has nothing to be the best of.
     assert table.best == {(0, 2)}
@@ -69,7 +69,7 @@ def test_equal_names_get_what_tells_them_apart():
         "run (22222222)",
         "sized (224 px)",
         "sized (64 px)",
-        "commonest class",
+        "majority class",
     ]
     assert table.columns == ("encoder", "cifar10 linear (33333333)", "cifar10 linear (cifar10-)")
 
@@ -88,10 +88,11 @@ def test_files(tmp_path):
     assert {line.count("|") for line in lines[:53]} == {4}
     with open(tmp_path / "report" / "table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 100
-    assert rows[3]["encoder"] == "encoder 01"
-    assert float(rows[3]["value"]) == 0.01
-    assert rows[3]["data"] == "c"
+    assert len(rows) == 200
+    assert rows[6]["encoder"] == "encoder 01"
+    assert float(rows[6]["mean"]) == 0.01
+    assert (rows[6]["data"], rows[6]["metric"], rows[6]["primary"]) == ("c", "accuracy", "True")
+    assert (rows[7]["metric"], rows[7]["primary"], float(rows[7]["mean"])) == ("majority_accuracy", "False", 0.1)
 
 
 def test_what_is_printed_is_not_cut(capsys):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from vise_jax import interop, models
-from vise_jax.encoder import Encoder, imagenet_preprocessing, weights_of
+from vise_jax import interop, models, variables
+from vise_jax.encoder import Encoder
+from vise_jax.preprocessing import Preprocessing
 
 ROOT = Path(__file__).parents[2]
 NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -27,7 +28,7 @@ def convert(*words: str | Path) -> subprocess.CompletedProcess[str]:
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ResNet-18 in torchvision's layout, of numbers that tell its arrays apart."""
     tensors = {}
-    for number, (path, value) in enumerate(weights_of(models.build("resnet18")).items()):
+    for number, (path, value) in enumerate(variables.of_model(models.build("resnet18")).items()):
         *module, kind = path.split("/")
         shape = tuple(value.shape[axis] for axis in (3, 2, 0, 1)) if value.ndim == 4 else value.shape
         tensors[".".join([*module, NAMES[kind]])] = np.full(shape, number, np.float32)
@@ -85,7 +86,7 @@ def test_help_has_examples() -> None:
 def test_mistakes_get_one_sentence_and_write_nothing(weights: Path, tmp_path: Path) -> None:
     encoder = tmp_path / "encoder"
     small = {"name": "resnet18", "width": 4, "heads": {"comments": 3}}
-    Encoder(small, weights_of(models.build(**small)), imagenet_preprocessing(32), {}, "CC0-1.0").save(encoder)
+    Encoder(small, variables.of_model(models.build(**small)), Preprocessing.imagenet(32), {}, "CC0-1.0").save(encoder)
     checkpoint, output = ("--source", "torchvision", "--weights", weights), ("--output", tmp_path / "new")
     export = ("--encoder", encoder, "--to", "torchvision")
     cases = {

@@ -37,14 +37,14 @@ def encoded(number: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def made(trained, tmp_path_factory) -> Path:
-    """A folder with an encoder and an archive of images, one of which is broken."""
-    folder = tmp_path_factory.mktemp("made")
-    trained.save(folder / "encoder")
+    """A directory with an encoder and an archive of images, one of which is broken."""
+    directory = tmp_path_factory.mktemp("made")
+    trained.save(directory / "encoder")
     files = [encoded(number) for number in range(90)]
-    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+    with zipfile.ZipFile(directory / "images.zip", "w") as archive:
         for number in range(IMAGES):
             archive.writestr(f"{number:04d}.png", b"no image" if number == 70 else files[number % 90])
-    return folder
+    return directory
 
 
 @pytest.mark.slow

@@ -32,15 +32,15 @@ def config() -> str:
 
 @pytest.fixture(scope="module")
 def posts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("posts")
+    directory = tmp_path_factory.mktemp("posts")
     lines = []
     for number in range(60):
-        Image.new("RGB", (16, 16), (number * 4, 0, 0)).save(folder / f"{number}.jpg")
+        Image.new("RGB", (16, 16), (number * 4, 0, 0)).save(directory / f"{number}.jpg")
         comments = [f"w{number % 3}a w{number % 3}b word{number % 7}"]
         reactions = {"love": number % 5 + 1, "wow": number % 3}
         lines.append({"post_id": f"p{number}", "image": f"{number}.jpg", "comments": comments, "reactions": reactions})
-    (folder / "posts.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return folder / "posts.jsonl"
+    (directory / "posts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return directory / "posts.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_beam_gives_the_same_shards_and_relabel_takes_posts_out(posts: Path, lab
 def test_workers_end_with_a_killed_job_and_the_next_run_ends_with_the_same_bytes(
     posts: Path, labeler: Path, tmp_path: Path
 ) -> None:
-    keys = ("--config.labels.shard_megabytes=0.001", "--config.labels.part_megabytes=0.002")
+    keys = ("--config.labels.shard_megabytes=0.001", "--config.labels.split_megabytes=0.002")
     run = ("run", config(), *keys, "--posts", posts, "--labeler", labeler, "--workers", "2")
     assert label(*run, "--output", tmp_path / "expected").returncode == 0
     command = [sys.executable, str(ROOT / "scripts" / "label.py"), *map(str, run), "--output", str(tmp_path / "shards")]
@@ -128,8 +128,8 @@ def test_workers_end_with_a_killed_job_and_the_next_run_ends_with_the_same_bytes
     assert not alive
     assert label(*run, "--output", tmp_path / "shards").returncode == 0
     expected, found = (
-        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        for folder in (tmp_path / "expected", tmp_path / "shards")
+        {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+        for directory in (tmp_path / "expected", tmp_path / "shards")
     )
     assert found == expected
 

@@ -25,18 +25,18 @@ POD = JOB["template"]["spec"]
 CONTAINER = POD["containers"][0]
 
 
-def stand_in(folder: Path, name: str, script: str) -> None:
-    folder.mkdir(exist_ok=True)
-    path = folder / name
+def stand_in(directory: Path, name: str, script: str) -> None:
+    directory.mkdir(exist_ok=True)
+    path = directory / name
     path.write_text(f"#!/usr/bin/env bash\n{script}\n")
     path.chmod(0o755)
 
 
-def start(command: list[str], folder: Path, **variables: str) -> subprocess.Popen:
-    """Start a command in a folder whose `bin` holds the stand-ins."""
-    path = f"{folder / 'bin'}:{os.environ['PATH']}"
-    environment = {"PATH": path, "HOME": str(folder), **variables}
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def start(command: list[str], directory: Path, **variables: str) -> subprocess.Popen:
+    """Start a command in a directory whose `bin` holds the stand-ins."""
+    path = f"{directory / 'bin'}:{os.environ['PATH']}"
+    environment = {"PATH": path, "HOME": str(directory), **variables}
+    return subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def end(process: subprocess.Popen) -> tuple[int, str]:
@@ -44,8 +44,8 @@ def end(process: subprocess.Popen) -> tuple[int, str]:
     return process.returncode, output.decode()
 
 
-def terminate_when_started(process: subprocess.Popen, folder: Path) -> None:
-    while not (folder / "started").exists():
+def terminate_when_started(process: subprocess.Popen, directory: Path) -> None:
+    while not (directory / "started").exists():
         assert process.poll() is None, end(process)
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -118,23 +118,25 @@ def test_slurm_queues_again_what_is_not_finished(tmp_path, srun, state, status, 
     assert requeued == (["requeue 42"] if queued else [])
 
 
-def slurm(folder: Path, srun: str, state: str) -> tuple[int, str, list[str]]:
-    code, output = end(start_slurm(folder, srun, state))
-    log = folder / "scontrol.log"
+def slurm(directory: Path, srun: str, state: str) -> tuple[int, str, list[str]]:
+    code, output = end(start_slurm(directory, srun, state))
+    log = directory / "scontrol.log"
     return code, output, log.read_text().splitlines() if log.exists() else []
 
 
-def start_slurm(folder: Path, srun: str, state: str, **variables: str) -> subprocess.Popen:
-    stand_in(folder / "bin", "srun", f"printf '%s\\n' \"$@\" > srun.log; env > srun.env\n{srun}")
-    stand_in(folder / "bin", "squeue", f"echo {state}")
-    stand_in(folder / "bin", "scontrol", 'echo "$@" >> scontrol.log')
+def start_slurm(directory: Path, srun: str, state: str, **variables: str) -> subprocess.Popen:
+    stand_in(directory / "bin", "srun", f"printf '%s\\n' \"$@\" > srun.log; env > srun.env\n{srun}")
+    stand_in(directory / "bin", "squeue", f"echo {state}")
+    stand_in(directory / "bin", "scontrol", 'echo "$@" >> scontrol.log')
     words = ["configs/c.py", "my shards", "run", "--config.training.steps=20"]
     command = ["bash", str(LAUNCH / "slurm.sbatch"), *words]
-    return start(command, folder, SLURM_JOB_ID="42", SLURM_CPUS_PER_TASK="6", https_proxy="http://proxy", **variables)
+    return start(
+        command, directory, SLURM_JOB_ID="42", SLURM_CPUS_PER_TASK="6", https_proxy="http://proxy", **variables
+    )
 
 
-def environment_of_srun(folder: Path) -> dict[str, str]:
-    lines = (folder / "srun.env").read_text().splitlines()
+def environment_of_srun(directory: Path) -> dict[str, str]:
+    lines = (directory / "srun.env").read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
@@ -176,10 +178,10 @@ def test_slurm_says_how_it_is_called(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- Kubernetes
 
 
-def pod(folder: Path, python: str, index: int) -> subprocess.Popen:
-    stand_in(folder / "bin", "python", f"printf '%s\\n' \"$@\" > python.log\n{python}")
+def pod(directory: Path, python: str, index: int) -> subprocess.Popen:
+    stand_in(directory / "bin", "python", f"printf '%s\\n' \"$@\" > python.log\n{python}")
     command = [*CONTAINER["command"], *CONTAINER["args"], "two words"]
-    return start(command, folder, CONFIG="c.py", RUN="run", SHARDS="shards", JOB_COMPLETION_INDEX=str(index))
+    return start(command, directory, CONFIG="c.py", RUN="run", SHARDS="shards", JOB_COMPLETION_INDEX=str(index))
 
 
 @pytest.mark.parametrize(
@@ -238,12 +240,12 @@ def test_the_jobset_is_consistent():
 # ------------------------------------------------------------------------------------------------------------------ TPU
 
 
-def tpu(folder: Path, *words: str, **variables: str) -> tuple[int, str]:
+def tpu(directory: Path, *words: str, **variables: str) -> tuple[int, str]:
     """Call tpu_vm.sh; what it sends to the VMs is run here."""
-    stand_in(folder / "bin", "gcloud", 'printf "%s\\n" "$*" >> gcloud.log; bash -c "${!##--command=}"')
-    stand_in(folder / "bin", "sudo", 'printf "%s\\n" "$@" > "$HOME/sudo.log"')
-    (folder / "vise_jax").mkdir(exist_ok=True)
-    return end(start(["bash", str(LAUNCH / "tpu_vm.sh"), *words], folder, **variables))
+    stand_in(directory / "bin", "gcloud", 'printf "%s\\n" "$*" >> gcloud.log; bash -c "${!##--command=}"')
+    stand_in(directory / "bin", "sudo", 'printf "%s\\n" "$@" > "$HOME/sudo.log"')
+    (directory / "vise_jax").mkdir(exist_ok=True)
+    return end(start(["bash", str(LAUNCH / "tpu_vm.sh"), *words], directory, **variables))
 
 
 def test_tpu_vms_get_the_words_as_they_were_given(tmp_path):

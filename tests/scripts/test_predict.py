@@ -19,17 +19,17 @@ def predict(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def made(trained, labeler, tmp_path_factory) -> Path:
-    """A folder with an encoder, its labeler, another labeler, and images, one of which is broken."""
-    folder = tmp_path_factory.mktemp("made")
-    trained.save(folder / "encoder")
-    labeler.save(folder / "labeler")
-    dataclasses.replace(labeler, salt_check="other").save(folder / "other")
-    (folder / "images").mkdir()
-    (folder / "nothing").mkdir()
+    """A directory with an encoder, its labeler, another labeler, and images, one of which is broken."""
+    directory = tmp_path_factory.mktemp("made")
+    trained.save(directory / "encoder")
+    labeler.save(directory / "labeler")
+    dataclasses.replace(labeler, salt_check="other").save(directory / "other")
+    (directory / "images").mkdir()
+    (directory / "nothing").mkdir()
     for number in range(3):
-        Image.new("RGB", (20, 20), (80 * number, 0, 0)).save(folder / "images" / f"{number}.png")
-    (folder / "images" / "3.jpg").write_bytes(b"no image")
-    return folder
+        Image.new("RGB", (20, 20), (80 * number, 0, 0)).save(directory / "images" / f"{number}.png")
+    (directory / "images" / "3.jpg").write_bytes(b"no image")
+    return directory
 
 
 def test_lines_and_a_page(made: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vise_jax import config
-from vise_jax.labeling import jobs
+from vise_jax.labeling.fit import fit as fit_job
+from vise_jax.labeling.label import label as label_job
 
 ROOT = Path(__file__).parents[2]
 FIGURES = {"reactions.png", "labels_per_post.png", "balance.png", "co_occurrence.png"}
@@ -30,33 +31,32 @@ def make_labels() -> ConfigDict:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with posts, a labeler, its shards, another labeler, and results."""
-    folder = tmp_path_factory.mktemp("made")
+    """A directory with posts, a labeler, its shards, another labeler, and results."""
+    directory = tmp_path_factory.mktemp("made")
     lines = []
     for number in range(90):
-        Image.new("RGB", (16, 16), (number * 2, 0, 0)).save(folder / f"{number}.jpg")
+        Image.new("RGB", (16, 16), (number * 2, 0, 0)).save(directory / f"{number}.jpg")
         comments = [f"topic{number % 3} 🐶 @jane{number} word{number % 7} unique{number}"]
         reactions = {"love": number % 5 + 1} if number % 2 else {"angry": 3, "sorry": number % 4}
         lines.append({"post_id": f"p{number}", "image": f"{number}.jpg", "comments": comments, "reactions": reactions})
-    (folder / "posts.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    labeler = jobs.fit([folder / "posts.jsonl"], make_labels(), folder / "labeler")
-    jobs.run([folder / "posts.jsonl"], folder / "labeler", make_labels(), folder / "shards")
-    replace(labeler, reaction_centroids=labeler.reaction_centroids[::-1].copy()).save(folder / "other")
+    (directory / "posts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    labeler = fit_job([directory / "posts.jsonl"], make_labels(), directory / "labeler")
+    label_job([directory / "posts.jsonl"], directory / "labeler", make_labels(), directory / "shards")
+    replace(labeler, reaction_centroids=labeler.reaction_centroids[::-1].copy()).save(directory / "other")
     measurement = {
         "format_version": 2,
         "task": "folder",
         "protocol": "linear",
-        "metrics": {"accuracy": {"mean": 0.5, "std": None, "values": [0.5]}},
         "primary": "accuracy",
+        "metrics": {"accuracy": {"mean": 0.5, "std": None, "values": [0.5]}},
         "selection": {},
-        "sweep": [],
-        "splits": [{"seed": 0, "sizes": {"train": 7, "validation": 1, "test": 2}}],
+        "splits": [{"seed": 0}],
         "encoder": {"name": "ours", "fingerprint": "0"},
         "data": {"name": "birds", "fingerprint": "1"},
     }
-    (folder / "results").mkdir()
-    (folder / "results" / "one.json").write_text(json.dumps(measurement))
-    return folder
+    (directory / "results").mkdir()
+    (directory / "results" / "one.json").write_text(json.dumps(measurement))
+    return directory
 
 
 def test_results_alone(made: Path, tmp_path: Path) -> None:
@@ -103,12 +103,12 @@ def test_excluded_posts_are_no_examples(made: Path, tmp_path: Path) -> None:
     assert (tmp_path / "report" / "index.html").read_text().count("\\u003cuser\\u003e word") == 1
 
 
-def make_run(folder: Path, rate: float) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"config": {"training.learning_rate": rate, "training.seed": 0}}))
+def make_run(directory: Path, rate: float) -> Path:
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps({"config": {"training.learning_rate": rate, "training.seed": 0}}))
     lines = [json.dumps({"step": step, "loss": 5 - step / 10, "goodput": 0.97}) for step in (10, 20)]
-    (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 3']))
-    return folder
+    (directory / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 3']))
+    return directory
 
 
 def test_runs(tmp_path: Path) -> None:

@@ -29,39 +29,41 @@ COMMENTS = [
 
 
 def make_model(
-    folder: Path, rows: int = len(PIECES), name: str = "embeddings", dtype: str = "float32", **tensors: np.ndarray
+    directory: Path, rows: int = len(PIECES), name: str = "embeddings", dtype: str = "float32", **tensors: np.ndarray
 ) -> Path:
-    folder.mkdir()
+    directory.mkdir()
     made = Tokenizer(models.WordPiece({piece: number for number, piece in enumerate(PIECES)}, unk_token="[UNK]"))
     made.normalizer = normalizers.BertNormalizer()
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
     made.enable_padding(pad_id=0, pad_token="[PAD]", length=8)
-    made.save(str(folder / "tokenizer.json"))
+    made.save(str(directory / "tokenizer.json"))
     embeddings = (10 * np.random.default_rng(0).standard_normal((rows, 5))).astype(dtype)
-    safetensors.numpy.save_file({name: embeddings, **tensors}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"model_type": "model2vec", "normalize": True}))
-    return folder
+    safetensors.numpy.save_file({name: embeddings, **tensors}, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps({"model_type": "model2vec", "normalize": True}))
+    return directory
 
 
-def make_labels(folder: Path, **changes: Any) -> ConfigDict:
+def make_labels(directory: Path, **changes: Any) -> ConfigDict:
     labels = config.base().labels
-    labels.update(comment_encoder="static", vectors=str(folder), min_comment_count=1, token_weights="none", **changes)
+    labels.update(
+        comment_encoder="static", vectors=str(directory), min_comment_count=1, token_weights="none", **changes
+    )
     return labels
 
 
-def fit(folder: Path, **changes: Any) -> CommentEncoder:
-    labels = make_labels(folder)
+def fit(directory: Path, **changes: Any) -> CommentEncoder:
+    labels = make_labels(directory)
     labels.update(changes)
     counts = Counter(token for tokens in tokenizer(labels)(COMMENTS) for token in set(tokens))
-    return fit_encoder(counts, len(COMMENTS), [], labels)
+    return fit_encoder(counts, len(COMMENTS), [], labels)[0]
 
 
-def expected_means(folder: Path, texts: list[str], max_tokens: int = 512) -> np.ndarray:
+def expected_means(directory: Path, texts: list[str], max_tokens: int = 512) -> np.ndarray:
     """What model2vec computes: the mean over the tokens that are known, of unit length."""
-    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    tensors = safetensors.numpy.load_file(directory / "model.safetensors")
     embeddings = tensors.get("embeddings", tensors.get("embedding.weight")).astype(np.float64)
-    known = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    known = Tokenizer.from_file(str(directory / "tokenizer.json"))
     known.no_padding()
     means = []
     for text in texts:
@@ -95,13 +97,13 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_weights_phi_is_model2vecs_mean(kind: str, tmp_path: Path) -> None:
-    folder = make_model(tmp_path / "model", **KINDS[kind])
-    encoder = fit(folder)
+    directory = make_model(tmp_path / "model", **KINDS[kind])
+    encoder = fit(directory)
     assert encoder.kind == "static"
-    expected = expected_means(folder, MASKED)
+    expected = expected_means(directory, MASKED)
     assert np.linalg.norm(expected, axis=1).round(6).tolist() == [1, 1, 1, 1, 1, 0, 0]
     # All that decides is in the encoder.
-    shutil.rmtree(folder)
+    shutil.rmtree(directory)
     phi = encoder.encode(COMMENTS)
     assert phi.dtype == encoder.vectors.dtype == np.float32
     np.testing.assert_allclose(phi, expected, atol=2e-6)
@@ -109,12 +111,12 @@ def test_without_weights_phi_is_model2vecs_mean(kind: str, tmp_path: Path) -> No
 
 
 def test_idf_weighs_and_the_vocabulary_holds_what_is_frequent(tmp_path: Path) -> None:
-    folder = make_model(tmp_path / "model")
-    encoder = fit(folder, token_weights="idf", min_comment_count=2)
+    directory = make_model(tmp_path / "model")
+    encoder = fit(directory, token_weights="idf", min_comment_count=2)
     # [UNK] is in two comments and has no vector; placeholders are no tokens, punctuation is as the model wants it.
     assert encoder.vocabulary == ["##s", "hi", "sea", "storm", "the"]
     assert encoder.coverage == pytest.approx(10 / 15)
-    vectors = dict(zip(PIECES, safetensors.numpy.load_file(folder / "model.safetensors")["embeddings"], strict=True))
+    vectors = dict(zip(PIECES, safetensors.numpy.load_file(directory / "model.safetensors")["embeddings"], strict=True))
     idf = np.log(8 / 3) + 1
     expected = 2 * idf * vectors["the"] + idf * (vectors["storm"] + vectors["##s"] + vectors["sea"])
     np.testing.assert_allclose(encoder.weights, np.full(5, idf), rtol=1e-6)
@@ -123,24 +125,24 @@ def test_idf_weighs_and_the_vocabulary_holds_what_is_frequent(tmp_path: Path) ->
 
 @pytest.mark.parametrize(("max_length", "tokens"), [(3, 3), (None, 10**6), ("not said", 512)])
 def test_long_texts_are_cut_off_where_the_model_does(max_length: Any, tokens: int, tmp_path: Path) -> None:
-    folder = make_model(tmp_path / "model")
+    directory = make_model(tmp_path / "model")
     about = {} if max_length == "not said" else {"max_length": max_length}
-    (folder / "config.json").write_text(json.dumps(about))
+    (directory / "config.json").write_text(json.dumps(about))
     # Many short tokens, and long ones that are fewer.
     texts = ["hi , " * 255 + "the sea " + "hi " * 300, "the sea storm hi " * 90 + "storm " * 30]
-    encoder = fit_encoder(Counter(PIECES), 1, [], make_labels(folder))
-    np.testing.assert_allclose(encoder.encode(texts), expected_means(folder, texts, tokens), atol=2e-6)
+    encoder, _ = fit_encoder(Counter(PIECES), 1, [], make_labels(directory))
+    np.testing.assert_allclose(encoder.encode(texts), expected_means(directory, texts, tokens), atol=2e-6)
 
 
 def test_a_model_with_scores_has_an_unknown_token_too(tmp_path: Path) -> None:
-    folder = make_model(tmp_path / "model")
+    directory = make_model(tmp_path / "model")
     scores = [("<unk>", 0.0), ("▁hi", -1.0), ("▁sea", -2.0), ("s", -3.0), ("▁", -9.0)]
     unigram = Tokenizer(models.Unigram(scores, unk_id=0))
     unigram.pre_tokenizer = pre_tokenizers.Metaspace()
-    unigram.save(str(folder / "tokenizer.json"))
+    unigram.save(str(directory / "tokenizer.json"))
     vectors = np.eye(5, dtype=np.float32)
-    safetensors.numpy.save_file({"embeddings": vectors}, folder / "model.safetensors")
-    encoder = fit(folder)
+    safetensors.numpy.save_file({"embeddings": vectors}, directory / "model.safetensors")
+    encoder = fit(directory)
     assert "<unk>" not in encoder.vocabulary
     np.testing.assert_allclose(encoder.encode(["hi seas z"])[0], np.array([0, 1, 1, 1, 1]) / 2, atol=1e-6)
 
@@ -198,13 +200,13 @@ BAD = {
 
 @pytest.mark.parametrize("what", BAD)
 def test_a_damaged_folder_is_said_in_a_sentence(what: str, tmp_path: Path) -> None:
-    folder = make_model(tmp_path / "model")
+    directory = make_model(tmp_path / "model")
     name, content, message = BAD[what]
     if content is None:
-        (folder / name).unlink()
+        (directory / name).unlink()
     else:
-        (folder / name).write_bytes(content)
+        (directory / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
-        fit(folder)
-    assert f"labels.vectors={folder}: " in str(caught.value)
+        fit(directory)
+    assert f"labels.vectors={directory}: " in str(caught.value)
     assert "\n" not in str(caught.value)

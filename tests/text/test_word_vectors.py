@@ -164,7 +164,7 @@ COMMENTS = ["Storm storm THE 😀", "the flood @storm", "the don't", "the", "rar
 def fit(path: Path, **changes: object) -> CommentEncoder:
     labels = make_labels(path, **changes)
     counts = Counter(token for tokens in tokenizer(labels)(COMMENTS) for token in set(tokens))
-    return fit_encoder(counts, len(COMMENTS), [], labels)
+    return fit_encoder(counts, len(COMMENTS), [], labels)[0]
 
 
 def make_labels(path: Path, **changes: object) -> ConfigDict:

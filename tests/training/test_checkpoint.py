@@ -28,7 +28,7 @@ def same(found, number: float) -> bool:
 
 @pytest.fixture
 def three(tmp_path) -> Path:
-    """A run folder with the steps 10, 20 and 30."""
+    """A run directory with the steps 10, 20 and 30."""
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         for step in (10, 20, 30):
             checkpoints.save(step, state(step))
@@ -104,17 +104,17 @@ def test_a_save_that_fails_is_said_once_and_the_next_one_succeeds(tmp_path, monk
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         checkpoints.save(1, state(1))
         checkpoints.wait()
-        folder = tmp_path / "checkpoints"
+        directory = tmp_path / "checkpoints"
 
         def full(*_, **__):
-            (folder / "2.orbax-checkpoint-tmp").mkdir()
+            (directory / "2.orbax-checkpoint-tmp").mkdir()
             raise ValueError('RESOURCE_EXHAUSTED: Error writing "a/0": No space left on device [os_error_code=28]')
 
         with monkeypatch.context() as patched:
             patched.setattr(checkpoints._manager, "save", full)
             checkpoints.save(2, state(2))
         assert checkpoints.problem() == "the disk is full"
-        assert not list(folder.glob("*tmp*"))
+        assert not list(directory.glob("*tmp*"))
         assert checkpoints.problem() == ""
         assert checkpoints.latest() == 1
         checkpoints.save(3, state(3))
@@ -144,6 +144,28 @@ def test_a_step_that_is_there_is_not_saved_again(three):
         checkpoints.wait()
         assert not checkpoints.problem()
         assert same(checkpoints.restore(like=state(0))[1], 30)
+
+
+@pytest.mark.parametrize("error", [TypeError("a bug"), ValueError("a bug"), AttributeError("a bug")])
+def test_an_error_of_the_program_sets_no_checkpoint_aside(three, monkeypatch, error):
+    def broken(*_, **__):
+        raise error
+
+    with Checkpoints(three, keep=3) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "restore", broken)
+        with pytest.raises(type(error), match="a bug"):
+            checkpoints.restore(like=state(0))
+        assert checkpoints.latest() == 30
+    assert not (three / "damaged").exists()
+
+
+def test_a_damaged_array_is_set_aside(three):
+    largest = max((three / "checkpoints" / "30" / "default" / "d").iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 0x55
+    largest.write_bytes(content)
+    with Checkpoints(three, keep=3) as checkpoints:
+        assert checkpoints.restore(like=state(0))[0] == 20
 
 
 @pytest.mark.parametrize("error", [TypeError("a bug"), ValueError("a bug"), RuntimeError("a bug")])

@@ -1,21 +1,27 @@
-"""What training refuses before it starts, and what stops it. The undisturbed way is in tests/test_whole_job.py."""
+"""What training refuses before it starts, and what stops it. An undisturbed run is in tests/test_whole_job.py."""
 
+import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 
 from vise_jax import artifact
 from vise_jax import config as vise_config
-from vise_jax.data import loader, shards
-from vise_jax.data.records import CorruptExamples
+from vise_jax.data import shards
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
-from vise_jax.training import loop, pretrain
+from vise_jax.models.norm import BatchNorm
+from vise_jax.training import loop, pretrain, sharding
 from vise_jax.training.checkpoint import Checkpoints
+from vise_jax.training.task import Task
 
 
 @pytest.fixture
@@ -51,11 +57,11 @@ def test_a_wrong_key_is_named_before_anything_is_written(config, tmp_path, key, 
 
 
 def test_an_engagement_without_labels_is_named(config, tmp_path):
-    folder = tmp_path / "shards"
-    shutil.copytree(config.data.shards, folder)
-    manifest = artifact.read_description(folder, "manifest.json", version=shards.FORMAT_VERSION, made_by="")
-    artifact.write_json(folder / "manifest.json", manifest | {"classes": {"comments": 3, "reactions": 0}})
-    config.data.shards = str(folder)
+    directory = tmp_path / "shards"
+    shutil.copytree(config.data.shards, directory)
+    manifest = artifact.read_description(directory, "manifest.json", version=shards.FORMAT_VERSION, made_by="")
+    artifact.write_json(directory / "manifest.json", manifest | {"classes": {"comments": 3, "reactions": 0}})
+    config.data.shards = str(directory)
     with pytest.raises(UserError, match="no such labels") as caught:
         pretrain.train(config, tmp_path / "run")
     assert "reactions" in str(caught.value)
@@ -68,39 +74,135 @@ def test_epochs_become_steps():
     assert pretrain.number_of_steps(config, 250_000_000) == 7
 
 
-def test_parameters_that_are_not_finite_stop_the_run_and_name_the_batch(config, tmp_path: Path):
-    config.training.learning_rate = 1e30
-    config.training.checkpoint_every = 1
+class Toy(nnx.Module):
+    """A batch norm and a linear layer, which compile within a second."""
+
+    def __init__(self, bn_group: int):
+        self.norm = BatchNorm(3, group=bn_group, momentum=0.9, epsilon=1e-5)
+        self.linear = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+
+    def __call__(self, x, *, train: bool):
+        return {"class": self.linear(self.norm(x, train=train).mean((1, 2)))}, {}
+
+
+def toy_task(**changes) -> Task:
+    """Classify images by their mean color; example n of 40 has the id n."""
+
+    def batches(step: int, rows: np.ndarray):
+        for first in itertools.count(step * 8, 8):
+            numbers = (first + rows) % 40
+            yield {
+                "images": np.random.default_rng(first).integers(0, 256, (8, 4, 4, 3), np.uint8)[rows],
+                "label": numbers.astype(np.int32) % 2,
+                "example_id": np.char.mod("%d", numbers).astype(bytes),
+            }
+
+    def loss_sums(output, batch):
+        return {"class": optax.softmax_cross_entropy_with_integer_labels(output["class"], batch["label"]).sum()}
+
+    settings = {
+        "build": Toy,
+        "batches": batches,
+        "examples": 40,
+        "normalize": lambda images: images.astype(jnp.float32) / 255.0,
+        "loss_sums": loss_sums,
+        "counts": lambda batch: {"class": jnp.float32(batch["label"].size)},
+        "flip": False,
+    }
+    return Task(**{**settings, **changes})
+
+
+def fit(workdir: Path, task: Task | None = None, rate: float = 0.1, **changes) -> nnx.Module:
+    settings = {
+        "steps": 4,
+        "seed": 0,
+        "checkpoint_every": 0,
+        "checkpoint_minutes": 0.0,
+        "keep_checkpoints": 9,
+        "log_every": 1,
+        "evaluate_every": 0,
+        "profile_steps": (),
+    }
+    optimizer, layout = optax.sgd(rate), sharding.layout(8, 4, bn_group=None)
+    workdir.mkdir(exist_ok=True)
+    return loop.fit(
+        task or toy_task(),
+        optimizer,
+        lambda _: jnp.float32(rate),
+        workdir,
+        loop.Settings(**{**settings, **changes}),
+        mesh=sharding.data_mesh(),
+        layout=layout,
+    )
+
+
+def saved(workdir: Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(
         UserError, match=r"^parameter_norm is not finite at step 1 .* with the batch from example 0 of epoch 0"
     ):
-        pretrain.train(config, tmp_path / "run")
-    # The parameters are broken, so that they are not saved, and nothing is exported.
-    assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
-    assert not (tmp_path / "run" / "encoder").exists()
-    named = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
-    bad = CorruptExamples(tmp_path / "none")
-    batches = loader.batches(
-        Path(config.data.shards),
-        shards.read_manifest(config.data.shards),
-        config.data,
-        batch_size=8,
-        seed=0,
-        bad=bad,
-        first_step=named["step"] - 1,
-    )
-    assert named["post_ids"] == [post_id.decode() for post_id in next(batches)["post_id"]]
+        fit(tmp_path, rate=1e30, checkpoint_every=1)
+    assert not saved(tmp_path)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
+    """The loss is finite: the derivative of a square root at zero is not."""
+
+    def loss_sums(output, batch):
+        # Example 24 starts the fourth batch.
+        zero = jnp.where((batch["number"] == 24).any(), 0.0, 1.0)
+        return {"class": jnp.sqrt(zero * jnp.square(output["class"]).sum())}
+
+    plain = toy_task()
+
+    def batches(step: int, rows: np.ndarray):
+        for batch in plain.batches(step, rows):
+            yield batch | {"number": batch["example_id"].astype(np.int32)}
+
+    task = replace(plain, loss_sums=loss_sums, batches=batches)
+    with pytest.raises(
+        UserError, match=r"^gradient_norm is not finite at step 4 \(loss 0\.\d+, .*Step 3 is the last"
+    ) as caught:
+        fit(tmp_path, task, steps=9, checkpoint_every=1)
+    assert "from example 24 of epoch 0" in str(caught.value)
+    assert saved(tmp_path) == [1, 2, 3]
+    named = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert named["example_ids"] == [str(number) for number in range(24, 32)]
+    assert named["gradient_norm"] == "nan"
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3]
+
+
+def test_batch_statistics_that_are_not_finite_are_not_saved(tmp_path):
+    # A variance that overflows normalizes to zero, so that the loss stays finite.
+    task = toy_task(normalize=lambda images: images.astype(jnp.float32) * 1e20)
+    with pytest.raises(UserError, match="batch statistics are not finite at step 2"):
+        fit(tmp_path, task, rate=0.0, checkpoint_every=2)
+    assert not saved(tmp_path)
+
+
+def test_a_model_that_is_not_finite_is_not_evaluated(tmp_path):
+    class Evaluator:
+        def run(self, state):
+            raise AssertionError("evaluated")
+
+    task = toy_task(evaluators=lambda *_: (Evaluator(),))
+    with pytest.raises(UserError, match="parameter_norm is not finite at step 1"):
+        fit(tmp_path, task, rate=1e30, evaluate_every=1)
 
 
 def validating(config: ConfigDict, tmp_path: Path) -> ConfigDict:
     """The same shards, two of which are for validation."""
-    folder = tmp_path / "shards"
-    shutil.copytree(config.data.shards, folder)
-    manifest = shards.read_manifest(folder)
+    directory = tmp_path / "shards"
+    shutil.copytree(config.data.shards, directory)
+    manifest = shards.read_manifest(directory)
     held, kept = manifest["shards"][:2], manifest["shards"][2:]
     manifest |= {"shards": kept, "examples": 31, "validation": {"shards": held, "examples": 10}}
-    artifact.write_json(folder / "manifest.json", manifest)
-    config.data.shards = str(folder)
+    artifact.write_json(directory / "manifest.json", manifest)
+    config.data.shards = str(directory)
     return config
 
 
@@ -151,45 +253,54 @@ def test_a_run_is_evaluated_and_logged(config, tmp_path, caplog):
         pretrain.train(config, tmp_path / "run2")
 
 
-def test_a_save_that_fails_is_tried_again(config, tmp_path, monkeypatch, caplog):
-    config.training.steps, config.training.checkpoint_every = 6, 2
+def test_a_save_that_fails_is_tried_again(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
     monkeypatch.setattr(loop, "_SECONDS_TO_RETRY", 0.0)
-    save, asked = Checkpoints.save, []
+    save, tried = Checkpoints.save, []
 
     def full_at_first(self, step, state):
-        asked.append(step)
-        if len(asked) == 1:
+        tried.append(step)
+        if len(tried) == 1:
             with self._tolerant():
                 raise OSError(28, "No space left on device")
         else:
             save(self, step, state)
 
     monkeypatch.setattr(Checkpoints, "save", full_at_first)
-    pretrain.train(config, tmp_path / "run")
-    # Asked with the batch of step 3, told with its metrics.
-    assert asked == [2, 4, 6]
+    fit(tmp_path, steps=6, checkpoint_every=2, log_every=3)
+    # Requested with the batch of step 3, received with its metrics.
+    assert tried == [2, 4, 6]
     assert "could not be saved (the disk is full): the run continues" in caplog.text
 
 
-def test_a_last_state_that_can_not_be_saved_is_an_error(config, tmp_path, monkeypatch):
+def test_a_last_state_that_can_not_be_saved_is_an_error(tmp_path, monkeypatch):
     def full(self, step, state):
         with self._tolerant():
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Checkpoints, "save", full)
     with pytest.raises(UserError, match=r"Step 4 can't be saved \(the disk is full\)"):
-        pretrain.train(config, tmp_path / "run")
-    assert not (tmp_path / "run" / "encoder").exists()
+        fit(tmp_path, checkpoint_every=2)
+
+
+def test_metrics_of_evaluators_that_are_not_finite_are_null(tmp_path):
+    class Evaluator:
+        def run(self, state):
+            return {"accuracy": float("nan")}
+
+    fit(tmp_path, toy_task(evaluators=lambda *_: (Evaluator(),)), evaluate_every=4)
+    line = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
+    assert '"accuracy": null' in line
 
 
 def test_damaged_records_are_counted(config, tmp_path):
-    folder = tmp_path / "shards"
-    shutil.copytree(config.data.shards, folder)
-    path = folder / "s-2.tfrecord"
+    directory = tmp_path / "shards"
+    shutil.copytree(config.data.shards, directory)
+    path = directory / "s-2.tfrecord"
     content = bytearray(path.read_bytes())
     content[300] ^= 1
     path.write_bytes(content)
-    config.data.shards, config.data.max_corrupt_fraction, config.training.log_every = str(folder), 0.03, 1
+    config.data.shards, config.data.max_corrupt_fraction, config.training.log_every = str(directory), 0.03, 1
     config.training.steps = 6
     pretrain.train(config, tmp_path / "run")
     counts = [
@@ -202,12 +313,10 @@ def test_damaged_records_are_counted(config, tmp_path):
         pretrain.train(config, tmp_path / "other")
 
 
-def test_a_checkpoint_is_due_by_the_clock(config, tmp_path):
-    config.training.checkpoint_minutes = 1e-9
-    config.training.keep_checkpoints = 9
-    pretrain.train(config, tmp_path / "run")
-    # Asked with the batch of step 1, told with its metrics, when step 2 is under way.
-    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*"))[0] == "2"
+def test_a_checkpoint_is_due_by_the_clock(tmp_path):
+    fit(tmp_path, checkpoint_minutes=1e-9, checkpoint_every=9)
+    # Requested with the batch of step 1, received with its metrics when step 2 is under way.
+    assert saved(tmp_path)[0] == 2
 
 
 def test_an_example_that_two_processes_found_counts_once(tmp_path):
@@ -217,7 +326,7 @@ def test_an_example_that_two_processes_found_counts_once(tmp_path):
     assert pretrain.count_corrupt(tmp_path, {"a", "b"}) == 3
 
 
-def test_the_limit_on_corrupt_examples_is_of_all_processes(config, tmp_path, monkeypatch):
+def test_the_limit_on_corrupt_examples_is_of_all_processes(tmp_path, monkeypatch):
     # Another process has found three; this one finds none.
     lines = [json.dumps({"shard": "s-2.tfrecord", "record": record, "reason": ""}) for record in range(3)]
     control = loop._Loop._control
@@ -225,10 +334,11 @@ def test_the_limit_on_corrupt_examples_is_of_all_processes(config, tmp_path, mon
     def from_both(self, *args):
         inputs = control(self, *args)
         inputs["signals"][1, loop._CORRUPT] = 3
-        (tmp_path / "run" / "corrupt_examples-1.jsonl").write_text("\n".join(lines) + "\n")
+        (tmp_path / "corrupt_examples-1.jsonl").write_text("\n".join(lines) + "\n")
         return inputs
 
     monkeypatch.setattr(loop._Loop, "_control", from_both)
-    config.data.max_corrupt_fraction = 2 / 41
+    manifest = {"examples": 41, "shards": [{"name": "s-2.tfrecord"}]}
+    limit = pretrain.corrupt_limit(tmp_path, manifest, max_fraction=2 / 41)
     with pytest.raises(UserError, match="3 of 41 training examples are corrupt"):
-        pretrain.train(config, tmp_path / "run")
+        fit(tmp_path, check_corrupt=limit)

@@ -1,15 +1,17 @@
-"""Whose a run folder is, and what a run starts from."""
+"""Whose a run directory is, and what a run starts from."""
 
 import json
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vise_jax import config as vise_config
-from vise_jax import models
-from vise_jax.encoder import Encoder, imagenet_preprocessing, weights_of
+from vise_jax import models, variables
+from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
+from vise_jax.preprocessing import Preprocessing
 from vise_jax.training import run_dir
 
 HEADS = {"comments": 3, "reactions": 2}
@@ -17,7 +19,7 @@ HEADS = {"comments": 3, "reactions": 2}
 
 def test_a_run_of_other_shards_is_refused(tmp_path):
     def claim(shards: str, bn_group: int) -> int:
-        with run_dir.acquire(tmp_path / "run", config, shards, bn_group) as size:
+        with run_dir.acquire(tmp_path / "run", config, [shards], bn_group) as (size, _):
             return size
 
     config = vise_config.base()
@@ -35,9 +37,17 @@ def test_a_run_of_other_shards_is_refused(tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["training.momentum"] == 0.9
 
 
+def test_a_run_resumes_after_a_deletion(tmp_path):
+    config = vise_config.base()
+    with run_dir.acquire(tmp_path / "run", config, ["first"], 8) as acquired:
+        assert acquired == (8, "first")
+    with run_dir.acquire(tmp_path / "run", config, ["third", "first", "second"], 8) as acquired:
+        assert acquired == (8, "first")
+
+
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("...")
-    with pytest.raises(UserError, match="no run directory"), run_dir.acquire(tmp_path, vise_config.base(), "", 8):
+    with pytest.raises(UserError, match="no run directory"), run_dir.acquire(tmp_path, vise_config.base(), [""], 8):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -45,12 +55,12 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
 def test_a_second_process_in_a_run_directory_is_refused(tmp_path):
     config = vise_config.base()
     with (
-        run_dir.acquire(tmp_path / "run", config, "shards", 8),
+        run_dir.acquire(tmp_path / "run", config, ["shards"], 8),
         pytest.raises(UserError, match=r"Another process trains in .*run"),
-        run_dir.acquire(tmp_path / "run", config, "shards", 8),
+        run_dir.acquire(tmp_path / "run", config, ["shards"], 8),
     ):
         pass
-    with run_dir.acquire(tmp_path / "run", config, "shards", 8):
+    with run_dir.acquire(tmp_path / "run", config, ["shards"], 8):
         pass
 
 
@@ -60,7 +70,7 @@ def saved(tmp_path, preprocessing=None, **architecture):
     encoder = Encoder.from_model(
         model,
         architecture=architecture,
-        preprocessing=preprocessing or imagenet_preprocessing(),
+        preprocessing=preprocessing or Preprocessing.imagenet(),
         provenance={},
         license="none needed",
     )
@@ -73,9 +83,9 @@ def test_a_run_starts_from_an_encoder_without_its_heads(tmp_path, heads):
     source = saved(tmp_path, **({} if heads is None else {"heads": heads}))
     model = models.build("resnet18", width=4, heads=HEADS, seed=0)
     head = np.asarray(model.heads["comments"].kernel[...])
-    run_dir.warm_start(model, tmp_path / "encoder", imagenet_preprocessing())
-    expected = weights_of(source if heads is None else source.encoder)
-    found = weights_of(model.encoder)
+    run_dir.warm_start(model, tmp_path / "encoder", Preprocessing.imagenet())
+    expected = variables.of_model(source if heads is None else source.encoder)
+    found = variables.of_model(model.encoder)
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[name], value) for name, value in expected.items())
     np.testing.assert_array_equal(model.heads["comments"].kernel[...], head)
@@ -88,11 +98,11 @@ def test_an_encoder_of_another_architecture_is_refused(tmp_path):
     with pytest.raises(
         UserError, match="another architecture than the config's: bn1/bias, bn1/mean, bn1/scale, bn1/var"
     ):
-        run_dir.warm_start(model, tmp_path / "encoder", imagenet_preprocessing())
+        run_dir.warm_start(model, tmp_path / "encoder", Preprocessing.imagenet())
 
 
 def test_an_encoder_for_other_images_is_refused(tmp_path):
-    saved(tmp_path, preprocessing={**imagenet_preprocessing(), "color": "BGR"})
+    saved(tmp_path, preprocessing=replace(Preprocessing.imagenet(), color="BGR"))
     model = models.build("resnet18", width=4, heads=HEADS)
-    with pytest.raises(UserError, match="takes images with color BGR, training makes them with RGB"):
-        run_dir.warm_start(model, tmp_path / "encoder", imagenet_preprocessing())
+    with pytest.raises(UserError, match="takes images with color BGR, training prepares them with RGB"):
+        run_dir.warm_start(model, tmp_path / "encoder", Preprocessing.imagenet())

@@ -15,7 +15,7 @@ from flax import nnx
 
 from vise_jax import config as vise_config
 from vise_jax import models
-from vise_jax.encoder import imagenet_preprocessing, normalize
+from vise_jax.preprocessing import Preprocessing, normalize
 from vise_jax.training import engagement_loss, pretrain, sharding
 from vise_jax.training import state as train_state
 from vise_jax.training.evaluators import make_evaluation_step
@@ -127,7 +127,7 @@ def test_one_step_is_what_a_plain_loop_over_the_devices_computes():
     graph, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
     flipped = jax.random.bernoulli(jax.random.fold_in(jax.random.key(0), 0), shape=(BATCH,))
     images = np.where(np.asarray(flipped)[:, None, None, None], batch["images"][:, :, ::-1], batch["images"])
-    images = normalize(jnp.asarray(images), imagenet_preprocessing(32))
+    images = normalize(jnp.asarray(images), Preprocessing.imagenet(32))
 
     def loss_of(params):
         logits, running = [], []
@@ -201,14 +201,14 @@ def test_flips_mirror_about_half_of_the_images_and_only_if_asked():
 def test_an_evaluation_sums_over_labeled_examples():
     _, mesh, layout, graphdef, state, _ = prepare(4, 4)
     batch = draw_batch(np.random.default_rng(2))
-    to_input = partial(normalize, preprocessing=imagenet_preprocessing(32))
+    to_input = partial(normalize, preprocessing=Preprocessing.imagenet(32))
     step = make_evaluation_step(graphdef, to_input, mesh, layout)
     sums = {
         name: float(value)
         for name, value in step(state.params, state.batch_stats, sharding.put_batch(mesh, batch)).items()
     }
     model = nnx.merge(graphdef, train_state.on_one_device(state, mesh))
-    logits, _ = model(normalize(jnp.asarray(batch["images"]), imagenet_preprocessing(32)), train=False)
+    logits, _ = model(normalize(jnp.asarray(batch["images"]), Preprocessing.imagenet(32)), train=False)
     known = batch["reaction_label"] >= 0
     log_probabilities = np.asarray(jax.nn.log_softmax(logits["reactions"]))[known, batch["reaction_label"][known]]
     assert sums["labeled_reactions"] == known.sum()

@@ -54,7 +54,7 @@ def test_keys_that_differ_from_their_defaults_are_named():
 @pytest.mark.parametrize(("steps", "expected"), [((), []), ((3, 4), ["start", 4])])
 def test_a_trace_covers_the_steps_that_were_named(monkeypatch, tmp_path, steps, expected):
     seen = []
-    monkeypatch.setattr("jax.profiler.start_trace", lambda folder: seen.append("start"))
+    monkeypatch.setattr("jax.profiler.start_trace", lambda directory: seen.append("start"))
     monkeypatch.setattr("jax.profiler.stop_trace", lambda: seen.append(step))
     trace = timing.Trace(tmp_path, steps)
     for step in range(1, 8):

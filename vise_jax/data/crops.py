@@ -1,6 +1,6 @@
 """Random crops for training, decoded by TensorFlow.
 
-Orientation tags (EXIF) are ignored and transparency is dropped, as torchvision's image folders do.
+Orientation tags (EXIF) are ignored and transparency is dropped, as torchvision's image directories do.
 """
 
 import tensorflow as tf

@@ -1,165 +1,182 @@
-"""Datasets of downstream tasks: images with labels, official splits, text and groups."""
+"""Datasets of downstream tasks: images with labels, splits, texts and groups."""
 
-import dataclasses
+import csv
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from vise_jax import artifact
-from vise_jax.data import dataset_layouts, dataset_tables, image_files
-from vise_jax.data.image_files import ImageFile
+from vise_jax.data.listing import ImageFile, file_inside, is_image, list_images, split_of
 from vise_jax.errors import UserError
 
+# A longer file is no photo; an archive could otherwise unpack into all of the memory.
+_MAX_FILE_BYTES = 1 << 28
 
-@dataclasses.dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
-    """N examples, sorted by name. Datasets are equal only if they are the same object.
+    """Images with their labels, sorted by name.
 
     Attributes:
-        title: name of the directory or archive; of a CSV file, with its directory: `photos/labels`.
-        names: path of each image inside the dataset, with forward slashes.
-        labels: int32 [N], indices into `classes`; -1 in a dataset without labels.
-        classes: sorted class names; empty in a dataset without labels.
-        fingerprint: SHA-256 (hex) of names, labels, splits, text, groups, and of each file's size and modification time
-            (CRC in an archive).
-        files: where the encoded image of each example is; `read` returns it.
-        splits: "train", "validation" or "test" for each example; None without official splits.
-        text: one string for each example; None without text.
-        group: name of each example's group; None without groups. Examples of one group stay in one split.
+        title: name of the directory or archive; of a CSV file, with its directory's: `photos/labels`.
+        names: path of each image below it, with forward slashes.
+        labels: int32 [N], an index into `classes`; -1 in a dataset without labels.
+        classes: sorted names; empty in a dataset without labels.
+        splits: "train", "validation" or "test" for each image; None without official splits.
+        texts: the text of each example; None without texts.
+        groups: the group of each example, whose examples stay in one split; None without groups.
+        fingerprint: SHA-256 (hex) of names, labels, splits, texts and groups, and of each file's size and time (CRC in
+            an archive).
     """
 
     title: str
     names: tuple[str, ...]
     labels: np.ndarray
     classes: tuple[str, ...]
+    splits: tuple[str, ...] | None
+    texts: tuple[str, ...] | None
+    groups: tuple[str, ...] | None
     fingerprint: str
-    files: tuple[ImageFile, ...] = dataclasses.field(repr=False)
-    splits: tuple[str, ...] | None = None
-    text: tuple[str, ...] | None = None
-    group: tuple[str, ...] | None = None
-    _archives: dict[Path, zipfile.ZipFile] = dataclasses.field(default_factory=dict, repr=False)
+    _files: tuple[ImageFile, ...] = field(repr=False)
+    _archives: dict[Path, zipfile.ZipFile] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def read(self, index: int) -> bytes:
-        """Return the encoded image of an example. Several threads may read at a time.
+        """Return the bytes of an image file. Several threads may read at a time.
 
         Raises:
             UserError: the file is gone, damaged in its archive, or longer than any photo.
         """
+        file = self._files[index]
+        if file.stamp[0] > _MAX_FILE_BYTES:
+            raise UserError(f"The image {self.names[index]} has {file.stamp[0]:,} bytes: that is too long for a photo.")
         try:
-            return self.files[index].read(self._archives)
-        except UserError as error:
-            raise UserError(f"The image {self.names[index]} of {self.title} can't be used: {error}") from error
+            if file.member is None:
+                return file.path.read_bytes()
+            archive = self._archives.get(file.path) or self._archives.setdefault(file.path, zipfile.ZipFile(file.path))
+            return archive.read(file.member)
+        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+            raise UserError(f"The image {self.names[index]} in {file.path} can't be read: {error}.") from error
+
+    def subset(self, indices: np.ndarray) -> "Dataset":
+        """Return the dataset of the examples `indices`, int [M], with the same classes."""
+
+        def of(values: Sequence[str] | None) -> tuple[str, ...] | None:
+            return None if values is None else tuple(values[index] for index in indices)
+
+        return Dataset(
+            title=self.title,
+            names=of(self.names) or (),
+            labels=self.labels[indices],
+            classes=self.classes,
+            splits=of(self.splits),
+            texts=of(self.texts),
+            groups=of(self.groups),
+            fingerprint=artifact.fingerprint([self.fingerprint, indices.tolist()]),
+            _files=tuple(self._files[index] for index in indices),
+            _archives=self._archives,
+        )
 
 
-def open_labeled(path: str | Path, link_roots: Sequence[str] = ()) -> Dataset:
+def open_labeled(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dataset:
     """Open a dataset with labels.
 
     Args:
         path: one of
-            a directory of class directories, perhaps below `train/`, `test/` and `validation/` (see
-            `dataset_layouts.split_of` for other names);
+            a directory of class directories, perhaps below `train/`, `validation/` and `test/`, in any case and their
+            usual variants (`Training`, `val`, `test_images`);
             a zip archive of such a directory, which is not extracted;
             a directory of zip archives that together make such a directory, e.g. `train.zip` and `test.zip`;
-            a CSV file with the columns `image` and `label`, and perhaps `split`, `text` and `group`. Paths are relative
-            to its directory.
-        link_roots: directories that symbolic links in the dataset may point into.
+            a CSV file with the columns `image` and `label`, and perhaps `split`, `text` and `group`. Its paths are
+            relative to its directory.
+        link_roots: directories that links may point into.
 
     Raises:
         UserError: nothing there, a single class, an image without a class, a class without images, a missing or
-            repeated image, an unknown split, classes that differ between splits, a missing group or one in two splits,
-            a path that leaves its directory.
+            repeated image, an unknown split, classes that differ between splits, a path that leaves its directory.
     """
-    path = Path(path)
-    text: Mapping[str, str] = {}
-    group: Mapping[str, str] = {}
+    path, roots = Path(path), [Path(root) for root in link_roots]
+    texts = groups = None
     if path.suffix.lower() == ".csv":
-        rows = dataset_tables.read_csv(path, ("image", "label"))
-        files = _files_of(path, rows, link_roots)
-        labels, splits = dataset_tables.column(rows, "label"), dataset_tables.read_splits(rows, path)
-        text, group = dataset_tables.column(rows, "text"), dataset_tables.column(rows, "group")
+        rows = _read_csv(path, ("image", "label"))
+        files = {row["image"]: file_inside(path.parent, row["image"], path, roots) for row in rows}
+        labels = {row["image"]: row["label"] for row in rows}
+        splits = _csv_splits(rows, path)
+        texts, groups = _csv_column(rows, "text"), _csv_column(rows, "group")
+        if groups and splits:
+            _check_groups(path, groups, splits)
     else:
-        files, directories = image_files.list_images(path, link_roots)
-        labels, splits = dataset_layouts.read_layout(path, files, directories)
-    if len(set(labels.values())) < 2:
-        raise UserError(f"{path} has one class only ({next(iter(labels.values()))}): a classifier needs at least two.")
+        files, directories = list_images(path, roots)
+        labels, splits = _read_layout(path, files, directories)
+    classes = sorted(set(labels.values()))
+    if len(classes) < 2:
+        raise UserError(f"{path} has one class only ({classes[0]}): a classifier needs at least two.")
     if splits:
-        dataset_layouts.check_splits(path, labels, splits)
-    _check_groups(path, group, splits)
-    return _dataset(path, files, labels, splits, text, group)
+        _check_splits(path, labels, splits)
+    return _dataset(path, files, labels, splits, texts, groups)
 
 
-def open_unlabeled(path: str | Path, link_roots: Sequence[str] = ()) -> Dataset:
+def open_unlabeled(path: str | Path) -> Dataset:
     """Open a dataset without labels.
 
     Args:
         path: a directory (searched through all its directories), a zip archive, a CSV file (its column `image`), or one
             image.
-        link_roots: directories that symbolic links in the dataset may point into.
 
     Raises:
         UserError: nothing there, a missing image, a path that leaves its directory.
     """
     path = Path(path)
     if path.suffix.lower() == ".csv":
-        return _dataset(path, _files_of(path, dataset_tables.read_csv(path, ("image",)), link_roots))
-    if image_files.is_image_file(path):
-        return _dataset(path, {path.name: image_files.file_inside(path.parent, path.name, path.parent, link_roots)})
-    return _dataset(path, image_files.list_images(path, link_roots)[0])
+        names = [row["image"] for row in _read_csv(path, ("image",))]
+        return _dataset(path, {name: file_inside(path.parent, name, path, ()) for name in names})
+    if path.is_file() and is_image(path):
+        return _dataset(path, {path.name: file_inside(path.parent, path.name, path.parent, ())})
+    return _dataset(path, list_images(path, ())[0])
 
 
-def _files_of(path: Path, rows: list[dataset_tables.Row], link_roots: Sequence[str]) -> dict[str, ImageFile]:
-    return {row["image"]: image_files.file_inside(path.parent, row["image"], path, link_roots) for row in rows}
-
-
-def _check_groups(path: Path, group: Mapping[str, str], splits: Mapping[str, str]) -> None:
-    first: dict[str, str] = {}
-    for name, value in group.items():
-        if not value:
-            raise UserError(f"{path} has no group for {name}: fill it in, an image on its own with a name of its own.")
-        split = first.setdefault(value, splits.get(name, ""))
-        if split != splits.get(name, ""):
-            raise UserError(f"{path} has the group {value!r} in both {split} and {splits[name]}: keep it in one split.")
+# Values by the name of an image.
+_Column = dict[str, str] | None
 
 
 def _dataset(
     path: Path,
-    files: Mapping[str, ImageFile],
-    labels: Mapping[str, str] | None = None,
-    splits: Mapping[str, str] | None = None,
-    text: Mapping[str, str] | None = None,
-    group: Mapping[str, str] | None = None,
+    files: dict[str, ImageFile],
+    labels: _Column = None,
+    splits: _Column = None,
+    texts: _Column = None,
+    groups: _Column = None,
 ) -> Dataset:
     names = tuple(sorted(files))
-    for name in names:
-        if name != name.encode(errors="replace").decode():
-            raise UserError(f"The image {name!r} in {path} has a name that is no UTF-8: rename it.")
-
-    def ordered(values: Mapping[str, str] | None) -> tuple[str, ...] | None:
-        return tuple(values[name] for name in names) if values else None
-
+    odd = [name for name in names if name != name.encode(errors="replace").decode()]
+    if odd:
+        raise UserError(f"The image {odd[0]!r} in {path} has a name that is no UTF-8: rename it.")
     classes = tuple(sorted(set(labels.values()))) if labels else ()
     index = {name: number for number, name in enumerate(classes)}
     numbers = [index[labels[name]] if labels else -1 for name in names]
-    stamps = [files[name].stamp for name in names]
-    content: list[object] = [names, numbers, classes, ordered(splits), stamps]
-    if text or group:
-        content.append([ordered(text), ordered(group)])
+    split, text, group = (
+        None if column is None else tuple(column[name] for name in names) for column in (splits, texts, groups)
+    )
+    # Texts and groups follow only where there are any: fingerprints without them are as they were.
+    described: list[object] = [names, numbers, classes, split, [files[name].stamp for name in names]]
+    described += [[text, group]] if text or group else []
     return Dataset(
         title=_title(Path(os.path.abspath(path))),
         names=names,
         labels=np.array(numbers, np.int32),
         classes=classes,
-        fingerprint=artifact.fingerprint(content),
-        files=tuple(files[name] for name in names),
-        splits=ordered(splits),
-        text=ordered(text),
-        group=ordered(group),
+        splits=split,
+        texts=text,
+        groups=group,
+        fingerprint=artifact.fingerprint(described),
+        _files=tuple(files[name] for name in names),
     )
 
 
@@ -168,3 +185,112 @@ def _title(path: Path) -> str:
         return path.name
     # CSV files are mostly called labels.csv.
     return f"{path.parent.name}/{path.stem}" if path.suffix.lower() == ".csv" else path.stem
+
+
+def _read_layout(path: Path, names: Iterable[str], directories: set[str]) -> tuple[dict[str, str], _Column]:
+    """Return labels, and official splits if there are any, from names like `train/cat/1.jpg` or `cat/1.jpg`."""
+    parts = {name: name.split("/") for name in names}
+    tops = {words[0] for words in parts.values()}
+    named = {top: split_of(top) for top in sorted(tops)}
+    is_split = all(named.values())
+    if not is_split and any(named.values()) and (strangers := _beside_splits(named, parts.values())):
+        split = next(top for top, name in named.items() if name)
+        raise UserError(
+            f"{path} has {strangers[0]} beside {split}, which names a split: there may be train, validation and test "
+            "only. Rename or move the other one; or, if both are classes, move their images directly into them."
+        )
+    for name in set(filter(None, named.values())):
+        same = [top for top in named if named[top] == name]
+        if is_split and len(same) > 1:
+            raise UserError(f"{path} has {' and '.join(same)}, which both name the split {name}: merge them.")
+    level = 1 if is_split else 0
+    labels = {}
+    for name, words in parts.items():
+        if len(words) < level + 2:
+            raise UserError(f"The image {name} in {path} is in no class directory: move it into one or take it away.")
+        labels[name] = words[level]
+    classes = {"/".join(words[: level + 1]) for words in parts.values()}
+    for directory in sorted(directories - classes):
+        words = directory.split("/")
+        if len(words) == level + 1 and (not is_split or split_of(words[0])):
+            raise UserError(f"The class directory {directory} in {path} holds no images: fill it or delete it.")
+    # One split alone says nothing about what to test on.
+    if not is_split or len(tops) == 1:
+        return labels, None
+    return labels, {name: split_of(words[0]) or "" for name, words in parts.items()}
+
+
+def _beside_splits(named: dict[str, str | None], parts: Iterable[list[str]]) -> list[str]:
+    """Return the top directories that name no split, where the others are splits and not classes of that name.
+
+    A class may be called train, and hold its images directly. A split holds directories.
+    """
+    others = [top for top, name in named.items() if name is None]
+    if {"train", "test"} <= set(named.values()):
+        return others
+    shallow = any(len(words) < 3 for words in parts)
+    return [] if shallow else others
+
+
+def _check_splits(path: Path, labels: dict[str, str], splits: dict[str, str]) -> None:
+    classes: dict[str, set[str]] = {}
+    for name, split in splits.items():
+        classes.setdefault(split, set()).add(labels[name])
+    for split in ("train", "test"):
+        if split not in classes:
+            raise UserError(f"{path} has images for {' and '.join(sorted(classes))} but none for {split}: add some.")
+    for split, of_split in classes.items():
+        differ = sorted(of_split ^ classes["train"])
+        if differ:
+            has, lacks = ("train", split) if differ[0] in classes["train"] else (split, "train")
+            raise UserError(f"In {path} the class {differ[0]} has images for {has} but none for {lacks}: add some.")
+
+
+def _check_groups(path: Path, groups: dict[str, str], splits: dict[str, str]) -> None:
+    split_of_group: dict[str, str] = {}
+    for name, group in groups.items():
+        if split_of_group.setdefault(group, splits[name]) != splits[name]:
+            raise UserError(
+                f"In {path} the group {group} has examples in {split_of_group[group]} and {splits[name]}: keep a group "
+                "in one split."
+            )
+
+
+def _read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, with a value in each of `columns`, each image once."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            header, rows = reader.fieldnames or [], list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} can't be read as a CSV file: {error}.") from error
+    for column in columns:
+        if column not in header:
+            raise UserError(
+                f"{path} has no column {column!r}: its first line must be image,label or image,label,split."
+            )
+    seen: set[str] = set()
+    for number, row in enumerate(rows, start=1):
+        for column in columns:
+            if not row[column]:
+                raise UserError(f"{path} has no {column} in its row {number} (the header not counted): fill it in.")
+        row["image"] = PurePosixPath(row["image"]).as_posix()
+        if row["image"] in seen:
+            raise UserError(f"{path} names the image {row['image']} twice: each image counts once, drop a row.")
+        seen.add(row["image"])
+    if not rows:
+        raise UserError(f"{path} names no images: add rows below its header.")
+    return rows
+
+
+def _csv_splits(rows: list[dict[str, str]], path: Path) -> _Column:
+    if "split" not in rows[0]:
+        return None
+    for row in rows:
+        if not split_of(row["split"]):
+            raise UserError(f"{path} has the split {row['split']!r} for {row['image']}: use train, validation or test.")
+    return {row["image"]: split_of(row["split"]) or "" for row in rows}
+
+
+def _csv_column(rows: list[dict[str, str]], name: str) -> _Column:
+    return {row["image"]: row[name] or "" for row in rows} if name in rows[0] else None

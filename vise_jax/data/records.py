@@ -1,20 +1,28 @@
-"""Records of engagement shards, read so that a damaged one costs itself and no other.
+"""Records of engagement shards, read one by one: a corrupt record loses no other.
 
-A TFRecord is the length of its data (8 bytes), a checksum of that (4), the data, and a checksum of these (4); numbers
-are little-endian, checksums are CRC-32C, masked. `tf.data.TFRecordDataset` gives up a file at the first wrong checksum.
+A TFRecord is the length of its data (8 bytes), a checksum of the length (4), the data, and a checksum of the data (4).
+Numbers are little-endian; checksums are CRC-32C, masked. `tf.data.TFRecordDataset` stops at the first wrong checksum.
 """
 
 import json
+import os
 import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
+import safetensors
+from safetensors import SafetensorError
 
 from vise_jax import artifact
 from vise_jax.errors import UserError
 
 _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
+# Bytes of a record beside its data.
+_FRAME = _HEADER.size + _FOOTER.size
+# Records with a smaller gap between them are read together, up to this size; in bytes.
+_LARGEST_GAP, _LARGEST_READ = 1 << 16, 1 << 24
 # Offsets that are searched for a header at a time.
 _SEARCH_BLOCK = 1 << 20
 _CRC_OF_ZERO = google_crc32c.value(bytes(8))
@@ -26,78 +34,135 @@ _CRC_TABLES = np.array(
     ],
     np.uint32,
 )
-# What the reader says of a record that it can't give.
+# Reasons for a corrupt record.
 CHECKSUM, CUT_OFF = "wrong checksum", "missing or cut off"
 
 
-def read_shard(path: Path, examples: int, wanted: range) -> tuple[list[bytes], dict[int, str]]:
-    """Read consecutive records of a TFRecord file.
+def read_index(path: Path, examples: int) -> np.ndarray:
+    """Return offset and length of the data of each record of a TFRecord file, int64 [N, 2].
+
+    The lengths are read from the table that labeling writes beside a shard, or from the headers of all records. A
+    record that is cut off, or whose length is damaged, has the length -1.
 
     Args:
         path: the file.
-        examples: how many records it was written with.
-        wanted: numbers of the records to read, from 0.
-
-    Returns:
-        the data of each of them, b"" for a damaged one; and what is wrong with these, by number.
+        examples: number of records that were written to it.
 
     Raises:
-        UserError: the file can't be opened, or holds more records than it was written with.
+        UserError: the file can't be opened, or holds more records than were written to it.
     """
     try:
-        with open(path, "rb", buffering=1 << 20) as file:
-            found = _walk(file, wanted)
-            if found is None:
-                file.seek(0)
-                found = _salvage(path, file.read(), examples)[wanted.start : wanted.stop]
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            lengths = _lengths_in_table(path, examples, size)
+            if lengths is None:
+                lengths = _walk(file.fileno(), examples, size)
+            if lengths is None:
+                return _salvage(path, file.readall(), examples)
     except OSError as error:
-        raise UserError(f"The shard {path} can't be read ({error.strerror}): copy it again.") from error
-    bad = {number: why for number, (data, why) in zip(wanted, found, strict=True) if data is None}
-    return [data or b"" for data, _ in found], bad
+        raise _unreadable(path, error) from error
+    return np.stack([np.cumsum(lengths + _FRAME) - lengths - _FOOTER.size, lengths], axis=1)
 
 
-Found = tuple[bytes | None, str]
+def read_records(path: Path, index: np.ndarray, wanted: Sequence[int]) -> tuple[list[bytes], dict[int, str]]:
+    """Read records of a TFRecord file; neighbors are read together.
+
+    Args:
+        path: the file.
+        index: offset and length of each record, from `read_index`.
+        wanted: numbers of the records, ascending, from 0.
+
+    Returns:
+        The data of each wanted record, b"" for a corrupt one; and the reason for each corrupt one, by number.
+
+    Raises:
+        UserError: the file can't be read.
+    """
+    data: list[bytes] = []
+    corrupt: dict[int, str] = {}
+    try:
+        with open(path, "rb", buffering=0) as file:
+            for run in _runs(index, wanted):
+                offset = int(index[run[0], 0])
+                content = os.pread(file.fileno(), int(index[run[-1]].sum()) + _FOOTER.size - offset, offset)
+                for number in run:
+                    start, length = int(index[number, 0]) - offset, int(index[number, 1])
+                    if length < 0 or start + length + _FOOTER.size > len(content):
+                        corrupt[number] = CUT_OFF
+                    elif (
+                        _masked_crc(content[start : start + length]) != _FOOTER.unpack_from(content, start + length)[0]
+                    ):
+                        corrupt[number] = CHECKSUM
+                    data.append(b"" if number in corrupt else content[start : start + length])
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return data, corrupt
 
 
-def _walk(file, wanted: range) -> list[Found] | None:  # type: ignore[no-untyped-def]
-    """The wanted records of an open file; None where a length is wrong or the file ends too early."""
-    found: list[Found] = []
-    for number in range(wanted.stop):
-        header = file.read(_HEADER.size)
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"The shard {path} can't be read ({error.strerror}): copy it again.")
+
+
+def _lengths_in_table(path: Path, examples: int, size: int) -> np.ndarray | None:
+    """Return the lengths that labeling recorded, int64 [N]; None where they are missing or of another file."""
+    try:
+        with safetensors.safe_open(path.parent / "records" / f"{path.stem}.safetensors", framework="numpy") as table:
+            lengths = table.get_tensor("lengths").astype(np.int64)
+    except (OSError, SafetensorError):
+        return None
+    return lengths if len(lengths) == examples and (lengths + _FRAME).sum() == size else None
+
+
+def _walk(file: int, examples: int, size: int) -> np.ndarray | None:
+    """Return the length of each record by its header, int64 [N]; None where one is damaged or the file is cut off."""
+    lengths, offset = np.empty(examples, np.int64), 0
+    for number in range(examples):
+        header = os.pread(file, _HEADER.size, offset)
         if not _is_header(header):
             return None
-        length = _HEADER.unpack(header)[0]
-        if number < wanted.start:
-            file.seek(length + _FOOTER.size, 1)
-            continue
-        data, footer = file.read(length), file.read(_FOOTER.size)
-        if len(footer) < _FOOTER.size:
-            return None
-        found.append(_checked(data, footer))
-    return found
+        lengths[number] = _HEADER.unpack(header)[0]
+        offset += int(lengths[number]) + _FRAME
+    return lengths if offset == size else None
 
 
-def _salvage(path: Path, content: bytes, examples: int) -> list[Found]:
-    """All records of a damaged file: behind a wrong length, the next header that its own checksum confirms goes on."""
-    found: list[Found] = []
+def _salvage(path: Path, content: bytes, examples: int) -> np.ndarray:
+    """Index a damaged file: after a wrong length, search the next header with a valid checksum."""
+    intact: list[tuple[int, int]] = []
     gap, offset = None, 0
     while offset < len(content):
         header = content[offset : offset + _HEADER.size]
         if _is_header(header):
-            start = offset + _HEADER.size
-            end = start + _HEADER.unpack(header)[0]
-            if end + _FOOTER.size <= len(content):
-                found.append(_checked(content[start:end], content[end : end + _FOOTER.size]))
-                offset = end + _FOOTER.size
+            start, length = offset + _HEADER.size, _HEADER.unpack(header)[0]
+            if start + length + _FOOTER.size <= len(content):
+                intact.append((start, length))
+                offset = start + length + _FOOTER.size
                 continue
-        gap = len(found) if gap is None else gap
+        gap = len(intact) if gap is None else gap
         offset = _next_header(content, offset + 1)
-    missing = examples - len(found)
+    missing = examples - len(intact)
     if missing < 0:
-        raise UserError(f"The shard {path} holds {len(found):,} records instead of {examples:,}: copy it again.")
-    # Where there are several gaps, how many records each has swallowed is not known; all of them are said to be in one.
-    gap = len(found) if gap is None else gap
-    return found[:gap] + [(None, CUT_OFF)] * missing + found[gap:]
+        raise UserError(f"The shard {path} holds {len(intact):,} records instead of {examples:,}: copy it again.")
+    # With several gaps, the number of records lost in each is unknown: all count as lost in the first.
+    gap = len(intact) if gap is None else gap
+    lost = [(0, -1)] * missing
+    return np.array([*intact[:gap], *lost, *intact[gap:]], np.int64).reshape(-1, 2)
+
+
+def _runs(index: np.ndarray, wanted: Sequence[int]) -> Iterator[list[int]]:
+    """Group ascending record numbers into runs that one read covers, with small gaps."""
+    run: list[int] = []
+    for number in wanted:
+        offset, length = index[number].tolist()
+        if run and (
+            min(length, index[run[-1], 1]) < 0
+            or offset - index[run[-1]].sum() > _LARGEST_GAP
+            or offset + length - index[run[0], 0] > _LARGEST_READ
+        ):
+            yield run
+            run = []
+        run.append(number)
+    if run:
+        yield run
 
 
 def _next_header(content: bytes, offset: int) -> int:
@@ -129,10 +194,6 @@ def _next_header(content: bytes, offset: int) -> int:
 
 def _is_header(header: bytes) -> bool:
     return len(header) == _HEADER.size and _masked_crc(header[:8]) == _HEADER.unpack(header)[1]
-
-
-def _checked(data: bytes, footer: bytes) -> Found:
-    return (data, "") if _masked_crc(data) == _FOOTER.unpack(footer)[0] else (None, CHECKSUM)
 
 
 def _masked_crc(data: bytes) -> int:

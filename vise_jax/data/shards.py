@@ -114,11 +114,11 @@ def describe_shard(path: Path, examples: int) -> dict[str, Any]:
     }
 
 
-def read_manifest(folder: Path | str, damaged: bool = False) -> dict[str, Any]:
+def read_manifest(directory: Path | str, damaged: bool = False) -> dict[str, Any]:
     """Read and check `manifest.json`.
 
     Args:
-        folder: the shards.
+        directory: the shards.
         damaged: let a shard pass whose bytes are damaged or cut off, for a reader that tells its good records from the
             bad ones.
 
@@ -128,13 +128,15 @@ def read_manifest(folder: Path | str, damaged: bool = False) -> dict[str, Any]:
         not trained on), `labeler` and `fingerprint` (SHA-256), and what else `engagement.jobs` wrote down.
 
     Raises:
-        UserError: no folder, no or a wrong manifest, a shard that is missing, of another size, of another labeling
+        UserError: no directory, no or a wrong manifest, a shard that is missing, of another size, of another labeling
             job, or that the manifest does not name.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"The shards folder {folder} does not exist: give one that `{MADE_BY}` has finished writing.")
-    manifest = artifact.read_description(folder, "manifest.json", version=FORMAT_VERSION, made_by=MADE_BY)
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(
+            f"The shards directory {directory} does not exist: give one that `{MADE_BY}` has finished writing."
+        )
+    manifest = artifact.read_description(directory, "manifest.json", version=FORMAT_VERSION, made_by=MADE_BY)
     try:
         every = [*manifest["shards"], *manifest["validation"]["shards"]]
         sizes = {shard["name"]: shard["bytes"] for shard in every}
@@ -146,29 +148,112 @@ def read_manifest(folder: Path | str, damaged: bool = False) -> dict[str, Any]:
             and all(Path(name).name == name for name in sizes)
         )
     except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}/manifest.json lacks what shards need: make them again with `{MADE_BY}`.") from error
+        raise UserError(
+            f"{directory}/manifest.json lacks what shards need: make them again with `{MADE_BY}`."
+        ) from error
     if not complete:
-        raise UserError(f"{folder}/manifest.json does not hold together: make the shards again with `{MADE_BY}`.")
+        raise UserError(f"{directory}/manifest.json does not hold together: make the shards again with `{MADE_BY}`.")
     for name, size in sizes.items():
-        if not (folder / name).is_file():
-            raise UserError(f"The shard {folder / name} is missing: copy it again, or make it with `{MADE_BY}`.")
-        if (found := (folder / name).stat().st_size) != size and not damaged:
+        if not (directory / name).is_file():
+            raise UserError(f"The shard {directory / name} is missing: copy it again, or make it with `{MADE_BY}`.")
+        if (actual := (directory / name).stat().st_size) != size and not damaged:
             raise UserError(
-                f"The shard {folder / name} has {found:,} bytes instead of {size:,}: copy it again, or make it again "
-                f"with `{MADE_BY}`."
+                f"The shard {directory / name} has {actual:,} bytes instead of {size:,}: copy it again, or make it "
+                f"again with `{MADE_BY}`."
             )
     # A deletion writes new revisions of shards, NAME.rN.tfrecord, before the manifest that names them, and removes the
     # old ones afterwards.
-    named = {_base(name) for name in sizes} | {path.stem for path in (folder / "records").glob("*.json")}
-    if strangers := sorted(path.name for path in folder.glob("*.tfrecord") if _base(path.name) not in named):
+    named = {_base(name) for name in sizes} | {path.stem for path in (directory / "records").glob("*.json")}
+    if strangers := sorted(path.name for path in directory.glob("*.tfrecord") if _base(path.name) not in named):
         raise UserError(
-            f"{folder} holds {strangers[0]}, which its manifest does not name: shards of two labeling jobs don't "
-            "belong in one folder, move one job's away."
+            f"{directory} holds {strangers[0]}, which its manifest does not name: shards of two labeling jobs don't "
+            "belong in one directory, move one job's away."
         )
     if sum(sizes.values()) <= _MOST_HASHED:
         for shard in every:
-            _check_origin(folder / shard["name"], shard, damaged)
+            _check_origin(directory / shard["name"], shard, damaged)
     return manifest
+
+
+def as_of(manifest: dict[str, Any], fingerprint: str) -> dict[str, Any]:
+    """Return the manifest in which examples have the positions of an earlier one, before posts were deleted.
+
+    Args:
+        manifest: the current one, from `read_manifest`.
+        fingerprint: of the earlier one.
+
+    Returns:
+        `manifest` with the earlier `examples`, `max_comment_labels` and `fingerprint`. Each of its `shards` has the
+        earlier number of `examples`; `stored`, the number of records in the file; and `positions` int64 [examples], the
+        record in the file of each example, -1 for a deleted one.
+
+    Raises:
+        UserError: `fingerprint` is not that of an earlier manifest.
+    """
+    if manifest["fingerprint"] == fingerprint:
+        return manifest
+    deletions = manifest.get("deletions", [])
+    earlier = [deletion["fingerprint"] for deletion in deletions]
+    if fingerprint not in earlier:
+        raise UserError("The shards are neither those of the run nor what deletions have left of them.")
+    entries = {
+        _base(shard["name"]): {**shard, "stored": shard["examples"], "positions": np.arange(shard["examples"])}
+        for shard in manifest["shards"]
+    }
+    undone = deletions[earlier.index(fingerprint) :]
+    for deletion in reversed(undone):
+        for base, before in deletion["shards"].items():
+            entry = entries.get(base, {"name": f"{base}.tfrecord", "stored": 0, "positions": np.empty(0, np.int64)})
+            positions = np.full(before["examples"], -1)
+            positions[np.setdiff1d(np.arange(before["examples"]), before["deleted"])] = entry["positions"]
+            entries[base] = {**entry, "examples": before["examples"], "positions": positions}
+    described = [entries[base] for base in sorted(entries)]
+    return {
+        **manifest,
+        "fingerprint": fingerprint,
+        "examples": sum(shard["examples"] for shard in described),
+        "max_comment_labels": undone[0]["max_comment_labels"],
+        "shards": described,
+    }
+
+
+def fingerprints(manifest: dict[str, Any]) -> tuple[str, ...]:
+    """Return the fingerprints that `as_of` accepts: the manifest's own, and those before its deletions."""
+    return manifest["fingerprint"], *(deletion["fingerprint"] for deletion in manifest.get("deletions", []))
+
+
+def describe_deletion(directory: Path, before: dict[str, Any], after: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Describe which examples of a manifest are deleted, by their positions.
+
+    Args:
+        directory: the shards and their tables, old and new.
+        before: the manifest before the deletion.
+        after: descriptions of the training shards after it.
+
+    Returns:
+        `fingerprint` and `max_comment_labels` of `before`, and `shards`: for each shard that lost examples, their
+        number before the deletion, `examples`, and the records that are `deleted`.
+    """
+    names = {_base(shard["name"]): shard["name"] for shard in after}
+    changed = {}
+    for shard in before["shards"]:
+        base = _base(shard["name"])
+        if names.get(base) != shard["name"]:
+            left = set(_post_ids(directory, names[base])) if base in names else set()
+            deleted = [number for number, post in enumerate(_post_ids(directory, shard["name"])) if post not in left]
+            changed[base] = {"examples": shard["examples"], "deleted": deleted}
+    return {
+        "fingerprint": before["fingerprint"],
+        "max_comment_labels": before["max_comment_labels"],
+        "shards": changed,
+    }
+
+
+def _post_ids(directory: Path, name: str) -> list[bytes]:
+    """Return the hashed post id of each record of a shard, from its table."""
+    table = directory / "records" / f"{name.removesuffix('.tfrecord')}.safetensors"
+    ids = safetensors.numpy.load(table.read_bytes())["post_ids"].tobytes()
+    return [ids[start : start + 16] for start in range(0, len(ids), 16)]
 
 
 def _base(name: str) -> str:
@@ -180,7 +265,8 @@ def _check_origin(path: Path, shard: Mapping[str, Any], damaged: bool) -> None:
     """Check that a file is the shard that the manifest describes, not one that another labeler made of the posts."""
     if artifact.file_sha256(path) == shard["sha256"]:
         return
-    _, bad = records.read_shard(path, shard["examples"], range(shard["examples"]))
+    index = records.read_index(path, shard["examples"])
+    _, bad = records.read_records(path, index, range(shard["examples"]))
     if bad and damaged:
         return
     what = "is damaged" if bad else "holds other examples than the manifest says, another labeler's perhaps"
@@ -218,11 +304,11 @@ def count_labels(tables: Iterable[Mapping[str, np.ndarray]], classes: Mapping[st
     return counts
 
 
-def read_statistics(folder: Path | str, manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Read how often each label occurs among the training examples of a folder of shards.
+def read_statistics(directory: Path | str, manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Read how often each label occurs among the training examples of a directory of shards.
 
     Args:
-        folder: the shards.
+        directory: the shards.
         manifest: theirs.
 
     Returns:
@@ -232,7 +318,7 @@ def read_statistics(folder: Path | str, manifest: Mapping[str, Any]) -> dict[str
     Raises:
         UserError: the file is missing or damaged.
     """
-    path = Path(folder) / STATISTICS
+    path = Path(directory) / STATISTICS
     try:
         counts = safetensors.numpy.load(path.read_bytes())
         shape = manifest["classes"]["comments"], manifest["classes"]["reactions"]

@@ -48,7 +48,7 @@ def make_corpus(
     """Write the corpus, whole or not at all; do nothing when it is there already.
 
     Args:
-        output: a new folder.
+        output: a new directory.
         posts: how many posts.
         labeled: how many labeled images for each of the two tasks.
         seed: the same seed gives the same bytes (with the same versions of NumPy and Pillow).
@@ -71,12 +71,12 @@ def make_corpus(
     if (output / "corpus.json").exists():
         found = artifact.read_description(output, "corpus.json", version=FORMAT_VERSION, made_by=_MADE_BY)
         if any(found.get(key) != value for key, value in settings.items()):
-            raise UserError(f"{output} holds another demo corpus: name a new folder, or delete it first.")
+            raise UserError(f"{output} holds another demo corpus: name a new directory, or delete it first.")
         return found
-    with artifact.atomic_directory(output) as folder:
+    with artifact.atomic_directory(output) as directory:
         written = {
-            "posts": _write_posts(folder, posts, seed, processes),
-            **{task: _write_labeled(folder, task, labeled, seed, processes) for task in _CLASSES},
+            "posts": _write_posts(directory, posts, seed, processes),
+            **{task: _write_labeled(directory, task, labeled, seed, processes) for task in _CLASSES},
         }
         description = {
             **settings,
@@ -84,7 +84,7 @@ def make_corpus(
             "affects": list(AFFECTS),
             "fingerprint": artifact.fingerprint(written),
         }
-        artifact.write_json(folder / "corpus.json", description)
+        artifact.write_json(directory / "corpus.json", description)
     return description
 
 
@@ -152,52 +152,52 @@ def _break(rng: np.random.Generator, content: bytes) -> bytes | None:
     return (content[: len(content) // 4], b"This is not an image.\n", None)[rng.integers(3)]
 
 
-def _write_posts(folder: Path, posts: int, seed: int, processes: int | None) -> dict[str, str]:
+def _write_posts(directory: Path, posts: int, seed: int, processes: int | None) -> dict[str, str]:
     """Write posts, images and truth.csv; returns the SHA-256 of the files by name."""
-    (folder / "posts" / "images").mkdir(parents=True)
+    (directory / "posts" / "images").mkdir(parents=True)
     hashes: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         parts = [
-            stack.enter_context(open(folder / "posts" / f"part-{part}.jsonl", "w", encoding="utf-8"))
+            stack.enter_context(open(directory / "posts" / f"part-{part}.jsonl", "w", encoding="utf-8"))
             for part in range(_POST_FILES)
         ]
         truth = csv.writer(
-            stack.enter_context(open(folder / "truth.csv", "w", encoding="utf-8", newline="")), lineterminator="\n"
+            stack.enter_context(open(directory / "truth.csv", "w", encoding="utf-8", newline="")), lineterminator="\n"
         )
         truth.writerow(("post_id", "topic", "affect"))
-        made = _spread(partial(_write_post, folder / "posts", seed), posts, processes, "posts")
+        made = _spread(partial(_write_post, directory / "posts", seed), posts, processes, "posts")
         for number, (post, image_hash, hidden) in enumerate(made):
             parts[number * _POST_FILES // posts].write(json.dumps(post, ensure_ascii=False) + "\n")
             truth.writerow((post["post_id"], *hidden))
             if image_hash:
                 hashes[post["image"]] = image_hash
-    for path in [folder / "truth.csv", *sorted((folder / "posts").glob("*.jsonl"))]:
+    for path in [directory / "truth.csv", *sorted((directory / "posts").glob("*.jsonl"))]:
         hashes[path.name] = artifact.file_sha256(path)
     return hashes
 
 
-def _write_post(folder: Path, seed: int, number: int) -> tuple[dict[str, Any], str | None, tuple[str, str]]:
+def _write_post(directory: Path, seed: int, number: int) -> tuple[dict[str, Any], str | None, tuple[str, str]]:
     post, content, truth = make_post(seed, number)
     if content is None:
         return post, None, truth
-    (folder / post["image"]).write_bytes(content)
+    (directory / post["image"]).write_bytes(content)
     return post, hashlib.sha256(content).hexdigest(), truth
 
 
-def _write_labeled(folder: Path, task: str, count: int, seed: int, processes: int | None) -> dict[str, str]:
+def _write_labeled(directory: Path, task: str, count: int, seed: int, processes: int | None) -> dict[str, str]:
     """Write the labeled images of one task; returns the SHA-256 of the files by name."""
     for split in ("train", "test"):
         for label in _CLASSES[task]:
-            (folder / task / split / label).mkdir(parents=True)
-    write = partial(_write_one_labeled, folder, task, count, seed)
+            (directory / task / split / label).mkdir(parents=True)
+    write = partial(_write_one_labeled, directory, task, count, seed)
     return dict(_spread(write, count, processes, f"scenes labeled with their {task}"))
 
 
-def _write_one_labeled(folder: Path, task: str, count: int, seed: int, number: int) -> tuple[str, str]:
+def _write_one_labeled(directory: Path, task: str, count: int, seed: int, number: int) -> tuple[str, str]:
     label, content = make_labeled(seed, task, number)
     split = "train" if number < _TRAIN_SHARE * count else "test"
     name = f"{task}/{split}/{label}/{number:04d}.jpg"
-    (folder / name).write_bytes(content)
+    (directory / name).write_bytes(content)
     return name, hashlib.sha256(content).hexdigest()
 
 

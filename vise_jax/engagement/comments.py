@@ -4,11 +4,11 @@ The paper's own embeddings are not public. One comment is one document; nothing 
 """
 
 import hashlib
+from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,8 @@ from vise_jax.similarity import unit_rows
 from vise_jax.text import static_embeddings, word_vectors
 from vise_jax.text.tokens import Splitter
 
+# Between the tokens of a comment, which hold no control characters.
+SEPARATOR = "\x1f"
 # Comments encoded at a time: few enough for a core's cache, and for what lies between a comment and its row.
 _BATCH = 1024
 
@@ -105,28 +107,39 @@ class CommentEncoder:
         return _tfidf(self._split(comments), self.weights)
 
     def encode(self, comments: Sequence[str]) -> np.ndarray:
-        """phi_C of each raw comment.
+        """Compute phi_C of raw comments.
 
         Returns:
-            float32 [N, D], rows of length 1; a row of zeros where a comment holds no token of the vocabulary.
+            float32 [N, D], rows of length 1; a row of zeros where a comment has no token of the vocabulary.
         """
         phi = np.empty((len(comments), self.vectors.shape[1]), np.float32)
         for start in range(0, len(comments), _BATCH):
             rows = slice(start, start + _BATCH)
-            phi[rows] = unit_rows(self.tfidf(comments[rows]) @ self.vectors)
+            phi[rows] = self.project(self.tfidf(comments[rows]))
+        return phi
+
+    def project(self, tfidf: scipy.sparse.csr_matrix) -> np.ndarray:
+        """Compute phi_C, float32 [N, D], from TF-IDF rows, float32 [N, V]."""
+        phi = np.empty((tfidf.shape[0], self.vectors.shape[1]), np.float32)
+        for start in range(0, len(phi), _BATCH):
+            rows = slice(start, start + _BATCH)
+            phi[rows] = unit_rows(tfidf[rows] @ self.vectors)
         return phi
 
 
 def fit_encoder(
     document_counts: Counter[str], documents: int, sample: Sequence[str], labels: ConfigDict
-) -> CommentEncoder:
+) -> tuple[CommentEncoder, scipy.sparse.csr_matrix]:
     """Fit the encoder that `labels.comment_encoder` names.
 
     Args:
-        document_counts: how many comments hold each token of `tokenizer(labels)`; counts of parts can be added.
-        documents: how many comments that were.
-        sample: raw comments, as many of them as the SVD of LSA is to see.
+        document_counts: document frequency of each token of `tokenizer(labels)`.
+        documents: number of comments.
+        sample: comments to fit the SVD of LSA on, S of them, as tokens joined by `SEPARATOR`.
         labels: the `labels` section of a config.
+
+    Returns:
+        The encoder, and the TF-IDF rows of the sample, float32 [S, V].
 
     Raises:
         UserError: no token is in `labels.min_comment_count` comments, or none of these has a vector; a bad
@@ -138,11 +151,8 @@ def fit_encoder(
             f"None of the {len(document_counts):,} tokens of {documents:,} comments is in "
             f"labels.min_comment_count={labels.min_comment_count} comments: give more posts, or lower that key."
         )
-    tokenizer_json = b""
-    if labels.comment_encoder == "lsa":
-        weights = _weights(vocabulary, document_counts, documents, labels)
-        vectors = _lsa(vocabulary, weights, sample, labels)
-    else:
+    tokenizer_json, vectors = b"", None
+    if labels.comment_encoder != "lsa":
         if labels.comment_encoder == "static":
             tokenizer_json = static_embeddings.read_tokenizer(labels.vectors)
             vectors, found = static_embeddings.read_vectors(labels.vectors, _index(vocabulary))
@@ -154,9 +164,18 @@ def fit_encoder(
                 "vectors of their language."
             )
         vocabulary, vectors = [vocabulary[row] for row in np.flatnonzero(found)], vectors[found]
-        weights = _weights(vocabulary, document_counts, documents, labels)
+    weights = _weights(vocabulary, document_counts, documents, labels)
+    tfidf = _tfidf(_token_numbers(sample, _index(vocabulary)), weights)
+    if vectors is None:
+        vectors = _lsa(tfidf, labels)
     coverage = sum(document_counts[token] for token in vocabulary) / document_counts.total()
-    return CommentEncoder(labels.comment_encoder, vocabulary, weights, vectors, tokenizer_json, coverage)
+    return CommentEncoder(labels.comment_encoder, vocabulary, weights, vectors, tokenizer_json, coverage), tfidf
+
+
+def _token_numbers(sample: Sequence[str], index: dict[str, int]) -> Iterator[list[int]]:
+    """Yield the numbers of each comment's tokens; tokens that are not in the vocabulary are dropped."""
+    for tokens in sample:
+        yield [index[token] for token in tokens.split(SEPARATOR) if token in index]
 
 
 def _index(vocabulary: list[str]) -> dict[str, int]:
@@ -171,39 +190,39 @@ def _weights(vocabulary: list[str], document_counts: Counter[str], documents: in
     return (np.log((1 + documents) / (1 + counts)) + 1).astype(np.float32)
 
 
-def _lsa(vocabulary: list[str], weights: np.ndarray, sample: Sequence[str], labels: ConfigDict) -> np.ndarray:
-    """The right singular vectors of the sample's TF-IDF rows: float32 [V, D].
+def _lsa(tfidf: scipy.sparse.csr_matrix, labels: ConfigDict) -> np.ndarray:
+    """Return the right singular vectors, float32 [V, D], of TF-IDF rows, float32 [S, V].
 
-    D is `labels.comment_dim`; where the comments or the vocabulary are fewer, as many as they are: more dimensions
-    can't hold anything.
+    D is `labels.comment_dim`, or the number of comments or tokens where that is smaller.
     """
-    # Scikit-learn takes longer to import than a labeler to load.
+    # scikit-learn takes longer to import than a labeler to load.
     from sklearn.decomposition import TruncatedSVD
     from sklearn.preprocessing import normalize
 
-    split = Splitter(_index(vocabulary)).split
-    batches = [sample[start : start + _BATCH] for start in range(0, len(sample), _BATCH)] or [[]]
-    rows = scipy.sparse.vstack([_tfidf(split(batch), weights) for batch in batches], format="csr")
-    # Comments without a known token are zeros to the SVD, and would only blur how many dimensions there can be.
-    rows = rows[np.diff(rows.indptr) > 0]
+    # Comments without a known token are zeros to the SVD, and would only increase the number of dimensions.
+    rows = tfidf[np.diff(tfidf.indptr) > 0]
     if not rows.shape[0]:
         raise UserError(
-            f"None of the {len(sample):,} comments that labels.max_fit_comments={labels.max_fit_comments} lets the SVD "
-            "see holds a token of the vocabulary: raise that key."
+            f"None of the {tfidf.shape[0]:,} comments of labels.max_fit_comments={labels.max_fit_comments} has a token "
+            "of the vocabulary: raise that key."
         )
     if rows.shape[1] == 1:  # which scikit-learn refuses
         return np.ones((1, 1), np.float32)
     svd = TruncatedSVD(min(labels.comment_dim, *rows.shape), random_state=labels.seed)
-    with np.errstate(invalid="ignore"):  # the share of variance of a single comment, which nobody asks for
+    with np.errstate(invalid="ignore"):  # the explained variance of a single comment, which is not used
         svd.fit(normalize(rows))
     return np.ascontiguousarray(svd.components_.T, np.float32)
 
 
-def _tfidf(rows: list[list[int]], weights: np.ndarray) -> scipy.sparse.csr_matrix:
-    """Counts times weights, float32 [N, V], of rows of token numbers."""
-    ends = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)), out=ends[1:])
-    columns = np.fromiter(chain.from_iterable(rows), np.int32, ends[-1])
-    matrix = scipy.sparse.csr_matrix((weights[columns], columns, ends), shape=(len(rows), len(weights)))
+def _tfidf(rows: Iterable[list[int]], weights: np.ndarray) -> scipy.sparse.csr_matrix:
+    """Return counts times weights, float32 [N, V], of rows of token numbers."""
+    ends, columns = array("q", [0]), array("i")
+    for row in rows:
+        columns.extend(row)
+        ends.append(len(columns))
+    numbers = np.frombuffer(columns, np.int32) if columns else np.zeros(0, np.int32)
+    matrix = scipy.sparse.csr_matrix(
+        (weights[numbers], numbers, np.array(ends, np.int64)), shape=(len(ends) - 1, len(weights))
+    )
     matrix.sum_duplicates()
     return matrix

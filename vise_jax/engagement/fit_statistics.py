@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 
 from vise_jax import artifact
 from vise_jax.engagement import hashing
-from vise_jax.engagement.comments import sample_comments, tokenizer
+from vise_jax.engagement.comments import SEPARATOR, sample_comments, tokenizer
 from vise_jax.posts import Post
+from vise_jax.text import encoding
 
 
 class Lowest:
@@ -62,7 +63,7 @@ class Corpus:
         counts: `posts` read, `cluster_posts` among them, `excluded`, and of the cluster split `comments` that hold a
             token and posts with `reactions`.
         documents: how many comments of the cluster split hold each token.
-        comments: a sample of pairs of a post's hash and a raw comment.
+        comments: a sample of pairs of a post's hash and the tokens of a comment, joined by `SEPARATOR`.
         reactions: a sample of reaction counts.
         rejected: posts that could not be read, by reason.
         notes: what was mended.
@@ -142,11 +143,15 @@ def gather(posts: Iterable[Post], labels: ConfigDict, excluded: frozenset[bytes]
             corpus.counts["reactions"] += 1
             corpus.reactions.add(_rank(post.post_id, secret, 0), post.reactions)
         comments = sample_comments(post.comments, labels.max_comments, labels.seed, post.post_id)
-        for number, (comment, tokens) in enumerate(zip(comments, split_tokens(comments), strict=True)):
+        if labels.repair_encoding:
+            comments, repaired = encoding.repair(comments)
+            if repaired:
+                corpus.notes["mended_encoding"] += repaired
+        for number, tokens in enumerate(split_tokens(comments)):
             if tokens:
                 corpus.counts["comments"] += 1
                 corpus.documents.update(set(tokens))
-                corpus.comments.add(_rank(post.post_id, secret, number), (owner.decode(), comment))
+                corpus.comments.add(_rank(post.post_id, secret, number), (owner.decode(), SEPARATOR.join(tokens)))
     return corpus
 
 

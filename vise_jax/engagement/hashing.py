@@ -2,12 +2,15 @@
 
 import csv
 import hashlib
+import logging
 import os
 import secrets
-import sys
 from pathlib import Path
 
+from vise_jax import artifact
 from vise_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def salt(salt_file: str, seed: int) -> bytes:
@@ -36,7 +39,7 @@ def make_salt(salt_file: str) -> None:
         return
     if Path(salt_file).exists():
         if Path(salt_file).stat().st_mode & 0o077:
-            print(f"labels.salt_file={salt_file} can be read by others: chmod 600 {salt_file}", file=sys.stderr)
+            log.warning(f"labels.salt_file={salt_file} can be read by others: chmod 600 {salt_file}")
         return
     try:
         Path(salt_file).parent.mkdir(parents=True, exist_ok=True)
@@ -117,3 +120,22 @@ def read_excluded(path: Path | None, salt: bytes) -> frozenset[bytes]:
         UserError: as `read_ids`.
     """
     return frozenset(hash_id(post_id, salt) for post_id in (read_ids(path) if path else ()))
+
+
+def exclusion_check(excluded: frozenset[bytes]) -> str:
+    """Return a fingerprint of an exclusion list."""
+    return artifact.fingerprint(sorted(post_id.decode() for post_id in excluded))
+
+
+def count_unmatched(exclude: Path | None, excluded: frozenset[bytes], matched: int) -> int:
+    """Return the number of ids of the exclusion list that no post has.
+
+    Raises:
+        UserError: none of them matches, so that the list can't be what was meant.
+    """
+    if excluded and not matched:
+        raise UserError(
+            f"None of the {len(excluded):,} ids in --exclude={exclude} is that of a post: give one post id per line, "
+            "as in the posts files."
+        )
+    return max(len(excluded) - matched, 0)

@@ -1,103 +1,68 @@
-"""Split policies: which examples train a classifier, select its setting, and test it."""
+"""Divide a dataset into examples to train on, to select settings on, and to test on."""
 
-import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from vise_jax.data.datasets import Dataset
 from vise_jax.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Split:
-    """One division of a dataset into disjoint parts.
-
-    Attributes:
-        seed: seed of the random draw.
-        train: int64 [n], sorted indices of examples.
-        validation: int64 [m], likewise.
-        test: int64 [k], likewise.
-    """
+    """One division of a dataset: disjoint sorted indices, int64 each, and the seed that drew them."""
 
     seed: int
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
 
-    def sizes(self) -> dict[str, int]:
-        """Return the number of examples of each part."""
-        return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
 
-    def without(self, indices: np.ndarray) -> "Split":
-        """Return the split without some examples, int64 [n]."""
-        train, validation, test = (np.setdiff1d(part, indices) for part in (self.train, self.validation, self.test))
-        return Split(self.seed, train, validation, test)
+@dataclass(frozen=True)
+class SplitSettings:
+    """How a dataset is divided; the config keys of the same names have the defaults.
 
+    Attributes:
+        seed: of the first division; number i has the seed `seed` + i.
+        splits: number of random divisions, where there are no official splits.
+        train_fraction: fraction of the examples to train on, likewise.
+        validation_fraction: fraction to select on, likewise.
+        held_out_fraction: fraction of the official train split to select on, where there is no official validation.
+    """
 
-class SplitSettings(NamedTuple):
-    """How to draw splits; see the keys of the same names in `vise_jax.config.EVALUATION`."""
-
+    seed: int
     splits: int
     train_fraction: float
     validation_fraction: float
     held_out_fraction: float
-    seed: int
-
-    @classmethod
-    def of(cls, config: ConfigDict) -> "SplitSettings":
-        """Return the settings of an evaluation config."""
-        return cls(*(config[key] for key in cls._fields))
 
 
 def official_or_random(dataset: Dataset, settings: SplitSettings) -> list[Split]:
-    """Split a dataset by its official splits, or several times at random.
+    """Divide a dataset by its official splits, or several times at random.
 
-    With official train and test splits (Sec. 4.3, Politics) there is one split. Without an official validation split,
-    `held_out_fraction` of train takes its place. Without official splits (Sec. 4.3, UnbiasedEmotion) there are
-    `splits`, the i-th with the seed `seed` + i. Random draws are stratified by class. Examples of one group stay
-    together.
-
-    Args:
-        dataset: the dataset, with labels.
-        settings: how to draw.
+    With official train and test (Sec. 4.3, Politics): one division; without an official validation,
+    `held_out_fraction` of train takes its place. Otherwise (Sec. 4.3, UnbiasedEmotion): `splits` random divisions,
+    stratified by class; a class is always in train and in test. Examples of one group stay in one part; divisions with
+    groups are not stratified.
 
     Raises:
-        UserError: a class that is missing in train or test, or an empty validation split.
+        UserError: a class with too few examples to be in train and in test; no example left for validation.
     """
     if dataset.splits is None:
-        splits = [_random(dataset, settings.seed + number, settings) for number in range(settings.splits)]
+        divided = [_random(dataset, settings.seed + number, settings) for number in range(settings.splits)]
     else:
-        splits = [_official(dataset, settings)]
-    for split in splits:
-        check(dataset, split)
-    return splits
-
-
-def check(dataset: Dataset, split: Split) -> None:
-    """Check that a split can be evaluated on.
-
-    Raises:
-        UserError: a class that is missing in train or test, or an empty validation split.
-    """
-    for part in ("train", "test"):
-        missing = np.setdiff1d(np.arange(len(dataset.classes)), dataset.labels[getattr(split, part)])
-        if len(missing):
-            raise UserError(
-                f"The class {dataset.classes[missing[0]]} of {dataset.title} has no image in {part} (seed "
-                f"{split.seed}): add images or drop the class."
-            )
-    if not len(split.validation):
+        divided = [_official(dataset, settings)]
+    if not len(divided[0].validation):
         raise UserError(f"The classes of {dataset.title} are too small to hold out images for validation: add images.")
+    return divided
 
 
 def _random(dataset: Dataset, seed: int, settings: SplitSettings) -> Split:
     def ends(count: int) -> tuple[int, int]:
         train = min(max(_round(settings.train_fraction * count), 1), count - 1)
-        end = _round((settings.train_fraction + settings.validation_fraction) * count)
-        return train, min(max(end, train), count - 1)
+        both = settings.train_fraction + settings.validation_fraction
+        return train, min(max(_round(both * count), train), count - 1)
 
     train, validation, test = _divide(dataset, np.arange(len(dataset)), seed, ends, at_least=2)
     return Split(seed, train, validation, test)
@@ -118,37 +83,48 @@ def _official(dataset: Dataset, settings: SplitSettings) -> Split:
 def _divide(
     dataset: Dataset, indices: np.ndarray, seed: int, ends: Callable[[int], tuple[int, int]], at_least: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Divide sorted `indices` at random into three sorted parts, class by class.
-
-    A group counts as one example of the class of its first example.
-
-    Args:
-        dataset: the dataset.
-        indices: int64 [n], sorted.
-        seed: seed of the draw.
-        ends: from the size of a class to the ends of its first and second part.
-        at_least: minimum size of a class.
-    """
-    # The first example of each example's group; without groups the example itself.
-    first = indices
-    if dataset.group is not None:
-        _, positions, inverse = np.unique(np.array(dataset.group)[indices], return_index=True, return_inverse=True)
-        first = indices[positions[inverse]]
-    drawn = np.unique(first)
-    # Raw bits and a stable sort: NumPy keeps this generator's bits stable across versions, but not its shuffle.
-    shuffled = drawn[np.argsort(np.random.Philox(key=seed).random_raw(len(drawn)), kind="stable")]
+    """Divide `indices` at random into three sorted parts, which end at ends(n) and n of the n examples of a class."""
+    if dataset.groups is not None:
+        return _divide_groups(dataset, indices, seed, ends)
+    shuffled = indices[_permutation(len(indices), seed)]
     parts: tuple[list[np.ndarray], ...] = ([], [], [])
     for number, name in enumerate(dataset.classes):
         members = shuffled[dataset.labels[shuffled] == number]
-        if len(members) < at_least and dataset.group is None:
+        if len(members) < at_least:
             raise UserError(
                 f"The class {name} of {dataset.title} has {len(members)} image, but needs one to train and one to test"
                 " on: add images or drop the class."
             )
         for part, piece in zip(parts, np.split(members, ends(len(members))), strict=True):
             part.append(piece)
-    train, validation, test = (indices[np.isin(first, np.concatenate(part))] for part in parts)
-    return train, validation, test
+    first, second, third = (np.sort(np.concatenate(part)) for part in parts)
+    return first, second, third
+
+
+def _divide_groups(
+    dataset: Dataset, indices: np.ndarray, seed: int, ends: Callable[[int], tuple[int, int]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Divide whole groups at random: a group goes into the part in which its middle example falls."""
+    names, group = np.unique(np.array(dataset.groups)[indices], return_inverse=True)
+    order = _permutation(len(names), seed)
+    sizes = np.bincount(group)[order]
+    middle = np.cumsum(sizes) - sizes / 2
+    part = np.empty(len(names), np.int64)
+    part[order] = np.searchsorted(ends(len(indices)), middle, side="right")
+    first, second, third = (indices[part[group] == number] for number in range(3))
+    for number, name in enumerate(dataset.classes):
+        present = dataset.labels[indices] == number
+        if present.any() and not (dataset.labels[first] == number).any():
+            raise UserError(
+                f"The class {name} of {dataset.title} has too few groups to be in every part: add groups, or change "
+                "the seed."
+            )
+    return first, second, third
+
+
+def _permutation(size: int, seed: int) -> np.ndarray:
+    # Raw bits and a stable sort: NumPy promises this generator's bits for good, but not how it shuffles with them.
+    return np.argsort(np.random.Philox(key=seed).random_raw(size), kind="stable")
 
 
 def _round(value: float) -> int:

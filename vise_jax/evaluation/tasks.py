@@ -1,8 +1,8 @@
-"""Downstream tasks: how to open a task's data, what to report first, and how to split."""
+"""Downstream tasks: how their data are opened and divided, and which metric is reported first."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from vise_jax.data import datasets
 from vise_jax.data.datasets import Dataset
@@ -10,20 +10,19 @@ from vise_jax.evaluation import splits
 from vise_jax.evaluation.splits import Split, SplitSettings
 
 
-class Task(NamedTuple):
-    """A downstream task.
+@dataclass(frozen=True)
+class Task:
+    """A row of the table of tasks.
 
     Attributes:
-        open: opens the dataset at a path; the second argument are directories that links in it may point into.
-        metric: the primary metric, a name that the protocols return.
-        split: the split policy.
+        open: from a path and the roots of allowed links to the dataset.
+        split: divides the dataset.
+        primary: name of the metric that selects settings and is reported first, one of `metrics.METRICS`.
     """
 
     open: Callable[[Path, Sequence[str]], Dataset]
-    metric: str
     split: Callable[[Dataset, SplitSettings], list[Split]]
+    primary: str
 
 
-TASKS: dict[str, Task] = {
-    "folder": Task(datasets.open_labeled, "accuracy", splits.official_or_random),
-}
+TASKS = {"folder": Task(open=datasets.open_labeled, split=splits.official_or_random, primary="accuracy")}

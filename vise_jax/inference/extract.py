@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,10 +22,12 @@ from vise_jax import artifact
 from vise_jax.data import images as data_images
 from vise_jax.data.datasets import Dataset
 from vise_jax.encoder import Encoder
-from vise_jax.errors import Interrupted, UserError
+from vise_jax.errors import UserError
+from vise_jax.preprocessing import Preprocessing
 from vise_jax.progress import Progress
 
-_LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
+
 _FORMAT_VERSION = 1
 # Images of a part, or a batch where that is more: what a stop can cost.
 _PART = 1024
@@ -74,7 +76,7 @@ class Part:
 
 
 def open_encoder(source: str, seed: int) -> Encoder:
-    """The encoder in a folder; or, for `random:NAME` and `random:FOLDER`, that architecture untrained.
+    """The encoder in a directory; or, for `random:NAME` and `random:FOLDER`, that architecture untrained.
 
     Args:
         source: what stands after `--encoder`.
@@ -86,30 +88,22 @@ def open_encoder(source: str, seed: int) -> Encoder:
     return Encoder.random(source, seed) if source.startswith("random:") else Encoder.load(source)
 
 
-def preprocessing_at(preprocessing: Mapping[str, Any], image_size: int) -> dict[str, Any]:
-    """The same preprocessing for a crop of `image_size` pixels (0 = unchanged): resized in proportion."""
-    if not image_size:
-        return dict(preprocessing)
-    resize = round(preprocessing["resize"] * image_size / preprocessing["crop"])
-    return {**preprocessing, "resize": resize, "crop": image_size}
-
-
 @contextlib.contextmanager
 def computed(
     encoder: FeatureExtractor,
     images: Dataset,
-    preprocessing: Mapping[str, Any],
+    preprocessing: Preprocessing,
     output: Path,
     *,
     batch_size: int,
     threads: int,
     max_image_pixels: int,
 ) -> Iterator[tuple[list[Path], dict[str, Any]]]:
-    """Compute the features of all images, each once, going on behind the parts that an earlier call left.
+    """Compute the features of all images, each once, resuming after the parts that an interrupted call left.
 
-    Parts are kept beside `output`, in a hidden folder, until the block that writes it has ended without an error. They
-    are bound to the encoder, the images and their preprocessing, and also to the batch size and the number of devices,
-    with which features change in their last bits: what was stopped ends in the same bytes.
+    Parts are kept in a hidden directory beside `output` until the block ends without an error. They belong to one
+    encoder, dataset and preprocessing, and to one batch size and number of devices, which change the last bits: an
+    interrupted extraction ends in the same bytes.
 
     Args:
         encoder: whose features.
@@ -125,22 +119,14 @@ def computed(
         is made from them.
 
     Raises:
-        UserError: no image can be read, or features that are not finite numbers. The parts are deleted then, since the
-            same images would fail again.
+        UserError: no image can be decoded, or features that are not finite.
     """
     size = min(batch_size, len(images))
     length = max(_PART // size, 1) * size
     bits = artifact.fingerprint([key_of(encoder, images, preprocessing), size, jax.local_device_count()])
     with contextlib.ExitStack() as stack:
         work = _acquire(output, bits[:12], stack)
-        try:
-            parts = _computed_in(work, encoder, images, preprocessing, length, size, threads, max_image_pixels)
-        except Interrupted:
-            raise
-        except UserError:
-            shutil.rmtree(work)
-            raise
-        yield parts
+        yield from _computed_in(work, encoder, images, preprocessing, length, size, threads, max_image_pixels)
         shutil.rmtree(work)
     clear(output)
 
@@ -162,12 +148,12 @@ def _computed_in(
     work: Path,
     encoder: FeatureExtractor,
     images: Dataset,
-    preprocessing: Mapping[str, Any],
+    preprocessing: Preprocessing,
     length: int,
     size: int,
     threads: int,
     max_image_pixels: int,
-) -> tuple[list[Path], dict[str, Any]]:
+) -> Iterator[tuple[list[Path], dict[str, Any]]]:
     parts = [range(start, min(start + length, len(images))) for start in range(0, len(images), length)]
     paths = [work / f"{part.start:012d}.npz" for part in parts]
     done = next((number for number, path in enumerate(paths) if not _whole(path)), len(paths))
@@ -179,7 +165,7 @@ def _computed_in(
         with contextlib.closing(decoded):
             for part, path in zip(parts[done:], paths[done:], strict=True):
                 _compute(encoder, part, decoded, size, progress).save(path)
-    return paths, _about(encoder, images, preprocessing, paths)
+    yield paths, _about(encoder, images, preprocessing, paths)
 
 
 def clear(output: Path) -> None:
@@ -222,59 +208,42 @@ def _compute(
 
 
 def cached(
-    folder: Path, encoder: FeatureExtractor, images: Dataset, preprocessing: Mapping[str, Any], **settings: int
-) -> tuple[np.ndarray, dict[str, str]]:
-    """Return the features of a dataset, from a file in `folder` if they were computed before.
+    directory: Path, encoder: FeatureExtractor, images: Dataset, preprocessing: Preprocessing, **settings: int
+) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
+    """Compute the features of a dataset, or read them from `directory` where they were computed before.
 
-    The file is named by a fingerprint of the encoder, the preprocessing and the dataset. It is computed again if it is
-    corrupt, or if an image that was corrupt can be decoded now.
+    The file's name is a fingerprint of the encoder, the preprocessing and the dataset, so that a change of any is a new
+    file. A damaged file is computed again.
 
     Args:
-        folder: directory of the files, created if it doesn't exist.
+        directory: created if it doesn't exist.
         encoder: computes the features.
         images: the dataset.
-        preprocessing: resize, crop and interpolation of the images before the encoder.
+        preprocessing: of the images before the encoder.
         **settings: `batch_size`, `threads` and `max_image_pixels`, see `computed`.
 
     Returns:
-        Features, float32 [N, D], in the order of the dataset, zeros for corrupt images; and the reason for each corrupt
-        image by name.
+        Features float32 [M, D]; the examples they are of, int64 [M], ascending; and a reason for each image that can't
+        be decoded, by name.
 
     Raises:
         UserError: see `computed`.
     """
     key = key_of(encoder, images, preprocessing)
-    path = folder / f"{key[:32]}.npz"
-    if _holds(path, key) and not _any_decodable(images, read_about(path)["rejected"], preprocessing, **settings):
-        _LOGGER.info("features of %s: kept in %s, read from there", images.title, path)
-        clear(path)
+    path = directory / f"{key[:32]}.npz"
+    if _holds(path, key):
+        log.info(f"features of {images.title}: read from {path}")
     else:
         with computed(encoder, images, preprocessing, path, **settings) as (parts, about):
             _write(path, parts, about, images)
-    corrupt = read_about(path)["rejected"]
-    usable = np.concatenate([features for _, features in read(path)])
-    features = np.zeros((len(images), usable.shape[1]), np.float32)
-    features[[name not in corrupt for name in images.names]] = usable
-    return features, corrupt
-
-
-def _any_decodable(
-    images: Dataset,
-    names: Mapping[str, str],
-    preprocessing: Mapping[str, Any],
-    batch_size: int,
-    threads: int,
-    max_image_pixels: int,
-) -> bool:
-    indices = [index for index, name in enumerate(images.names) if name in names]
-    with contextlib.closing(
-        data_images.decode_each(images, indices, preprocessing, threads, max_image_pixels)
-    ) as decoded:
-        return any(not isinstance(image, UserError) for image in decoded)
+    rejected = read_about(path)["rejected"]
+    indices = [index for index, name in enumerate(images.names) if name not in rejected]
+    features = np.concatenate([features for _, features in read(path)])
+    return features, np.array(indices, np.int64), rejected
 
 
 def export(
-    encoder: FeatureExtractor, images: Dataset, preprocessing: Mapping[str, Any], path: Path, **settings: int
+    encoder: FeatureExtractor, images: Dataset, preprocessing: Preprocessing, path: Path, **settings: int
 ) -> dict[str, Any]:
     """Write the features of a set with the paths of their images, in the order of the set, for `read`.
 
@@ -356,9 +325,13 @@ def read(path: Path) -> Iterator[tuple[list[str], np.ndarray]]:
         raise UserError(f"{path} is damaged: make it again with extract.py.") from error
 
 
-def key_of(encoder: FeatureExtractor, images: Dataset, preprocessing: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of everything that decides on the features of a set."""
-    return artifact.fingerprint([encoder.fingerprint, dict(preprocessing), images.fingerprint])
+def key_of(encoder: FeatureExtractor, images: Dataset, preprocessing: Preprocessing) -> str:
+    """Return the SHA-256 (hex) of everything that decides the features of a set.
+
+    The kind of device and the precision of products belong to it: they change the last bits.
+    """
+    computed_on = [jax.local_devices()[0].device_kind, "float32, highest precision"]
+    return artifact.fingerprint([encoder.fingerprint, preprocessing.to_json(), images.fingerprint, computed_on])
 
 
 def _whole(path: Path) -> bool:
@@ -382,7 +355,7 @@ def _holds(path: Path, key: str) -> bool:
 
 
 def _about(
-    encoder: FeatureExtractor, images: Dataset, preprocessing: Mapping[str, Any], paths: list[Path]
+    encoder: FeatureExtractor, images: Dataset, preprocessing: Preprocessing, paths: list[Path]
 ) -> dict[str, Any]:
     count, dim = 0, 0
     rejected: dict[str, str] = {}
@@ -398,7 +371,7 @@ def _about(
         "format_version": _FORMAT_VERSION,
         "key": key_of(encoder, images, preprocessing),
         "encoder": encoder.fingerprint,
-        "crop": preprocessing["crop"],
+        "crop": preprocessing.crop,
         "images": count,
         "dim": dim,
         "rejected": rejected,

@@ -38,7 +38,7 @@ def nearest(encoder: Encoder, path: Path, query: Dataset, k: int, max_image_pixe
         )
     if len(query) != 1:
         raise UserError(f"{query.title} has {len(query):,} images: name one image as the query.")
-    preprocessing = extract.preprocessing_at(encoder.preprocessing, about["crop"])
+    preprocessing = encoder.preprocessing.at(about["crop"])
     (image,) = data_images.batches(query, [0], preprocessing, 1, 1, max_image_pixels)
     return nearest_to(encoder.features(image)[0], path, k)
 

@@ -1,5 +1,6 @@
 """From a checkpoint's file to an encoder and back, strictly: every weight has its place, or nothing is made."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +11,14 @@ import numpy as np
 import safetensors.numpy
 
 import vise_jax
-from vise_jax import artifact, models
-from vise_jax.encoder import Encoder, expected_weights
+from vise_jax import artifact, models, variables
+from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.interop import containers
 from vise_jax.interop.containers import shortened
 from vise_jax.interop.layouts import Layout, prefixed, sequential, torch_name
 from vise_jax.interop.sources import SOURCES, Source
+from vise_jax.preprocessing import Preprocessing
 
 MAX_BYTES = 4 * 2**30
 # Layouts that encoders are exported in.
@@ -63,7 +65,7 @@ def convert(
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     tensors, half = _upcast(tensors)
     architecture = models.resolve(name, **settings)
-    expected = expected_weights(architecture)
+    expected = variables.expected(architecture)
     layouts = row.layouts or _any_prefix(tensors)
     # Of several layouts the one that most keys follow; what it lacks is said.
     label = max(layouts, key=lambda one: sum(layouts[one](torch_name(key)) in tensors for key in expected))
@@ -74,12 +76,12 @@ def convert(
             raise
         raise UserError(f"{error} Its keys are below {wrapper!r}: add --prefix={wrapper}") from error
 
-    usual = row.preprocessing["resize"]
+    usual = row.preprocessing.resize
     resize = next((value for beginning, value in row.resize.items() if found.startswith(beginning)), usual)
     return Encoder(
         architecture,
         weights,
-        {**row.preprocessing, "resize": resize},
+        dataclasses.replace(row.preprocessing, resize=resize),
         {
             "converted": {
                 "source": source,
@@ -98,7 +100,7 @@ def convert(
 
 
 def convert_to(
-    folder: str | Path,
+    directory: str | Path,
     path: str | Path,
     source: str,
     arch: str | None = None,
@@ -108,25 +110,25 @@ def convert_to(
     prefix: str = "",
     ema: bool | None = None,
 ) -> tuple[Encoder, bool]:
-    """As `convert`, and save the encoder; or read it, where the same file was converted to that folder before.
+    """As `convert`, and save the encoder; or read it, where the same file was converted to that directory before.
 
     Returns:
         The encoder, and whether it was there already.
 
     Raises:
-        UserError: see `convert`; or the folder holds something else.
+        UserError: see `convert`; or the directory holds something else.
     """
-    if (Path(folder) / "encoder.json").is_file():
-        there = Encoder.load(folder)
+    if (Path(directory) / "encoder.json").is_file():
+        there = Encoder.load(directory)
         made = there.provenance.get("converted", {})
         named = there.architecture["name"]
         name = arch or named if source == OURS else _row(source, arch)[1]
         found = containers.check(Path(path), sha256=sha256, max_bytes=max_bytes)
         if (made.get("source"), made.get("sha256"), named) == (source, found, name):
             return there, True
-        raise UserError(f"{folder} holds another encoder: name a new folder, or delete it first.")
+        raise UserError(f"{directory} holds another encoder: name a new directory, or delete it first.")
     encoder = convert(path, source, arch, sha256=sha256, max_bytes=max_bytes, prefix=prefix, ema=ema)
-    encoder.save(folder)
+    encoder.save(directory)
     return encoder, False
 
 
@@ -167,7 +169,7 @@ def export(encoder: Encoder, layout: str, path: str | Path, *, head: str = "") -
         "format_version": _FORMAT_VERSION,
         "layout": layout,
         "architecture": architecture,
-        "preprocessing": encoder.preprocessing,
+        "preprocessing": encoder.preprocessing.to_json(),
         "provenance": encoder.provenance,
         "license": encoder.license,
     }
@@ -309,9 +311,10 @@ def _convert_ours(path: Path, arch: str | None, *, sha256: str | None, max_bytes
         raise UserError(f"{path} is no .safetensors file that convert.py exported: name its --source instead.")
     if arch is not None and arch != about["architecture"].get("name"):
         raise UserError(f"{path} holds a {about['architecture'].get('name')}, not a {arch}: leave --arch out.")
-    expected = expected_weights(about["architecture"])
+    expected = variables.expected(about["architecture"])
     tensors = containers.read(path, max_bytes=max_bytes)
     weights = _fill(path, "its own description", expected, tensors, EXPORTS[about["layout"]], (r"fc\.(weight|bias)",))
     made = {"source": OURS, "file": path.name, "sha256": found, "layout": about["layout"], "layout_verified": True}
     provenance = {"converted": {**made, "of": about["provenance"]}}
-    return Encoder(about["architecture"], weights, about["preprocessing"], provenance, about["license"])
+    preprocessing = Preprocessing.from_json(about["preprocessing"])
+    return Encoder(about["architecture"], weights, preprocessing, provenance, about["license"])

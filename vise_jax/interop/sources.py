@@ -1,23 +1,22 @@
 """Whose encoders can be converted: the layout of their files, how they see images, and under which license."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-from vise_jax.encoder import imagenet_preprocessing
 from vise_jax.interop.layouts import Layout, detectron2, prefixed, sequential, timm_clip
+from vise_jax.preprocessing import Preprocessing
 
-_IMAGENET = imagenet_preprocessing()
-_CLIP = {
-    "color": "RGB",
-    "scale": 255.0,
-    "mean": [0.48145466, 0.4578275, 0.40821073],
-    "std": [0.26862954, 0.26130258, 0.27577711],
-    "resize": 224,
-    "crop": 224,
-    "interpolation": "bicubic",
-}
-_DETECTRON2 = {**_IMAGENET, "color": "BGR", "scale": 1.0, "mean": [103.53, 116.28, 123.675], "std": [1.0, 1.0, 1.0]}
+_IMAGENET = Preprocessing.imagenet()
+_CLIP = Preprocessing(
+    color="RGB",
+    scale=255.0,
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+    resize=224,
+    crop=224,
+    interpolation="bicubic",
+)
+_DETECTRON2 = replace(_IMAGENET, color="BGR", scale=1.0, mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0))
 _RESNET50 = {"resnet50": "resnet50"}
 _RESNEXT = {name: name for name in ("resnext101_32x16d", "resnext101_32x8d")}
 
@@ -31,7 +30,7 @@ class Source:
         architectures: what `--arch` may say → name for `vise_jax.models.build`; the first is the default.
         layouts: names of the layouts that such files have → the layout. Empty = torchvision's names behind any prefix.
         drop: regular expressions of keys that are not the encoder's, and may be there.
-        preprocessing: as in `vise_jax.Encoder`.
+        preprocessing: of their images.
         license: of the weights.
         where: where the file is to be had.
         layout_verified: whether the layout is documented.
@@ -45,7 +44,7 @@ class Source:
     architectures: Mapping[str, str]
     layouts: Mapping[str, Layout]
     drop: tuple[str, ...]
-    preprocessing: Mapping[str, Any]
+    preprocessing: Preprocessing
     license: str
     where: str
     layout_verified: bool = True

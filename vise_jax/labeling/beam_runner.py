@@ -1,12 +1,11 @@
-"""The labeling jobs on Apache Beam: the same functions in a `Map`, and what is added up in a `Combine`.
+"""The labeling jobs on Apache Beam: the same functions in a `Map`, and sums in a `Combine`.
 
-Whatever the runner, its workers have to see the posts and the output under the same paths as this machine.
+The workers of any runner must see the posts and the output under the same paths as this machine.
 """
 
 import contextlib
 import logging
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,38 +16,44 @@ from ml_collections import ConfigDict
 from vise_jax.engagement.fit_statistics import Corpus, Lowest
 from vise_jax.errors import Interrupted, UserError
 from vise_jax.labeling import local_runner
-from vise_jax.labeling.input_split import Part
+from vise_jax.labeling.input_split import InputSplit
 
-# Workers log their own doings, and errors that are raised here anyway.
+log = logging.getLogger(__name__)
+
+# Workers log errors that are raised here anyway.
 _QUIET = "--default_sdk_harness_log_level=CRITICAL"
 
 
-def each(work: local_runner.Work, parts: Sequence[Part], options: Sequence[str]) -> None:
-    """Call `work(part, after_post)` for each part.
+def each(work: local_runner.Work, input_splits: Sequence[InputSplit], options: Sequence[str]) -> None:
+    """Call `work(input_split, after_post)` for each input split.
 
     Args:
-        work: importable, and so are its arguments where it is a `partial`.
-        parts: the parts.
+        work: importable, and so are its arguments if it is a `partial`.
+        input_splits: the input splits.
         options: of the pipeline, e.g. `--runner=DirectRunner`.
 
     Raises:
         UserError: Beam is not installed or refuses its options, or `work` raised it.
     """
-    print(f"labeling {len(parts):,} parts on Apache Beam", file=sys.stderr, flush=True)
+    log.info(f"labeling {len(input_splits):,} input splits on Apache Beam")
     with _pipeline(options) as pipeline:
-        _ = _map(pipeline, parts, partial(_call, work), "label")
+        _ = _map(pipeline, input_splits, partial(_call, work), "label")
 
 
 def gather(
-    work: Callable[[Part], Corpus], parts: Sequence[Part], labels: ConfigDict, path: Path, options: Sequence[str]
+    work: Callable[[InputSplit], Corpus],
+    input_splits: Sequence[InputSplit],
+    labels: ConfigDict,
+    path: Path,
+    options: Sequence[str],
 ) -> None:
-    """Gather the corpora of all parts and save the one that they make together.
+    """Gather the statistics of all input splits and save their sum.
 
     Args:
-        work: gathers the corpus of a part; importable.
-        parts: the parts.
+        work: gathers the statistics of an input split; importable.
+        input_splits: the input splits.
         labels: the `labels` section of a config.
-        path: where `Corpus.save` writes.
+        path: the file that `Corpus.save` writes.
         options: of the pipeline.
 
     Raises:
@@ -56,9 +61,9 @@ def gather(
     """
     beam = import_beam()
     plain = labels.to_dict()
-    print(f"reading {len(parts):,} parts on Apache Beam", file=sys.stderr, flush=True)
+    log.info(f"reading {len(input_splits):,} input splits on Apache Beam")
     with _pipeline(options) as pipeline:
-        corpora = _map(pipeline, parts, partial(_gather, work), "gather")
+        corpora = _map(pipeline, input_splits, partial(_gather, work), "gather")
         counters = (
             corpora
             | "counts" >> beam.FlatMap(_counts)
@@ -79,13 +84,13 @@ def gather(
 
 
 def import_beam() -> Any:
-    """The `apache_beam` module.
+    """Import `apache_beam`.
 
     Raises:
         UserError: it is not installed.
     """
     try:
-        # It complains about cloud libraries that nobody asked for.
+        # It warns of missing cloud libraries, which are optional.
         logging.disable(logging.WARNING)
         import apache_beam
     except ImportError as error:
@@ -95,10 +100,15 @@ def import_beam() -> Any:
     return apache_beam
 
 
-def _map(pipeline: Any, parts: Sequence[Part], function: Callable[[Part], Any], name: str) -> Any:
+def _map(pipeline: Any, input_splits: Sequence[InputSplit], function: Callable[[InputSplit], Any], name: str) -> Any:
     beam = import_beam()
-    # Without the reshuffle a runner would fuse the parts with their reading, and give all of them to one worker.
-    return pipeline | "parts" >> beam.Create(parts) | "spread" >> beam.Reshuffle() | name >> beam.Map(function)
+    # Without the reshuffle a runner would fuse creation and work, and give all input splits to one worker.
+    return (
+        pipeline
+        | "input splits" >> beam.Create(input_splits)
+        | "spread" >> beam.Reshuffle()
+        | name >> beam.Map(function)
+    )
 
 
 @contextlib.contextmanager
@@ -111,32 +121,32 @@ def _pipeline(options: Sequence[str]) -> Iterator[Any]:
     try:
         with beam.Pipeline(options=PipelineOptions([*options, *quiet])) as pipeline:
             yield pipeline
-    except SystemExit as error:  # of the options' parser, which has said why
+    except SystemExit as error:  # of the options' parser, which has printed the reason
         raise UserError(f"Apache Beam refuses its options {' '.join(options)!r}: see its documentation.") from error
     except Exception as error:
-        # Runners hand on the text of what went wrong in a worker, seldom the exception, and say where it was.
-        found = re.search(
+        # Runners pass on the text of a worker's error, seldom the exception itself.
+        match = re.search(
             r"(?:UserError|Interrupted): (.*?)(?: \[while running|\\n|\n|$)", f"{type(error).__name__}: {error}"
         )
-        if found is None and "No space left on device" in str(error):
+        if match is None and "No space left on device" in str(error):
             raise Interrupted(
                 "The disk of a worker is full: free some space, and run the same command again."
             ) from error
-        if found is None:
+        if match is None:
             raise
-        # An interruption keeps what was done, whatever process it came from.
-        kind = Interrupted if found[0].startswith("Interrupted") else UserError
-        raise kind(found[1]) from error
+        # An interruption keeps the finished work, whatever process it came from.
+        kind = Interrupted if match[0].startswith("Interrupted") else UserError
+        raise kind(match[1]) from error
 
 
-def _call(work: local_runner.Work, part: Part) -> None:
+def _call(work: local_runner.Work, input_split: InputSplit) -> None:
     local_runner.use_one_core()
-    work(part, lambda: None)
+    work(input_split, lambda: None)
 
 
-def _gather(work: Callable[[Part], Corpus], part: Part) -> list[Any]:
+def _gather(work: Callable[[InputSplit], Corpus], input_split: InputSplit) -> list[Any]:
     local_runner.use_one_core()
-    return work(part).to_json()
+    return work(input_split).to_json()
 
 
 def _counts(corpus: list[Any]) -> Iterator[tuple[tuple[int, str], int]]:
@@ -150,7 +160,7 @@ def _sample(name: str, corpus: list[Any]) -> Iterable[tuple[str, Any]]:
 
 
 def _lowest(beam: Any, size: int) -> Any:
-    """`Lowest` as a combiner; its accumulator is a plain list, for the coder."""
+    """Return `Lowest` as a combiner; its accumulator is a plain list, for the coder."""
 
     class _Lowest(beam.CombineFn):
         def create_accumulator(self) -> list[Any]:
@@ -175,7 +185,7 @@ def _lowest(beam: Any, size: int) -> Any:
 def _save(
     path: str, labels: dict[str, Any], counters: dict[tuple[int, str], int], comments: list[Any], reactions: list[Any]
 ) -> None:
-    parts: list[dict[str, int]] = [{}, {}, {}, {}]
+    counts: list[dict[str, int]] = [{}, {}, {}, {}]
     for (kind, name), count in counters.items():
-        parts[kind][name] = count
-    Corpus.from_json([*parts, comments, reactions], ConfigDict(labels)).save(Path(path))
+        counts[kind][name] = count
+    Corpus.from_json([*counts, comments, reactions], ConfigDict(labels)).save(Path(path))

@@ -1,7 +1,6 @@
 """Images of posts: what labeling accepts, training can decode; nothing large or foreign is ever decoded."""
 
 import io
-import os
 import struct
 import warnings
 import zlib
@@ -36,12 +35,11 @@ def read_image(post: Post, max_pixels: int, quality: int = 90, link_roots: Seque
         post: with `image` or `image_bytes`.
         max_pixels: an image with more, by its header, is not decoded.
         quality: of the transcoded JPEG files, 1 to 95.
-        link_roots: directories that symbolic links may point into, beside the directory of the posts file.
+        link_roots: directories outside of that of the posts that links may point into.
 
     Raises:
-        BadPost: `no_image`, `image_missing`, `image_path_leaves_folder` (by `..`, or by a link to neither the directory
-            of the posts file nor `link_roots`), `image_empty`, `image_too_large` (bytes or pixels), `image_format`,
-            `image_not_an_image` or `image_truncated`.
+        BadPost: `no_image`, `image_missing`, `image_path_leaves_folder` (also through a link), `image_empty`,
+            `image_too_large` (bytes or pixels), `image_format`, `image_not_an_image` or `image_truncated`.
     """
     encoded = post.image_bytes if post.image_bytes is not None else _read_file(post, link_roots)
     if not encoded:
@@ -80,14 +78,10 @@ def _unidentified(encoded: bytes) -> str:
 def _read_file(post: Post, link_roots: Sequence[str]) -> bytes:
     if post.image is None:
         raise BadPost("no_image")
-    folder = post.source.parent.resolve()
+    directory = post.source.parent.resolve()
     try:
-        path = (folder / post.image).resolve()
-        roots = [folder]
-        # Link roots are for links: a path can't name a file in them by `..` or as an absolute path.
-        if Path(os.path.normpath(folder / post.image)).is_relative_to(folder):
-            roots += [Path(root).resolve() for root in link_roots]
-        if not any(path.is_relative_to(root) for root in roots):
+        path = (directory / post.image).resolve()
+        if not any(path.is_relative_to(root) for root in (directory, *(Path(root).resolve() for root in link_roots))):
             raise BadPost("image_path_leaves_folder")
         if not path.is_file():
             raise BadPost("image_missing")

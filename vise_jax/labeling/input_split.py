@@ -1,13 +1,13 @@
-"""Labeling: a part of the posts becomes shards, a shard at a time; what each shard holds is on record.
+"""Label an input split: its posts become shards, with a record of each shard.
 
-It is a pure function of the part, its images and the labeler. The record of a shard is written last, and says where
-reading went on behind it: after a stop nothing that is on record is done again.
+Labeling is a pure function of the input split, its images and the labeler. The record of a shard is written last and
+holds the cursor after it, from which an interrupted job resumes.
 """
 
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from ml_collections import ConfigDict
 
 from vise_jax import artifact
 from vise_jax.data import shards
+from vise_jax.data.records import read_index
 from vise_jax.engagement import hashing
 from vise_jax.engagement.labeler import Labeler
 from vise_jax.errors import UserError
 from vise_jax.labeling.images import read_image
-from vise_jax.posts import BadPost, Cursor, Post, RejectLog, read, split_file
+from vise_jax.posts import BadPost, Cursor, Post, RejectLog, is_empty, read, split_file
 
 # Posts whose comments are encoded at a time.
 _BATCH_POSTS = 64
@@ -33,21 +34,21 @@ SHARD_KEYS = (
     "max_image_pixels",
     "transcode_quality",
     "shard_megabytes",
-    "part_megabytes",
+    "split_megabytes",
 )
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of a posts file.
+class InputSplit:
+    """A range of posts of a file.
 
     Attributes:
         path: the file.
         sha256: of the whole file, hex.
-        number: which part of the file, from 0.
-        start: where it starts.
-        end: the offset behind it; None for the end of the file.
-        stat: size and time of the last change (ns) of the file when its hash was taken.
+        number: its index in the file, from 0.
+        start: the cursor of its first post.
+        end: the offset after its last post; None for the end of the file.
+        stat: size and modification time (ns) of the file when it was hashed.
     """
 
     path: Path
@@ -59,7 +60,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """The same for the same content, whatever the file is called."""
+        """A name that depends on the content of the file, not on the file's name."""
         return f"{self.sha256[:16]}-{self.number:04d}"
 
     def check_unchanged(self) -> None:
@@ -82,56 +83,85 @@ def _stat(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def parts_of(path: Path, labels: ConfigDict) -> list[Part]:
-    """The parts of a posts file.
+def split_posts_file(path: Path, labels: ConfigDict) -> list[InputSplit]:
+    """Return the input splits of a posts file.
 
     Raises:
-        UserError: it can't be read.
+        UserError: the file can't be read.
     """
     stat = _stat(path)
-    sha256, ranges = split_file(path, labels.part_megabytes * 2**20)
-    return [Part(path, sha256, number, start, end, stat) for number, (start, end) in enumerate(ranges)]
+    sha256, ranges = split_file(path, labels.split_megabytes * 2**20)
+    return [InputSplit(path, sha256, number, start, end, stat) for number, (start, end) in enumerate(ranges)]
 
 
-def label_part(
-    part: Part,
+def split_posts_files(paths: Sequence[Path], labels: ConfigDict) -> list[InputSplit]:
+    """Return the input splits of all posts files, in an order that does not depend on that of `paths`.
+
+    Raises:
+        UserError: a file can't be read, or two files hold the same posts.
+    """
+    files: dict[str, Path] = {}
+    input_splits: list[InputSplit] = []
+    for path in paths:
+        of_file = split_posts_file(path, labels)
+        sha256 = of_file[0].sha256
+        if sha256 in files and is_empty(path):
+            continue
+        if sha256 in files:
+            raise UserError(f"{files[sha256]} and {path} hold the same posts: give only one of them.")
+        files[sha256] = path
+        input_splits.extend(of_file)
+    return sorted(input_splits, key=lambda input_split: input_split.name)
+
+
+def describe_inputs(input_splits: Sequence[InputSplit]) -> list[dict[str, Any]]:
+    """Return name and SHA-256 of each posts file."""
+    return [
+        {"name": input_split.path.name, "sha256": input_split.sha256}
+        for input_split in input_splits
+        if input_split.number == 0
+    ]
+
+
+def label_input_split(
+    input_split: InputSplit,
     labeler: Labeler,
     labels: ConfigDict,
     excluded: frozenset[bytes],
     output: Path,
     after_post: Callable[[], None] = lambda: None,
 ) -> None:
-    """Label a part: each post of its training and validation split that has a good image and a label is an example.
+    """Write the shards of an input split.
 
-    Shards that are on record are passed over. For every other one, `output` gets NAME.tfrecord and
-    NAME.validation.tfrecord (where there are such examples), `records/` a table of each (`read_table`) and, when these
-    are complete, NAME.json.
+    Each post of the training and the validation split becomes an example if it has a valid image and a label. Shards
+    with a record are skipped. For each other shard, writes NAME.tfrecord and NAME.validation.tfrecord (unless empty) to
+    `output`, a table of each to `records/` (see `read_table`), and last the record, `records/NAME.json`.
 
     Args:
-        part: the part; paths of images are relative to the file's folder.
-        labeler: what decides the labels and the splits.
+        input_split: paths of its images are relative to the directory of its file.
+        labeler: decides the labels and the splits.
         labels: the `labels` section of a config, for the limits and the salt.
         excluded: hashes of post ids to leave out.
-        output: the folder of the shards; it has a folder `records`.
+        output: the directory of the shards, with a directory `records`.
         after_post: called for each post read.
 
     Raises:
-        UserError: the file can't be read, was changed, or too many of its posts are bad; or the disk is full.
+        UserError: the file can't be read or was changed, too many of its posts are rejected, or the disk is full.
     """
-    reject_log = RejectLog(part.path, labels.max_rejected_fraction, labels.min_posts_to_stop)
-    place: Cursor | None = part.start
-    done = list(_records(part, output))
+    reject_log = RejectLog(input_split.path, labels.max_rejected_fraction, labels.min_posts_to_stop)
+    cursor: Cursor | None = input_split.start
+    done = list(_records(input_split, output))
     for record in done:
         reject_log.posts += record["posts"]
         reject_log.rejected.update(record["rejected"])
-        place = Cursor(*record["behind"]) if record["behind"] else None
-    if place is None:
+        cursor = Cursor(*record["behind"]) if record["behind"] else None
+    if cursor is None:
         return
-    part.check_unchanged()
-    posts = _Stream(read(part.path, reject_log, place, part.end), place, after_post)
+    input_split.check_unchanged()
+    posts = _Stream(read(input_split.path, reject_log, cursor, input_split.end), cursor, after_post)
     secret = checked_salt(labeler, labels)
     for number in itertools.count(len(done)):
-        if posts.place is None:
+        if posts.cursor is None:
             return
         before = RejectLog()
         before.posts, before.rejected, before.notes = (
@@ -143,23 +173,23 @@ def label_part(
         counts: Counter[str] = Counter()
         examples: dict[str, list[shards.Example]] = {"train": [], "validation": []}
         size = 0.0
-        while posts.place is not None and size < labels.shard_megabytes * 2**20:
+        while posts.cursor is not None and size < labels.shard_megabytes * 2**20:
             room = labels.shard_megabytes * 2**20 - size
             batch = _batch(posts, room, labeler, labels, secret, excluded, reject_log, counts)
             for split, example in _examples(batch, labeler, secret, reject_log):
                 examples[split].append(example)
                 size += len(example["image/encoded"])
-        # Images are looked at behind the reader, which has checked without the last of them.
+        # The reader checked the limit before the images of the last posts were read.
         reject_log.check()
-        part.check_unchanged()
-        name = f"{part.name}-{number:05d}"
-        written = {split: _write(found, output, name, split) for split, found in examples.items() if found}
+        input_split.check_unchanged()
+        name = f"{input_split.name}-{number:05d}"
+        written = {split: _write(rows, output, name, split) for split, rows in examples.items() if rows}
         artifact.write_json(
             output / "records" / f"{name}.json",
             {
-                "file": part.path.name,
-                "sha256": part.sha256,
-                "part": part.number,
+                "file": input_split.path.name,
+                "sha256": input_split.sha256,
+                "part": input_split.number,
                 "posts": reject_log.posts - before.posts,
                 "splits": {split: counts[split] for split in hashing.SPLITS},
                 "excluded": counts["excluded"],
@@ -167,16 +197,16 @@ def label_part(
                 "rejected": dict(reject_log.rejected - before.rejected),
                 "rejected_posts": reject_log.named,
                 "notes": dict(reject_log.notes - before.notes),
-                "behind": posts.place,
+                "behind": posts.cursor,
             },
         )
 
 
 def checked_salt(labeler: Labeler, labels: ConfigDict) -> bytes:
-    """The salt that the labeler was fitted with.
+    """Return the salt that the labeler was fitted with.
 
     Raises:
-        UserError: the config names another one.
+        UserError: the config names another salt.
     """
     salt = hashing.salt(labels.salt_file, labeler.labels["seed"])
     if hashing.salt_check(salt) != labeler.salt_check:
@@ -187,29 +217,29 @@ def checked_salt(labeler: Labeler, labels: ConfigDict) -> bytes:
     return salt
 
 
-def is_labeled(part: Part, output: Path) -> bool:
-    """Whether all of a part is on record."""
-    return any(record["behind"] is None for record in _records(part, output))
+def is_labeled(input_split: InputSplit, output: Path) -> bool:
+    """Return whether every shard of an input split has a record."""
+    return any(record["behind"] is None for record in _records(input_split, output))
 
 
-def _records(part: Part, output: Path) -> Iterator[dict[str, Any]]:
+def _records(input_split: InputSplit, output: Path) -> Iterator[dict[str, Any]]:
     for number in itertools.count():
-        path = output / "records" / f"{part.name}-{number:05d}.json"
+        path = output / "records" / f"{input_split.name}-{number:05d}.json"
         if not path.exists():
             return
         yield json.loads(path.read_text("utf-8"))
 
 
 class _Stream:
-    """Posts, and the place behind the last one that was taken; None at the end."""
+    """Posts, and the cursor after the last one that was taken; None at the end."""
 
-    def __init__(self, posts: Iterator[Post], place: Cursor, after_post: Callable[[], None]):
+    def __init__(self, posts: Iterator[Post], cursor: Cursor, after_post: Callable[[], None]):
         self._posts, self._after_post = posts, after_post
-        self.place: Cursor | None = place
+        self.cursor: Cursor | None = cursor
 
     def take(self) -> Post | None:
         post = next(self._posts, None)
-        self.place = post.after if post else None
+        self.cursor = post.after if post else None
         if post:
             self._after_post()
         return post
@@ -229,14 +259,14 @@ def _batch(
     reject_log: RejectLog,
     counts: Counter[str],
 ) -> list[_Usable]:
-    """Posts with good images, as many as fit into `room` bytes; so a shard ends between two batches."""
+    """Take posts with valid images until they have `room` bytes. A shard ends between two batches."""
     batch: list[_Usable] = []
     while room > 0 and len(batch) < _BATCH_POSTS and (post := posts.take()) is not None:
         if excluded and hashing.hash_id(post.post_id, secret) in excluded:
             counts["excluded"] += 1
             continue
-        shares = labeler.labels["cluster_fraction"], labels.validation_fraction, labels.train_fraction
-        split = hashing.split(post.post_id, secret, *shares)
+        fractions = labeler.labels["cluster_fraction"], labels.validation_fraction, labels.train_fraction
+        split = hashing.split(post.post_id, secret, *fractions)
         counts[split] += 1
         if split not in ("train", "validation"):
             continue
@@ -271,7 +301,7 @@ def _examples(
 
 
 def _write(examples: list[shards.Example], output: Path, name: str, split: str) -> dict[str, Any]:
-    """Write a shard and its table; what the record says of them."""
+    """Write a shard and its table, and return their description for the record."""
     name = name if split == "train" else f"{name}.{split}"
     labels = [example["comments/labels"] for example in examples]
     table: dict[str, np.ndarray] = {
@@ -281,24 +311,27 @@ def _write(examples: list[shards.Example], output: Path, name: str, split: str) 
         "reaction_labels": np.array([example["reactions/label"] for example in examples], np.int32),
     }
     path = output / f"{name}.tfrecord"
-    # A run that was killed between a shard and its record has left the same bytes.
+    # A job that was killed between a shard and its record has left the same bytes.
     described = shards.describe_shard(path, len(examples)) if path.exists() else shards.write_shard(examples, path)
+    # The loader finds records by these.
+    table["lengths"] = read_index(path, len(examples))[:, 1].astype(np.uint32)
     write_table(output / "records" / f"{name}.safetensors", table)
     return {**described, "table": f"{name}.safetensors"}
 
 
 def write_table(path: Path, table: dict[str, np.ndarray]) -> None:
-    """Write what `read_table` reads."""
+    """Write a table for `read_table`."""
     with artifact.atomic_file(path) as file:
         file.write(safetensors.numpy.save(table))
 
 
 def read_table(path: Path) -> dict[str, np.ndarray]:
-    """The labels of a shard without its images.
+    """Read the labels of a shard without its images.
 
     Returns:
-        `post_ids` uint8 [N, 16] (the salted hashes), `comment_labels` int32 [M] (of all examples, one behind the
-        other), `comment_counts` int32 [N] (how many of them each example has), `reaction_labels` int32 [N].
+        `post_ids` uint8 [N, 16] (the salted hashes), `comment_labels` int32 [M] (of all examples, concatenated),
+        `comment_counts` int32 [N] (number of labels of each example), `reaction_labels` int32 [N], `lengths`
+        uint32 [N] (bytes of each record's data).
     """
     table = safetensors.numpy.load(path.read_bytes())
     return {**table, "post_ids": table["post_ids"].reshape(-1, 16)}

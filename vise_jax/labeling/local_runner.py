@@ -1,4 +1,4 @@
-"""A function mapped over parts of the posts on one machine: in this process, or in a pool of processes."""
+"""Map a function over input splits on one machine: in this process, or in a pool of processes."""
 
 import multiprocessing
 import os
@@ -9,59 +9,61 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.sharedctypes import Synchronized
 
 from vise_jax.errors import Interrupted
-from vise_jax.labeling.input_split import Part
+from vise_jax.labeling.input_split import InputSplit
 from vise_jax.progress import Progress
 
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
-# Seconds between two looks at how far the workers have come.
-_LOOK = 0.5
+# Seconds between updates of the progress bar.
+_UPDATE_SECONDS = 0.5
 
-# What a worker process counts its posts with; set when it starts.
+# Counter of the posts that all workers have read; set when a worker starts.
 _posts: Synchronized | None = None
 
-Work = Callable[[Part, Callable[[], None]], None]
+Work = Callable[[InputSplit, Callable[[], None]], None]
 
 
-def each(work: Work, parts: Sequence[Part], workers: int, description: str) -> None:
-    """Call `work(part, after_post)` for each part; the first error stops what has not begun.
+def each(work: Work, input_splits: Sequence[InputSplit], workers: int, description: str) -> None:
+    """Call `work(input_split, after_post)` for each input split. The first error cancels those that have not started.
 
     Args:
-        work: importable, and so are its arguments where it is a `partial`.
-        parts: the parts.
-        workers: processes; 0 = none but this one.
+        work: importable, and so are its arguments if it is a `partial`.
+        input_splits: the input splits.
+        workers: number of processes; 0 = this process.
         description: for the progress bar.
 
     Raises:
         UserError: `work` raised it, or a worker died.
     """
-    if not parts:
+    if not input_splits:
         return
     with Progress(description, None, "posts") as progress:
         if workers == 0:
-            for number, part in enumerate(parts):
-                progress.advance(0, note=f"{number:,} of {len(parts):,} parts")
-                work(part, progress.advance)
+            for number, input_split in enumerate(input_splits):
+                progress.advance(0, note=f"{number:,} of {len(input_splits):,} splits")
+                work(input_split, progress.advance)
         else:
-            _in_processes(work, parts, min(workers, len(parts)), progress)
+            _in_processes(work, input_splits, min(workers, len(input_splits)), progress)
 
 
-def _in_processes(work: Work, parts: Sequence[Part], workers: int, progress: Progress) -> None:
+def _in_processes(work: Work, input_splits: Sequence[InputSplit], workers: int, progress: Progress) -> None:
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
     seen = 0
     with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(counter,)) as pool:
-        running = {pool.submit(_call, work, part) for part in parts}
+        running = {pool.submit(_call, work, input_split) for input_split in input_splits}
         try:
             while running:
-                done, running = wait(running, timeout=_LOOK, return_when=FIRST_COMPLETED)
+                done, running = wait(running, timeout=_UPDATE_SECONDS, return_when=FIRST_COMPLETED)
                 now = counter.value
-                progress.advance(now - seen, note=f"{len(parts) - len(running):,} of {len(parts):,} parts")
+                progress.advance(
+                    now - seen, note=f"{len(input_splits) - len(running):,} of {len(input_splits):,} splits"
+                )
                 seen = now
                 for future in done:
                     future.result()
         except BrokenProcessPool as error:
             raise Interrupted(
-                "A worker process died, perhaps for want of memory: run the same command again to go on, with fewer "
+                "A worker process died, perhaps for lack of memory: run the same command again to resume, with fewer "
                 "--workers if it happens again."
             ) from error
         finally:
@@ -77,24 +79,24 @@ def _start(counter: Synchronized) -> None:
 
 
 def use_one_core() -> None:
-    """Keep this process to a core of its own, and off accelerators; libraries look at this when they are first used."""
+    """Keep this process to one core and off accelerators. Libraries read these variables when they are first used."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags = os.environ.get("XLA_FLAGS", "")
-    if _ONE_THREAD not in flags:  # a worker of Beam's comes here with each part
+    if _ONE_THREAD not in flags:  # a Beam worker calls this for each input split
         os.environ["XLA_FLAGS"] = f"{flags} {_ONE_THREAD}"
 
 
 def _end_with_parent() -> None:
-    """A killed parent can't tell its workers to stop."""
+    """Exit when the parent has ended: one that was killed can't stop its workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-def _call(work: Work, part: Part) -> None:
-    work(part, _count)
+def _call(work: Work, input_split: InputSplit) -> None:
+    work(input_split, _count)
 
 
 def _count() -> None:

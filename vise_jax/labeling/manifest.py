@@ -16,6 +16,7 @@ import safetensors.numpy
 import vise_jax
 from vise_jax import artifact
 from vise_jax.data import shards
+from vise_jax.data.records import read_index
 from vise_jax.errors import UserError
 from vise_jax.labeling.input_split import read_table, write_table
 from vise_jax.posts import MAX_NAMED, summary
@@ -40,15 +41,17 @@ def finish(
     classes: dict[str, int],
     inputs: Sequence[dict[str, Any]],
     unmatched: int = 0,
+    before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the statistics and the manifest of a labeled directory, and remove the files that neither names.
 
     Args:
-        output: the folder; all of its records are there.
+        output: the directory; all of its records are there.
         job: what `job.json` says.
         classes: clusters of `comments` and `reactions`.
         inputs: name and SHA-256 of each posts file.
         unmatched: number of ids of the exclusion list that no post has.
+        before: the manifest that this one replaces after a deletion.
 
     Returns:
         The manifest.
@@ -58,6 +61,11 @@ def finish(
     """
     records = read_records(output)
     manifest = {"unmatched": unmatched} | _manifest(job, classes, records, inputs)
+    deletions = before.get("deletions", []) if before else []
+    if before and before["fingerprint"] != manifest["fingerprint"]:
+        # The positions of deleted examples, so that runs of the earlier manifest resume.
+        deletions = [*deletions, shards.describe_deletion(output, before, manifest["shards"])]
+    manifest["deletions"] = deletions
     written = [record["shards"]["train"] for record in records if "train" in record["shards"]]
     statistics = shards.count_labels((read_table(output / "records" / shard["table"]) for shard in written), classes)
     with artifact.atomic_file(output / shards.STATISTICS) as file:
@@ -80,7 +88,7 @@ def finish(
 def _manifest(
     job: dict[str, Any], classes: dict[str, int], records: list[dict[str, Any]], inputs: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What the folder says of itself: sums over its records, in an order that does not depend on names of files."""
+    """What the directory says of itself: sums over its records, in an order that does not depend on names of files."""
 
     def total(key: str) -> dict[str, int]:
         summed: Counter[str] = Counter()
@@ -132,7 +140,7 @@ def without(output: Path, shard: dict[str, Any], gone: set[bytes]) -> dict[str, 
     """A shard without some posts: itself where it holds none of them, None where it holds no others.
 
     Args:
-        output: the folder of the shards.
+        output: the directory of the shards.
         shard: what its record says of it.
         gone: hashes of post ids, 16 bytes each.
     """
@@ -149,6 +157,7 @@ def without(output: Path, shard: dict[str, Any], gone: set[bytes]) -> dict[str, 
         output / "records" / f"{name}.safetensors",
         {
             "post_ids": table["post_ids"][keep],
+            "lengths": read_index(output / f"{name}.tfrecord", int(keep.sum()))[:, 1].astype(np.uint32),
             "comment_labels": table["comment_labels"][np.repeat(keep, table["comment_counts"])],
             "comment_counts": table["comment_counts"][keep],
             "reaction_labels": table["reaction_labels"][keep],

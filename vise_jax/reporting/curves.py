@@ -99,7 +99,7 @@ def draw(every: Sequence[Run]) -> dict[str, bytes]:
 
 
 def render(every: Sequence[Run], drawn: Mapping[str, bytes]) -> str:
-    """Make the page; names that come from folders and files are text everywhere.
+    """Make the page; names that come from directories and files are text everywhere.
 
     Args:
         every: the runs.
@@ -130,11 +130,11 @@ def render(every: Sequence[Run], drawn: Mapping[str, bytes]) -> str:
 
 
 def write(every: Sequence[Run], output: Path) -> None:
-    """Write the figures and `training.html` into the folder `output`, each file whole; the page comes last.
+    """Write the figures and `training.html` into the directory `output`, each file whole; the page comes last.
 
     Args:
         every: the runs.
-        output: the folder; files of an earlier report in it are replaced.
+        output: the directory; files of an earlier report in it are replaced.
     """
     drawn = draw(every)
     text = render(every, drawn)

@@ -40,12 +40,12 @@ def render(summary: dict[str, Any], drawn: Mapping[str, bytes], examples: Mappin
 
 
 def write(summary: dict[str, Any], examples: Mapping[int, list[str]], output: Path) -> None:
-    """Write the figures and `index.html` into the folder `output`, each file whole; the page comes last.
+    """Write the figures and `index.html` into the directory `output`, each file whole; the page comes last.
 
     Args:
         summary: what `clusters.summarize` returned.
         examples: masked comments by comment cluster; empty for none.
-        output: the folder; files of an earlier report in it are replaced.
+        output: the directory; files of an earlier report in it are replaced.
     """
     drawn = figures.draw(summary)
     text = render(summary, drawn, examples)

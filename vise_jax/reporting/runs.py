@@ -38,7 +38,7 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder.
+    """A run directory.
 
     Attributes:
         name: the end of its path that tells it from the others.
@@ -51,15 +51,15 @@ class Run:
     series: dict[str, Series]
 
 
-def read(folders: Sequence[Path]) -> list[Run]:
-    """Read run folders, also of runs that go on.
+def read(directories: Sequence[Path]) -> list[Run]:
+    """Read run directories, also of runs that go on.
 
     Raises:
-        UserError: a folder is no run, is named twice, or has a damaged line before the last of `metrics.jsonl`.
+        UserError: a directory is no run, is named twice, or has a damaged line before the last of `metrics.jsonl`.
     """
     return [
-        Run(name, _read_config(folder), _read_series(folder / "metrics.jsonl"))
-        for name, folder in zip(_names(folders), folders, strict=True)
+        Run(name, _read_config(directory), _read_series(directory / "metrics.jsonl"))
+        for name, directory in zip(_names(directories), directories, strict=True)
     ]
 
 
@@ -168,24 +168,24 @@ def _written(name: str, value: float) -> str:
     return f"{value:,.4g}"
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
+def _names(directories: Sequence[Path]) -> list[str]:
     """The shortest end of each path that no other one has."""
-    paths = [folder.resolve() for folder in folders]
+    paths = [directory.resolve() for directory in directories]
     for number, path in enumerate(paths):
         if path in paths[:number]:
-            raise UserError(f"The run {folders[number]} is named twice: name each run once.")
+            raise UserError(f"The run {directories[number]} is named twice: name each run once.")
     ends = [["/".join(path.parts[-parts:]) for parts in range(1, len(path.parts) + 1)] for path in paths]
     return [next(end for end in mine if not any(end in other for other in ends if other is not mine)) for mine in ends]
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder} is no run: it has no config.json; give the --workdir of train.py.")
+        raise UserError(f"{directory} is no run: it has no config.json; give the --workdir of train.py.")
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))["config"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: give a run folder as train.py wrote it.") from error
+        raise UserError(f"{path} is damaged: give a run directory as train.py wrote it.") from error
 
 
 def _read_series(path: Path) -> dict[str, Series]:

@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -13,9 +14,8 @@ from rich.text import Text
 
 from vise_jax import artifact
 from vise_jax.errors import UserError
-from vise_jax.evaluation.results import Metric, Result
 
-_BASELINE = "commonest class"
+_BASELINE = "majority class"
 _CAPTION = "percent, mean ± standard deviation over the splits; bold: the best of its column"
 _NOTHING = "–"
 
@@ -31,7 +31,7 @@ class Table:
         columns: a title for each column; the first one is that of the rows' names.
         rows: texts, as many in each as `columns`.
         best: (row, column) of the best values; none where a column has one value only.
-        baseline: the last row is no encoder: it is what always answering the commonest class of train reaches.
+        baseline: the last row is no encoder: it is always predicting the majority class of train.
     """
 
     columns: tuple[str, ...]
@@ -40,7 +40,7 @@ class Table:
     baseline: bool
 
 
-def build(measurements: Sequence[Result]) -> Table:
+def build(measurements: Sequence[dict[str, Any]]) -> Table:
     """Lay out measurements, in percent, rows and columns by name.
 
     Args:
@@ -49,27 +49,26 @@ def build(measurements: Sequence[Result]) -> Table:
     Raises:
         UserError: two of them would stand in the same cell.
     """
-    cells: dict[tuple[_Key, _Key], Result] = {}
+    cells: dict[tuple[_Key, _Key], dict[str, Any]] = {}
     for one in measurements:
         there = cells.setdefault((_row_key(one), _column_key(one)), one)
         if there is not one:
             raise UserError(
                 f"{there['file']} and {one['file']} measure the same with different settings: take one of them out of"
-                " the folder, or measure it again with another --name."
+                " the directory, or measure it again with another --name."
             )
     rows, columns = _titles(row for row, _ in cells), _titles(column for _, column in cells)
     texts, best = [], set()
     for row, title in rows.items():
-        texts.append((title, *(_percent(cells.get((row, column))) for column in columns)))
+        texts.append((title, *(_percent(_primary(cells.get((row, column)))) for column in columns)))
     for number, column in enumerate(columns, start=1):
-        values = {
-            index: _primary(cells[row, column])["mean"] for index, row in enumerate(rows) if (row, column) in cells
-        }
+        column_cells = {index: cells[row, column] for index, row in enumerate(rows) if (row, column) in cells}
+        values = {index: one["metrics"][one["primary"]]["mean"] for index, one in column_cells.items()}
         if len(values) > 1:
             best |= {(index, number) for index, value in values.items() if value == max(values.values())}
-    baselines = {column: baseline for (_, column), one in cells.items() if (baseline := _majority(one))}
+    baselines = {column: baseline for (_, column), one in cells.items() if (baseline := _baseline(one))}
     if baselines:
-        texts.append((_BASELINE, *(_mean(baselines.get(column)) for column in columns)))
+        texts.append((_BASELINE, *(_percent(baselines.get(column)) for column in columns)))
     return Table(("encoder", *columns.values()), tuple(texts), frozenset(best), bool(baselines))
 
 
@@ -104,24 +103,24 @@ def to_markdown(table: Table) -> str:
     return "\n".join([*lines, "", f"{_CAPTION[0].upper()}{_CAPTION[1:]}.", ""])
 
 
-def to_csv(measurements: Sequence[Result]) -> str:
-    """All measurements as CSV, one a line, values as fractions and unrounded."""
+def to_csv(measurements: Sequence[dict[str, Any]]) -> str:
+    """Return all measurements as CSV, one metric per line, as fractions and unrounded."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
-        ["encoder", "data", "task", "protocol", "metric", "value", "std", "splits", "majority", "image_size", "file"]
+        ["encoder", "data", "task", "protocol", "metric", "primary", "mean", "std", "splits", "image_size", "file"]
     )
     for one in measurements:
         encoder, data = one["encoder"], one["data"]
-        primary, majority = _primary(one), _majority(one)
-        key = [encoder["name"], data["name"], one["task"], one["protocol"], one["primary"]]
-        numbers = [primary["mean"], primary["std"], len(one["splits"]), majority["mean"] if majority else None]
-        writer.writerow([*key, *numbers, _image_size(one), one["file"]])
+        for name, summary in one["metrics"].items():
+            what = [encoder["name"], data["name"], one["task"], one["protocol"], name, name == one["primary"]]
+            numbers = [summary["mean"], summary.get("std"), len(one["splits"])]
+            writer.writerow([*what, *numbers, _image_size(one), one["file"]])
     return file.getvalue()
 
 
-def write(measurements: Sequence[Result], output: Path) -> Table:
-    """Write `table.md` and `table.csv` into the folder `output`, each whole, and return the table."""
+def write(measurements: Sequence[dict[str, Any]], output: Path) -> Table:
+    """Write `table.md` and `table.csv` into the directory `output`, each whole, and return the table."""
     table = build(measurements)
     output.mkdir(parents=True, exist_ok=True)
     artifact.write_text(output / "table.md", to_markdown(table))
@@ -129,11 +128,11 @@ def write(measurements: Sequence[Result], output: Path) -> Table:
     return table
 
 
-def _row_key(one: Result) -> _Key:
+def _row_key(one: dict[str, Any]) -> _Key:
     return one["encoder"]["name"], f"{_image_size(one)} px", one["encoder"]["fingerprint"][:8]
 
 
-def _column_key(one: Result) -> _Key:
+def _column_key(one: dict[str, Any]) -> _Key:
     return f"{one['data']['name']} {one['protocol']}", one["task"], one["primary"], one["data"]["fingerprint"][:8]
 
 
@@ -150,25 +149,23 @@ def _titles(keys: Iterable[_Key]) -> dict[_Key, str]:
     return dict(sorted(titles.items(), key=lambda item: (item[1].casefold(), item[0])))
 
 
-def _image_size(one: Result) -> object:
+def _image_size(one: dict[str, Any]) -> Any:
     return one["encoder"].get("preprocessing", {}).get("crop", "")
 
 
-def _primary(one: Result) -> Metric:
-    return one["metrics"][one["primary"]]
+def _primary(one: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return mean and deviation of the primary metric."""
+    return one and one["metrics"][one["primary"]]
 
 
-def _majority(one: Result) -> Metric | None:
-    """Return the primary metric of always predicting the majority class."""
-    return one["metrics"].get(f"majority_{one['primary']}")
+def _baseline(one: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what always predicting the majority class reaches, where that is comparable with the primary metric."""
+    summary = one["metrics"].get(f"majority_{one['primary']}")
+    return {"mean": summary["mean"]} if summary else None
 
 
-def _mean(metric: Metric | None) -> str:
-    return f"{100 * metric['mean']:.2f}" if metric else _NOTHING
-
-
-def _percent(one: Result | None) -> str:
-    if one is None:
+def _percent(summary: dict[str, Any] | None) -> str:
+    if summary is None:
         return _NOTHING
-    std = _primary(one)["std"]
-    return _mean(_primary(one)) + (f" ± {100 * std:.2f}" if std is not None else "")
+    spread = f" ± {100 * summary['std']:.2f}" if summary.get("std") is not None else ""
+    return f"{100 * summary['mean']:.2f}{spread}"

@@ -16,7 +16,7 @@ def render(template: str, **values: Any) -> str:
     """Make a page. People's words come in as text everywhere: none of them can become markup or a script.
 
     Args:
-        template: its file in this folder.
+        template: its file in this directory.
         **values: what it shows.
     """
     environment = jinja2.Environment(

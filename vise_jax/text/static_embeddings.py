@@ -1,4 +1,4 @@
-"""Static models, in the folder that model2vec writes: a tokenizer and one vector a token, no network.
+"""Static models, in the directory that model2vec writes: a tokenizer and one vector a token, no network.
 
 `tokenizer.json` is of Hugging Face's `tokenizers`. `model.safetensors` holds `embeddings` [R, D] (or, as
 sentence-transformers writes it, `embedding.weight`), and may hold `weights` [V], a factor for each token, and `mapping`
@@ -51,20 +51,24 @@ class Splitter:
         return [[given[number] for number in encoding.ids if given[number] is not None] for encoding in encodings]
 
 
-def files(folder: str) -> list[Path]:
-    """The files of the folder that are read; `config.json` is one of them where it is there."""
-    config = Path(folder) / "config.json"
-    return [Path(folder) / "model.safetensors", Path(folder) / "tokenizer.json", *([config] if config.exists() else [])]
+def files(directory: str) -> list[Path]:
+    """Return the files of the directory that are read, `config.json` only if it exists."""
+    config = Path(directory) / "config.json"
+    return [
+        Path(directory) / "model.safetensors",
+        Path(directory) / "tokenizer.json",
+        *([config] if config.exists() else []),
+    ]
 
 
-def read_tokenizer(folder: str) -> bytes:
-    """The folder's tokenizer, set to cut texts off where the model does, as the content of a `tokenizer.json`.
+def read_tokenizer(directory: str) -> bytes:
+    """The directory's tokenizer, set to cut texts off where the model does, as the content of a `tokenizer.json`.
 
     Raises:
-        UserError: the folder has none, or a damaged one.
+        UserError: the directory has none, or a damaged one.
     """
-    content = _content(folder, "tokenizer.json")
-    about = _content(folder, "config.json") if (Path(folder) / "config.json").exists() else b"{}"
+    content = _content(directory, "tokenizer.json")
+    about = _content(directory, "config.json") if (Path(directory) / "config.json").exists() else b"{}"
     try:
         max_tokens = json.loads(about).get("max_length", _MAX_TOKENS)
         tokenizer = Tokenizer.from_buffer(content)
@@ -75,14 +79,14 @@ def read_tokenizer(folder: str) -> bytes:
             tokenizer.enable_truncation(max_tokens)
         return tokenizer.to_str().encode()
     except Exception as error:  # the library names nothing narrower
-        raise _unfit(folder, f"tokenizer.json or config.json is damaged ({error})") from error
+        raise _unfit(directory, f"tokenizer.json or config.json is damaged ({error})") from error
 
 
-def read_vectors(folder: str, wanted: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
+def read_vectors(directory: str, wanted: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
     """Read the vectors of some tokens, times their weights where the model has any.
 
     Args:
-        folder: the model's folder.
+        directory: the model's directory.
         wanted: tokens by their row, 0 to V - 1.
 
     Returns:
@@ -90,11 +94,11 @@ def read_vectors(folder: str, wanted: Mapping[str, int]) -> tuple[np.ndarray, np
         that stands for whatever it doesn't know.
 
     Raises:
-        UserError: the folder's files are missing, damaged or don't fit each other.
+        UserError: the directory's files are missing, damaged or don't fit each other.
     """
-    tokenizer = Tokenizer.from_buffer(read_tokenizer(folder))
+    tokenizer = Tokenizer.from_buffer(read_tokenizer(directory))
     tokens = _tokens(tokenizer)
-    embeddings, rows, weights = _tensors(folder, len(tokens))
+    embeddings, rows, weights = _tensors(directory, len(tokens))
     unknown = _unknown(tokenizer, tokens)
     vectors, found = np.zeros((len(wanted), embeddings.shape[1]), np.float32), np.zeros(len(wanted), bool)
     for number, token in enumerate(tokens):
@@ -102,29 +106,29 @@ def read_vectors(folder: str, wanted: Mapping[str, int]) -> tuple[np.ndarray, np
         if row is not None and token != unknown:
             vectors[row], found[row] = embeddings[rows[number]].astype(np.float32) * weights[number], True
     if not np.isfinite(vectors).all():
-        raise _unfit(folder, "model.safetensors holds numbers that are not finite")
+        raise _unfit(directory, "model.safetensors holds numbers that are not finite")
     return vectors, found
 
 
-def _tensors(folder: str, tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _tensors(directory: str, tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Embeddings [R, D], and for each of so many tokens its row in them and its weight."""
     try:
-        tensors = safetensors.numpy.load(_content(folder, "model.safetensors"))
+        tensors = safetensors.numpy.load(_content(directory, "model.safetensors"))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise _unfit(folder, f"model.safetensors is damaged ({error})") from error
+        raise _unfit(directory, f"model.safetensors is damaged ({error})") from error
     embeddings = tensors.get("embeddings", tensors.get("embedding.weight"))
     if embeddings is None or embeddings.ndim != 2:
-        raise _unfit(folder, "model.safetensors holds no embeddings of two dimensions")
+        raise _unfit(directory, "model.safetensors holds no embeddings of two dimensions")
     rows = tensors.get("mapping", np.arange(len(embeddings)))
     weights = tensors.get("weights", np.ones(tokens, np.float32))
     if rows.shape != (tokens,) or weights.shape != (tokens,):
         raise _unfit(
-            folder,
+            directory,
             f"model.safetensors holds {len(rows):,} rows and {len(weights):,} weights for the {tokens:,} tokens of "
             "tokenizer.json",
         )
     if rows.dtype.kind not in "iu" or not ((rows >= 0) & (rows < len(embeddings))).all():
-        raise _unfit(folder, "model.safetensors holds a mapping to rows that it lacks")
+        raise _unfit(directory, "model.safetensors holds a mapping to rows that it lacks")
     return embeddings, rows, weights
 
 
@@ -145,14 +149,14 @@ def _unknown(tokenizer: Tokenizer, tokens: list[str]) -> str | None:
     return model.get("unk_token")
 
 
-def _content(folder: str, name: str) -> bytes:
+def _content(directory: str, name: str) -> bytes:
     try:
-        return (Path(folder) / name).read_bytes()
+        return (Path(directory) / name).read_bytes()
     except OSError as error:
         raise UserError(
-            f"labels.vectors={folder}: its {name} can't be read ({error.strerror}): name a folder that model2vec wrote."
+            f"labels.vectors={directory}: its {name} can't be read ({error.strerror}): name a model2vec directory."
         ) from error
 
 
-def _unfit(folder: str, what: str) -> UserError:
-    return UserError(f"labels.vectors={folder}: its {what}: copy the folder again, or name another one.")
+def _unfit(directory: str, what: str) -> UserError:
+    return UserError(f"labels.vectors={directory}: its {what}: copy the directory again, or name another one.")

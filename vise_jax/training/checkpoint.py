@@ -1,6 +1,7 @@
 """Checkpoints of a run, on Orbax's `CheckpointManager`."""
 
 import contextlib
+import json
 import logging as python_logging
 import re
 import shutil
@@ -18,10 +19,11 @@ from jax.experimental import multihost_utils
 from vise_jax.errors import UserError
 from vise_jax.training.state import named_leaves
 
-# What a failed write raises: Orbax and TensorStore report the file system's errors as OSError, or as ValueError and
-# RuntimeError with a status code of TensorStore. Any other exception is an error of this program.
-_STATUS = re.compile(
-    r"RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|DATA_LOSS|PERMISSION_DENIED|No space left"
+# Orbax and TensorStore report errors of the file system and damaged files as OSError, or as ValueError and RuntimeError
+# with a status code of TensorStore or the operation that failed.
+_STORAGE = re.compile(
+    r"RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|DATA_LOSS|FAILED_PRECONDITION|NOT_FOUND|OUT_OF_RANGE"
+    r"|PERMISSION_DENIED|No space left|Error (reading|writing|opening|decoding)"
 )
 
 
@@ -101,7 +103,7 @@ class Checkpoints:
         try:
             yield
         except (OSError, RuntimeError, ValueError) as error:
-            if not isinstance(error, OSError) and not _STATUS.search(str(error)):
+            if not _is_of_storage(error):
                 raise
             full = "No space left" in str(error) or "quota" in str(error)
             self._problem = "the disk is full" if full else (str(error).strip().splitlines() or [repr(error)])[0][:300]
@@ -113,7 +115,7 @@ class Checkpoints:
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """Read the newest checkpoint that can be read into a pytree of the structure, types and shardings of `like`.
 
-        A damaged one is moved to `damaged` in the run folder.
+        A damaged one is moved to `damaged` in the run directory.
 
         Returns:
             its step and the state; None where there is no checkpoint.
@@ -125,25 +127,27 @@ class Checkpoints:
         while (step := self.latest()) is not None:
             try:
                 return step, self._read(step, like)
-            except UserError:
-                raise
-            except Exception as error:
+            except (OSError, RuntimeError, ValueError) as error:
+                if not _is_of_storage(error):
+                    raise
                 reasons.append(f"step {step:,}: {(str(error).strip().splitlines() or [repr(error)])[0][:200]}")
                 self._set_aside(step)
         if reasons:
             raise UserError(
                 f"No checkpoint in {self._folder} can be read ({'; '.join(reasons)}): they were moved to "
-                f"{self._folder.parent / 'damaged'}; put a good copy back, or delete that folder to begin again."
+                f"{self._folder.parent / 'damaged'}; put a good copy back, or delete that directory to begin again."
             )
         aside = self._folder.parent / "damaged"
         if aside.exists():
             raise UserError(
                 f"{self._folder} holds no checkpoint, but {aside} some that can't be read: put a good copy back, or "
-                "delete that folder to begin again."
+                "delete that directory to begin again."
             )
         return None
 
     def _read(self, step: int, like: Any) -> Any:
+        if not (self._folder / str(step) / "default" / "_METADATA").exists():
+            raise OSError("its files are missing")
         wanted = {name: _signature(leaf) for name, leaf in named_leaves(like).items()}
         found = {name: _signature(leaf) for name, leaf in self._manager.item_metadata(step).items()}
         if wanted != found:
@@ -164,6 +168,13 @@ class Checkpoints:
             (self._folder / str(step)).rename(aside / str(step))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"set aside {step}")
+
+
+def _is_of_storage(error: Exception) -> bool:
+    """Return whether storage failed or a file is damaged. Any other exception is an error of this program."""
+    if isinstance(error, (OSError, json.JSONDecodeError, UnicodeDecodeError)):
+        return True
+    return _STORAGE.search(str(error)) is not None
 
 
 def _leaves(state: Any) -> dict[str, jax.Array]:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from vise_jax.errors import UserError
@@ -55,6 +56,30 @@ def _one_of_several(environment: Mapping[str, str]) -> bool:
     kubernetes = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
     tpu = importlib.util.find_spec("libtpu") is not None and environment.get("JAX_PLATFORMS", "tpu").startswith("tpu")
     return slurm or more_than_one("OMPI_COMM_WORLD_SIZE") or kubernetes or tpu
+
+
+def on_first(action: Callable[[], object]) -> None:
+    """Run an action on the first process; the others wait for it, and stop where it fails.
+
+    Raises:
+        UserError: the action's, on the first process; on the others, one that refers to it.
+    """
+    error: UserError | None = None
+    if jax.process_index() == 0:
+        try:
+            action()
+        except UserError as failure:
+            error = failure
+    failed = from_first(int(error is not None))
+    if error is not None:
+        raise error
+    if failed:
+        raise UserError("The first process can't go on: its log says why.")
+
+
+def from_first(value: int) -> int:
+    """Return the value that the first process has."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if jax.process_count() > 1 else value
 
 
 def barrier(name: str) -> None:

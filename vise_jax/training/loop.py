@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -35,6 +35,9 @@ _SECONDS_TO_RETRY = 60.0
 # number of corrupt examples found since the step before.
 _STOP, _SAVE, _CORRUPT = range(3)
 
+# Metrics that are finite if and only if loss, gradient and parameters are.
+_NORMS = ("loss", "gradient_norm", "parameter_norm", "learning_rate")
+
 log = logging.getLogger(__name__)
 
 
@@ -46,8 +49,8 @@ class Settings:
         steps: length of the run.
         seed: of the flips.
         corrupt_examples: returns the number of distinct corrupt examples that this process has found.
-        count_corrupt: returns the number of distinct corrupt examples that all processes have logged.
-        max_corrupt_examples: more of them stop the run.
+        check_corrupt: called on all processes alike with the number that they have found since the last call; raises
+            UserError where a limit is passed.
     """
 
     steps: int
@@ -59,8 +62,7 @@ class Settings:
     evaluate_every: int
     profile_steps: tuple[int, ...]
     corrupt_examples: Callable[[], int] = lambda: 0
-    count_corrupt: Callable[[], int] = lambda: 0
-    max_corrupt_examples: float = math.inf
+    check_corrupt: Callable[[int], None] = lambda found: None
 
 
 def fit(
@@ -142,7 +144,8 @@ class _Loop:
         # Steps whose metrics are still on the devices: number, metrics, ids of this process's examples.
         self._pending: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
         self._stop = self._save_due = False
-        self._corrupt, self._sent = settings.count_corrupt(), settings.corrupt_examples()
+        self._all_finite = jax.jit(_all_finite, out_shardings=sharding.replicated(mesh))
+        self._sent = settings.corrupt_examples()
 
     def run(self, train_step: TrainStep, state: TrainState, steps: range) -> TrainState:
         """Take the steps; `steps` has the number of steps done before each."""
@@ -212,7 +215,8 @@ class _Loop:
             self._save_due |= bool(signals[_SAVE])
             record = {"loss": values.pop("loss").item()} | {name: value.item() for name, value in values.items()}
             self._check_finite(step, record, example_ids)
-            self._check_corrupt(int(signals[_CORRUPT]))
+            if found := int(signals[_CORRUPT]):
+                self._settings.check_corrupt(found)
             self._progress.advance(self._batch_size, f"loss {record['loss']:.4f}")
             with_evaluation = evaluation is not None and not self._pending
             if _due(step, self._settings.log_every, step == self._last) or with_evaluation:
@@ -222,7 +226,9 @@ class _Loop:
                 self._check_saves()
 
     def _evaluate(self, step: int, state: TrainState) -> None:
-        jax.block_until_ready(state.step)
+        # The newest step is checked first: a model that is not finite is not evaluated.
+        for newest, metrics, example_ids in self._pending:
+            self._check_finite(newest, {name: float(metrics[name]) for name in _NORMS}, example_ids)
         values: dict[str, float] = {}
         with self._clock.lost():
             for evaluator in self._evaluators:
@@ -234,6 +240,11 @@ class _Loop:
         """Start a save; wait for it where the run ends."""
         # All metrics are read and checked first, so that no checkpoint holds a state that is not finite.
         self._read(keep=0)
+        if not self._all_finite(state.batch_stats):
+            raise UserError(
+                f"The batch statistics are not finite at step {step:,}: activations are too large. {self._kept()}; "
+                "lower training.learning_rate and start in a new --workdir."
+            )
         stopping = self._stop
         with self._clock.lost():
             self._checkpoints.save(step, state)
@@ -262,20 +273,6 @@ class _Loop:
             )
         return problem
 
-    def _check_corrupt(self, found: int) -> None:
-        """Add the corrupt examples that all processes have found; check their number."""
-        self._corrupt += found
-        if self._corrupt <= self._settings.max_corrupt_examples:
-            return
-        # Two processes may have found the same example.
-        self._corrupt = self._settings.count_corrupt()
-        if self._corrupt > self._settings.max_corrupt_examples:
-            raise UserError(
-                f"{self._corrupt:,} of {self._task.examples:,} training examples are corrupt: "
-                f"{self._workdir}/corrupt_examples*.jsonl name their shards; copy these again, or raise the config key "
-                "data.max_corrupt_fraction."
-            )
-
     def _check_finite(self, step: int, record: Mapping[str, float], example_ids: np.ndarray) -> None:
         wrong = [name for name, value in record.items() if not np.isfinite(value)]
         if not wrong:
@@ -283,22 +280,30 @@ class _Loop:
         path = self._workdir / of_process("nonfinite.json")
         ids = [example_id.decode("ascii", "replace") for example_id in example_ids]
         values = {name: value if np.isfinite(value) else str(value) for name, value in record.items()}
-        artifact.write_text(path, json.dumps({"step": step, **values, "post_ids": ids}, indent=2) + "\n")
-        saved = self._checkpoints.latest()
-        kept = f"step {saved:,} is the last checkpoint" if saved else "no checkpoint was saved yet"
+        artifact.write_text(path, json.dumps({"step": step, **values, "example_ids": ids}, indent=2) + "\n")
         epoch, first = divmod((step - 1) * self._batch_size, self._task.examples)
         raise UserError(
             f"{wrong[0]} is not finite at step {step:,} (loss {record['loss']:g}, gradient norm "
             f"{record['gradient_norm']:g}, learning rate {record['learning_rate']:g}), with the batch from example "
-            f"{first:,} of epoch {epoch:,} on; {path} lists its post ids. {kept.capitalize()}; lower "
+            f"{first:,} of epoch {epoch:,} on; {path} lists its examples. {self._kept()}; lower "
             "training.learning_rate and start in a new --workdir."
         )
+
+    def _kept(self) -> str:
+        """Return which checkpoint a stopped run leaves, for a message."""
+        self._checkpoints.wait()
+        saved = self._checkpoints.latest()
+        return f"Step {saved:,} is the last checkpoint" if saved else "No checkpoint was saved yet"
 
 
 def of_process(name: str) -> str:
     """Return a file name of this process: that of the first one is `name`, others insert their index."""
     index = jax.process_index()
     return name.replace(".", f"-{index}.") if index else name
+
+
+def _all_finite(tree: nnx.State) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)] or [jnp.array(True)]).all()
 
 
 def _due(step: int, every: int, last: bool) -> bool:

@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 from vise_jax import config as vise_config
 from vise_jax import logging as vise_logging
 from vise_jax import models
-from vise_jax.encoder import imagenet_preprocessing, normalize
 from vise_jax.errors import UserError
+from vise_jax.preprocessing import Preprocessing, normalize
 from vise_jax.training import engagement_loss, hosts, loop, optimizer, run_dir, sharding
 from vise_jax.training.evaluators import FeatureEvaluator, Probe, ValidationEvaluator
 from vise_jax.training.optimizer import Rate
@@ -62,7 +62,6 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
             f"The shards {config.data.shards} hold {manifest['examples']:,} examples, fewer than a batch "
             f"(training.batch_size is {training.batch_size:,}): lower it, or label more posts."
         )
-    steps = number_of_steps(config, manifest["examples"])
     architecture = describe_model(config, manifest["classes"])
     mesh = sharding.data_mesh()
     divide = functools.partial(sharding.layout, training.batch_size, mesh.size, microbatches=training.microbatches)
@@ -70,18 +69,24 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
     build = functools.partial(models.build, **architecture, dtype=config.model.dtype, remat=training.remat)
     nnx.eval_shape(build)  # an invalid model is an error before the run directory is created
     with (
-        run_dir.acquire(workdir, config, manifest["fingerprint"], layout.bn_group) as bn_group,
+        run_dir.acquire(workdir, config, shards.fingerprints(manifest), layout.bn_group) as (bn_group, fingerprint),
         vise_logging.to_file(workdir / loop.of_process("train.log")),
     ):
         layout = divide(bn_group=bn_group)
+        # Posts that were deleted since the first start keep their positions.
+        manifest = shards.as_of(manifest, fingerprint)
+        steps = number_of_steps(config, manifest["examples"])
         corrupt = CorruptExamples(workdir / loop.of_process("corrupt_examples.jsonl"))
-        probe = make_probe() if make_probe and jax.process_index() == 0 else None
+        probes: list[Probe] = []
+        if make_probe:
+            hosts.on_first(lambda: probes.append(make_probe()))
+        probe = probes[0] if probes else None
 
         def from_start(bn_group: int) -> nnx.Module:
             model = cast(models.VisE, build(bn_group=bn_group, seed=training.seed))
             # A run that has a checkpoint resumes from it instead.
             if training.init_from and not run_dir.has_checkpoint(workdir):
-                preprocessing = imagenet_preprocessing(config.data.image_size)
+                preprocessing = Preprocessing.imagenet(config.data.image_size)
                 run_dir.warm_start(model, Path(training.init_from), preprocessing)
             return model
 
@@ -97,8 +102,7 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
             evaluate_every=training.evaluate_every,
             profile_steps=tuple(config.profile.steps),
             corrupt_examples=lambda: len(corrupt),
-            count_corrupt=lambda: count_corrupt(workdir, {shard["name"] for shard in manifest["shards"]}),
-            max_corrupt_examples=config.data.max_corrupt_fraction * manifest["examples"],
+            check_corrupt=corrupt_limit(workdir, manifest, config.data.max_corrupt_fraction),
         )
         if jax.process_index() == 0:
             for line in changed_keys(config):
@@ -126,9 +130,9 @@ def make_task(
         probe: measures features, on the first process.
         with_probe: whether the first process has a probe; all must know.
     """
-    preprocessing = imagenet_preprocessing(config.data.image_size)
+    preprocessing = Preprocessing.imagenet(config.data.image_size)
     to_input = functools.partial(normalize, preprocessing=preprocessing)
-    training, directory = config.training, Path(config.data.shards)
+    data, training, directory = config.data, config.training, Path(config.data.shards)
 
     def batches(first_step: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         from vise_jax.data import loader
@@ -137,12 +141,12 @@ def make_task(
             loader.batches(
                 directory,
                 manifest,
-                config.data,
                 batch_size=training.batch_size,
                 seed=training.seed,
-                bad=corrupt,
+                corrupt=corrupt,
                 first_step=first_step,
                 rows=rows,
+                **loader_settings(data),
             )
         )
 
@@ -155,10 +159,10 @@ def make_task(
                 loader.validation_batches(
                     directory,
                     manifest,
-                    config.data,
                     preprocessing,
                     batch_size=layout.batch_size,
-                    bad=corrupt,
+                    corrupt=corrupt,
+                    threads=data.threads,
                     rows=rows,
                 )
             )
@@ -180,6 +184,20 @@ def make_task(
         flip=config.data.flip,
         evaluators=evaluators,
     )
+
+
+def loader_settings(data: ConfigDict) -> dict[str, Any]:
+    """Return the arguments of `loader.batches` that the `data` section sets."""
+    from vise_jax.data.epoch_order import Shuffle
+
+    return {
+        "shuffle": Shuffle(data.shuffle_shards, data.shuffle_block, data.shuffle_slots, data.shuffle_window),
+        "image_size": data.image_size,
+        "crop_area": tuple(data.crop_area),
+        "crop_ratio": tuple(data.crop_ratio),
+        "antialias": data.antialias,
+        "threads": data.threads,
+    }
 
 
 def _with_ids(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
@@ -239,6 +257,30 @@ def changed_keys(config: ConfigDict) -> list[str]:
         for key, value in vise_config.flat(config).items()
         if value != defaults[key]
     ]
+
+
+def corrupt_limit(workdir: Path, manifest: dict[str, Any], max_fraction: float) -> Callable[[int], None]:
+    """Return a function that adds newly found corrupt examples, and raises UserError above a fraction of all examples.
+
+    Every process calls it with the same numbers, and all raise together.
+    """
+    names, limit = {shard["name"] for shard in manifest["shards"]}, max_fraction * manifest["examples"]
+    total = hosts.from_first(count_corrupt(workdir, names))
+
+    def add(found: int) -> None:
+        nonlocal total
+        total += found
+        if total > limit:
+            # Two processes may have found the same example. The first one decides.
+            total = hosts.from_first(count_corrupt(workdir, names))
+        if total > limit:
+            raise UserError(
+                f"{total:,} of {manifest['examples']:,} training examples are corrupt: "
+                f"{workdir}/corrupt_examples*.jsonl name their shards; copy these again, or raise the config key "
+                "data.max_corrupt_fraction."
+            )
+
+    return add
 
 
 def count_corrupt(workdir: Path, shards: set[str]) -> int:

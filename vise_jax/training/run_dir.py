@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import vise_jax
-from vise_jax import artifact, models
+from vise_jax import artifact, models, variables
 from vise_jax import config as vise_config
-from vise_jax.encoder import Encoder, imagenet_preprocessing, weights_of
+from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
-from vise_jax.training.hosts import barrier
+from vise_jax.preprocessing import Preprocessing
+from vise_jax.training import hosts
 
 _FORMAT_VERSION = 1
 # Keys that may change when a run is resumed: they don't change what is computed. The shards are compared by
@@ -41,17 +42,17 @@ _PRIVATE_KEYS = _FREE_KEYS | {"training.init_from", "labels.salt_file", "labels.
 
 
 @contextlib.contextmanager
-def acquire(workdir: Path, config: ConfigDict, shards_fingerprint: str, bn_group: int) -> Iterator[int]:
+def acquire(workdir: Path, config: ConfigDict, fingerprints: Sequence[str], bn_group: int) -> Iterator[tuple[int, str]]:
     """Lock the run directory, and write `config.json` or compare with the one that is there.
 
     Args:
         workdir: the run directory, created if it doesn't exist.
         config: the whole config.
-        shards_fingerprint: the manifest's.
+        fingerprints: of the shards, and of these before posts were deleted from them.
         bn_group: size of a batch-norm group of a new run.
 
     Yields:
-        The size of a batch-norm group in this run, as of its first start.
+        The size of a batch-norm group and the fingerprint of the shards in this run, as of its first start.
 
     Raises:
         UserError: the directory holds another experiment (names the keys that differ), or another process trains in it.
@@ -61,30 +62,36 @@ def acquire(workdir: Path, config: ConfigDict, shards_fingerprint: str, bn_group
         not workdir.is_dir() or (not path.exists() and any(entry.name[0] != "." for entry in workdir.iterdir()))
     ):
         raise UserError(f"{workdir} is no run directory: name a new --workdir.")
-    barrier("look at the run directory")
+    hosts.barrier("look at the run directory")
     with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:
-            workdir.mkdir(parents=True, exist_ok=True)
-            busy = f"Another process trains in {workdir}: wait for it, or name a new --workdir."
-            stack.enter_context(artifact.lock(workdir / ".lock", busy))
+        hosts.on_first(lambda: stack.enter_context(_locked(workdir)))
         # Through JSON, so that tuples compare equal to the lists that they are read back as.
-        mine = json.loads(json.dumps({"config": vise_config.flat(config), "shards": shards_fingerprint}))
+        mine = json.loads(json.dumps({"config": vise_config.flat(config), "shards": fingerprints[0]}))
         begun = path.exists()
-        barrier("compare the run directory")
+        hosts.barrier("compare the run directory")
         if begun:
             theirs = artifact.read_description(workdir, path.name, version=_FORMAT_VERSION, made_by="train.py")
-            _compare(workdir, mine, theirs)
-            bn_group = theirs["bn_group"]
+            _compare(workdir, mine, theirs, fingerprints)
+            bn_group, mine["shards"] = theirs["bn_group"], theirs["shards"]
         elif jax.process_index() == 0:
             artifact.write_json(path, {"format_version": _FORMAT_VERSION, "kind": "run", "bn_group": bn_group, **mine})
-        barrier("the run directory is acquired")
-        yield bn_group
+        hosts.barrier("the run directory is acquired")
+        yield bn_group, mine["shards"]
 
 
-def _compare(workdir: Path, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    workdir.mkdir(parents=True, exist_ok=True)
+    with artifact.lock(
+        workdir / ".lock", f"Another process trains in {workdir}: wait for it, or name a new --workdir."
+    ):
+        yield
+
+
+def _compare(workdir: Path, mine: dict[str, Any], theirs: dict[str, Any], fingerprints: Sequence[str]) -> None:
     keys = {key for key in mine["config"] | theirs["config"] if not key.startswith("labels.")} - _FREE_KEYS
     differing = sorted(key for key in keys if mine["config"].get(key) != theirs["config"].get(key))
-    if mine["shards"] != theirs["shards"]:
+    if theirs["shards"] not in fingerprints:
         differing.append("the shards")
     if differing:
         raise UserError(
@@ -98,16 +105,16 @@ def has_checkpoint(workdir: Path) -> bool:
     return any((workdir / "checkpoints").glob("[0-9]*"))
 
 
-def warm_start(model: models.VisE, folder: Path, preprocessing: dict[str, Any]) -> None:
+def warm_start(model: models.VisE, directory: Path, preprocessing: Preprocessing) -> None:
     """Initialize the encoder of a model from an encoder artifact. The heads keep their initial weights.
 
     Raises:
         UserError: the architecture (the message names the first ten arrays) or the normalization differs.
     """
-    source = Encoder.load(folder)
+    source = Encoder.load(directory)
     weights = {name.removeprefix("encoder/"): value for name, value in source.weights.items()}
     weights = {name: value for name, value in weights.items() if not name.startswith("heads/")}
-    expected = weights_of(model.encoder)
+    expected = variables.of_model(model.encoder)
     differing = sorted(
         name
         for name in weights | expected
@@ -115,14 +122,15 @@ def warm_start(model: models.VisE, folder: Path, preprocessing: dict[str, Any]) 
     )
     if differing:
         raise UserError(
-            f"The encoder {folder} (training.init_from) is of another architecture than the config's: "
+            f"The encoder {directory} (training.init_from) is of another architecture than the config's: "
             f"{', '.join(differing[:10])} differ: change the section model, or take another encoder."
         )
     for key in ("color", "scale", "mean", "std"):
-        if source.preprocessing[key] != preprocessing[key]:
+        theirs, ours = getattr(source.preprocessing, key), getattr(preprocessing, key)
+        if theirs != ours:
             raise UserError(
-                f"The encoder {folder} (training.init_from) takes images with {key} {source.preprocessing[key]}, "
-                f"training makes them with {preprocessing[key]}: take another encoder."
+                f"The encoder {directory} (training.init_from) takes images with {key} {theirs}, "
+                f"training prepares them with {ours}: take another encoder."
             )
     for path, variable in nnx.to_flat_state(nnx.state(model.encoder, (nnx.Param, nnx.BatchStat))):
         nnx.update(model.encoder, nnx.from_flat_state([(path, variable.replace(weights["/".join(map(str, path))]))]))
@@ -135,8 +143,8 @@ def export(
 
     Its provenance holds the experiment, without paths, hosts and other keys of the run.
     """
-    folder = workdir / "encoder"
-    if jax.process_index() == 0 and not folder.exists():
+    directory = workdir / "encoder"
+    if jax.process_index() == 0 and not directory.exists():
         trained = {
             "vise_jax": vise_jax.__version__,
             "config": {key: value for key, value in vise_config.flat(config).items() if key not in _PRIVATE_KEYS},
@@ -146,9 +154,9 @@ def export(
         Encoder.from_model(
             model,
             architecture=architecture,
-            preprocessing=imagenet_preprocessing(config.data.image_size),
+            preprocessing=Preprocessing.imagenet(config.data.image_size),
             provenance={"trained": trained},
             license="not stated: to be decided by the trainer of this encoder, within the rights to the posts",
-        ).save(folder)
-    barrier("the encoder is written")
-    return folder
+        ).save(directory)
+    hosts.barrier("the encoder is written")
+    return directory

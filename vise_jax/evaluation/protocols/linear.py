@@ -1,40 +1,42 @@
 """The linear protocol: multinomial logistic regression on frozen features (Sec. 4.3)."""
 
+import statistics
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vise_jax.data.datasets import Dataset
+from vise_jax.encoder import Encoder
 from vise_jax.evaluation import metrics
 from vise_jax.evaluation.splits import Split
+from vise_jax.progress import Progress
+
+Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
 class Classifier(NamedTuple):
-    """A linear map from features to logits.
-
-    Attributes:
-        kernel: float32 [D, K].
-        bias: float32 [K].
-    """
+    """A linear map from D features to K logits: kernel float32 [D, K], bias float32 [K]."""
 
     kernel: jax.Array
     bias: jax.Array
 
 
 def logits(classifier: Classifier, features: jax.Array) -> jax.Array:
-    """Return unnormalized log-probabilities, float32 [N, K], of features, float32 [N, D]."""
+    """Return unnormalized log-probabilities, float32 [N, K], of features float32 [N, D]."""
     # Accelerators round float32 products to fewer bits by default.
     product = jnp.matmul(features, classifier.kernel, precision=jax.lax.Precision.HIGHEST)
     return product + classifier.bias[None, :]
 
 
 def objective(classifier: Classifier, features: jax.Array, labels: jax.Array, l2: jax.Array) -> jax.Array:
-    """Return the mean cross-entropy + l2 / 2 · ‖kernel‖². The bias is not penalized.
+    """Return the mean cross-entropy + l2 / 2 · ‖kernel‖²; the bias is not penalized.
 
-    Scikit-learn's `LogisticRegression(C=1 / (l2 * N))` minimizes N times this objective.
+    This is scikit-learn's `LogisticRegression(C=1 / (l2 * N))` divided by N.
 
     Args:
         classifier: the parameters.
@@ -61,10 +63,10 @@ def minimize(
         labels: int32 [N].
         l2: float32 scalar.
         iterations: maximum number of iterations.
-        tolerance: largest absolute gradient entry at which it has converged.
+        tolerance: largest absolute gradient entry at convergence.
 
     Returns:
-        The classifier, the number of iterations (int32 scalar), and True if it converged (bool scalar).
+        The classifier, the number of iterations (int32 scalar), and whether it converged (bool scalar).
     """
 
     def loss(classifier: Classifier) -> jax.Array:
@@ -73,17 +75,17 @@ def minimize(
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(loss)
 
-    def steepest(state: optax.OptState) -> jax.Array:
+    def steepest(state: Any) -> jax.Array:
         gradient = optax.tree.get(state, "grad")
         return jnp.maximum(jnp.abs(gradient.kernel).max(), jnp.abs(gradient.bias).max())
 
-    def step(carry: tuple[Classifier, optax.OptState]) -> tuple[Classifier, optax.OptState]:
+    def step(carry: tuple[Classifier, Any]) -> tuple[Classifier, Any]:
         classifier, state = carry
         value, gradient = value_and_grad(classifier, state=state)
         updates, state = solver.update(gradient, state, classifier, value=value, grad=gradient, value_fn=loss)
         return optax.apply_updates(classifier, updates), state
 
-    def unfinished(carry: tuple[Classifier, optax.OptState]) -> jax.Array:
+    def unfinished(carry: tuple[Classifier, Any]) -> jax.Array:
         done = optax.tree.get(carry[1], "count")
         return (done == 0) | ((done < iterations) & (steepest(carry[1]) > tolerance))
 
@@ -92,9 +94,9 @@ def minimize(
 
 
 def standardize(features: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Shift and scale each feature to mean 0 and variance 1 over the rows `train`. Constant features are only shifted.
+    """Shift and scale each feature to mean 0 and variance 1 over the rows `train`; constant features are only shifted.
 
-    The penalty then weighs features of every scale alike. Not in the paper's main text.
+    The penalty then treats features of every scale alike. The paper's main text does not say how features are prepared.
 
     Args:
         features: float32 [N, D].
@@ -105,82 +107,127 @@ def standardize(features: np.ndarray, train: np.ndarray) -> np.ndarray:
     """
     mean = features[train].mean(axis=0, dtype=np.float64)
     deviation = features[train].std(axis=0, dtype=np.float64)
-    # Smaller deviations are rounding errors of float32.
+    # Less than this is float32's rounding.
     deviation[deviation <= 1e-6 * np.abs(mean)] = 1
     return ((features - mean.astype(np.float32)) / deviation.astype(np.float32)).astype(np.float32)
 
 
+def fit_and_select(
+    features: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    split: Split,
+    *,
+    l2: Sequence[float],
+    iterations: int,
+    tolerance: float,
+    metric: Metric = metrics.accuracy,
+    after_each: Callable[[], None] = lambda: None,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Fit a classifier for each penalty on train, select one on validation, and predict test with it.
+
+    Penalties are fitted from the strongest to the weakest, each from the solution of the previous one. Of those that
+    are equal on validation the strongest is selected.
+
+    Args:
+        features: float32 [N, D], of the whole dataset.
+        labels: int32 [N].
+        classes: number of classes, K.
+        split: rows to train, select and test on.
+        l2: the penalties.
+        iterations: maximum number of L-BFGS iterations per penalty.
+        tolerance: see `minimize`.
+        metric: from predicted and true classes to what selects.
+        after_each: called after each penalty.
+
+    Returns:
+        The predicted classes of test, int [M]; and the selected `l2` with its `validation` metric, `iterations` and
+        `converged`, and `sweep`, the same for every penalty.
+    """
+    prepared = standardize(features, split.train)
+    train, train_labels = jnp.asarray(prepared[split.train]), jnp.asarray(labels[split.train])
+    classifier = Classifier(jnp.zeros((features.shape[1], classes), jnp.float32), jnp.zeros(classes, jnp.float32))
+    sweep: list[dict[str, Any]] = []
+    best, selected = classifier, -1
+    for strength in sorted(l2, reverse=True):
+        classifier, count, converged = minimize(
+            classifier, train, train_labels, jnp.float32(strength), iterations, tolerance
+        )
+        value = metric(predict(classifier, prepared[split.validation]), labels[split.validation])
+        sweep.append({"l2": strength, "validation": value, "iterations": int(count), "converged": bool(converged)})
+        if selected < 0 or value > sweep[selected]["validation"]:
+            best, selected = classifier, len(sweep) - 1
+        after_each()
+    return predict(best, prepared[split.test]), {**sweep[selected], "sweep": sweep}
+
+
 def predict(classifier: Classifier, features: np.ndarray) -> np.ndarray:
-    """Return the most probable class, int [N], of features, float32 [N, D]."""
+    """Return the most probable class, int [N], for features float32 [N, D]."""
     return np.asarray(logits(classifier, jnp.asarray(features)).argmax(axis=1))
 
 
 class LinearEvaluator:
-    """Fit a classifier per penalty on train, select one on validation, and measure it on test.
-
-    Penalties are tried from the strongest to the weakest, each starting from the previous solution. Among penalties
-    with equal validation accuracy the strongest wins.
+    """Evaluate an encoder by linear classifiers on its features.
 
     Args:
-        labels: int32 [N], the classes of all examples.
-        classes: number of classes.
-        split: the rows of train, validation and test.
+        extract: from an encoder to its features of the dataset, float32 [N, D], and the dataset.
+        divide: from the dataset to its splits.
+        primary: name of the metric that selects the penalty, one of `metrics.METRICS`.
         l2: the penalties.
         iterations: maximum number of L-BFGS iterations per penalty.
         tolerance: see `minimize`.
-        after_each: called after each penalty.
 
     Attributes:
-        sweep: after `run`, a row per penalty: `l2`, `validation_accuracy`, `iterations` (of L-BFGS), and `converged`,
-            which is False if L-BFGS stopped at the maximum number of iterations.
+        splits: of the last run, for each split: its `seed` and `sizes`, the value of each metric (`metrics`), and what
+            `fit_and_select` returns.
     """
 
     def __init__(
         self,
-        labels: np.ndarray,
-        classes: int,
-        split: Split,
+        extract: Callable[[Encoder], tuple[np.ndarray, Dataset]],
+        divide: Callable[[Dataset], list[Split]],
         *,
+        primary: str,
         l2: Sequence[float],
         iterations: int,
         tolerance: float,
-        after_each: Callable[[], None] = lambda: None,
     ):
-        self._labels, self._classes, self._split = labels, classes, split
-        self._l2, self._iterations, self._tolerance = l2, iterations, tolerance
-        self._after_each = after_each
-        self.sweep: list[dict[str, float]] = []
+        self._extract, self._divide, self._primary = extract, divide, primary
+        self._fit = partial(
+            fit_and_select, l2=l2, iterations=iterations, tolerance=tolerance, metric=metrics.METRICS[primary]
+        )
+        self._fits_per_split = len(l2)
+        self.splits: list[dict[str, Any]] = []
 
-    @property
-    def chosen(self) -> dict[str, float]:
-        """The row of the selected penalty."""
-        return max(self.sweep, key=lambda row: (row["validation_accuracy"], row["l2"]))
+    def run(self, encoder: Encoder) -> dict[str, float]:
+        """Return the mean of each metric over the splits, and `majority_accuracy`, that of train's majority class."""
+        features, dataset = self._extract(encoder)
+        divided = self._divide(dataset)
+        self.splits = []
+        with Progress("linear classifiers", len(divided) * self._fits_per_split, "fits") as progress:
+            for split in divided:
+                predicted, fitted = self._fit(
+                    features, dataset.labels, len(dataset.classes), split, after_each=progress.advance
+                )
+                if not fitted["converged"]:
+                    progress.print(
+                        f"split {split.seed}: L-BFGS has not converged in {fitted['iterations']} iterations "
+                        f"(l2 {fitted['l2']:g}): --config.iterations allows more"
+                    )
+                labels = dataset.labels[split.test]
+                majority = np.bincount(dataset.labels[split.train]).argmax()
+                values = {name: metric(predicted, labels) for name, metric in metrics.METRICS.items()}
+                values["majority_accuracy"] = metrics.accuracy(np.full_like(labels, majority), labels)
+                sizes = {part: len(getattr(split, part)) for part in ("train", "validation", "test")}
+                self.splits.append({"seed": split.seed, "sizes": sizes, "metrics": values, **fitted})
+        names = self.splits[0]["metrics"]
+        return {name: statistics.fmean(split["metrics"][name] for split in self.splits) for name in names}
 
-    def run(self, state: np.ndarray) -> dict[str, float]:
-        """Return `accuracy` (on test) and `validation_accuracy` of the selected classifier.
-
-        Args:
-            state: features of all examples, float32 [N, D].
-        """
-        features, labels, split = standardize(state, self._split.train), self._labels, self._split
-        train, train_labels = jnp.asarray(features[split.train]), jnp.asarray(labels[split.train])
-        kernel = jnp.zeros((features.shape[1], self._classes), jnp.float32)
-        classifier = best = Classifier(kernel, jnp.zeros(self._classes, jnp.float32))
-        self.sweep = []
-        for penalty in sorted(self._l2, reverse=True):
-            classifier, count, converged = minimize(
-                classifier, train, train_labels, jnp.float32(penalty), self._iterations, self._tolerance
-            )
-            reached = metrics.accuracy(predict(classifier, features[split.validation]), labels[split.validation])
-            row = {
-                "l2": penalty,
-                "validation_accuracy": reached,
-                "iterations": int(count),
-                "converged": bool(converged),
-            }
-            self.sweep.append(row)
-            if self.chosen is row:
-                best = classifier
-            self._after_each()
-        accuracy = metrics.accuracy(predict(best, features[split.test]), labels[split.test])
-        return {"accuracy": accuracy, "validation_accuracy": self.chosen["validation_accuracy"]}
+    def selection(self) -> dict[str, Any]:
+        """Describe how the reported settings were selected."""
+        return {
+            "key": "l2",
+            "split": "validation",
+            "metric": self._primary,
+            "selected": [split["l2"] for split in self.splits],
+        }

@@ -1,0 +1,193 @@
+"""Fit a labeler: the comment encoder, clusters of comments and reactions, distinctive terms (Sec. 3.2)."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from ml_collections import ConfigDict
+
+from vise_jax import artifact
+from vise_jax.engagement import hashing, kmeans, reactions
+from vise_jax.engagement.comments import CommentEncoder, fit_encoder
+from vise_jax.engagement.fit_statistics import Corpus, gather
+from vise_jax.engagement.labeler import Labeler, as_post
+from vise_jax.errors import Interrupted, UserError
+from vise_jax.posts import REACTIONS, Post, summary
+from vise_jax.progress import Progress, track
+
+# Distinctive terms recorded for each comment cluster.
+_TERMS = 20
+# Comments encoded at a time.
+_ROWS = 65_536
+
+
+def fit_labeler(posts: Iterable[Post | Mapping], labels: ConfigDict) -> Labeler:
+    """Fit a labeler on the posts of the cluster split; others are skipped. Posts are read once, as a stream.
+
+    With more comments or reactions than `labels.max_fit_comments` or `max_fit_reactions`, those with the lowest hashes
+    are used, whatever the order of the posts. Posts without any comments give a labeler without comment clusters; the
+    same holds for reactions.
+
+    Args:
+        posts: `Post` or plain dicts of the same schema.
+        labels: the `labels` section of a config.
+
+    Raises:
+        UserError: nothing to fit on, or too little for the requested number of clusters.
+    """
+    return fit_corpus(gather(track(map(as_post, posts), "reading", "posts"), labels), labels)
+
+
+def fit_corpus(corpus: Corpus, labels: ConfigDict, work: Path | None = None) -> Labeler:
+    """Fit a labeler on the gathered statistics of posts.
+
+    Args:
+        corpus: of all posts.
+        labels: the `labels` section of a config.
+        work: a directory for the vectors of the comments and the state of K-means, so that they need no memory and an
+            interrupted fit resumes.
+
+    Raises:
+        UserError: as `fit_labeler`.
+    """
+    counts = {key: corpus.counts[key] for key in ("posts", "cluster_posts", "excluded", "comments", "reactions")}
+    if not counts["comments"] and not counts["reactions"]:
+        raise UserError(
+            f"None of the {counts['posts']:,} posts can make clusters: {counts['cluster_posts']:,} fall into the "
+            f"cluster split (labels.cluster_fraction={labels.cluster_fraction:.3g}), without comments and "
+            f"reactions (rejected: {summary(corpus.rejected)}): give more posts, or raise labels.cluster_fraction."
+        )
+    owners, sample = [owner for owner, _ in corpus.comments], [tokens for _, tokens in corpus.comments]
+    profiles = reactions.encode(list(corpus.reactions))
+    encoder, tfidf = fit_encoder(corpus.documents, counts["comments"], sample, labels) if sample else (None, None)
+    phi, known = _encode(encoder, tfidf, work)
+    comment_centroids, comment_fit = _cluster(phi, labels, "comment", work)
+    reaction_centroids, reaction_fit = _cluster(profiles, labels, "reaction", work)
+    clusters = kmeans.assign(phi, comment_centroids)
+    terms, term_weights = _distinctive_terms(None if tfidf is None else tfidf[known], clusters, len(comment_centroids))
+    posts = _distinct_posts([owners[row] for row in known], clusters, len(comment_centroids))
+    suppressed = np.flatnonzero(posts < labels.min_posts).astype(np.int32)
+    if len(posts) == len(suppressed) > 0:
+        raise UserError(
+            f"None of the {len(posts):,} comment clusters has labels.min_posts={labels.min_posts} distinct posts: "
+            "give more posts, ask for fewer labels.comment_clusters, or lower that key."
+        )
+    comment_fit["suppressed"] = len(suppressed)
+    fitted = {
+        **counts,
+        "tokens": len(encoder.vocabulary) if encoder else 0,
+        "comment_dim": phi.shape[1],
+        "comment_clusters": comment_fit,
+        "reaction_clusters": reaction_fit,
+        "fitted_on": artifact.fingerprint([corpus.comments.ranked(), corpus.reactions.ranked()]),
+    }
+    return Labeler(
+        labels.to_dict(),
+        hashing.salt_check(hashing.salt(labels.salt_file, labels.seed)),
+        encoder,
+        comment_centroids,
+        reaction_centroids,
+        terms,
+        term_weights,
+        suppressed,
+        fitted,
+    )
+
+
+def _encode(
+    encoder: CommentEncoder | None, tfidf: scipy.sparse.csr_matrix | None, work: Path | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return phi_C, float32 [M, D], of the comments with a known token, and their rows in the sample, int64 [M]."""
+    if encoder is None or tfidf is None:
+        return np.zeros((0, 0), np.float32), np.zeros(0, np.int64)
+    known: list[np.ndarray] = []
+
+    def chunks() -> Iterator[np.ndarray]:
+        with Progress("encoding", tfidf.shape[0], "comments") as progress:
+            for start in range(0, tfidf.shape[0], _ROWS):
+                phi = encoder.project(tfidf[start : start + _ROWS])
+                rows = np.flatnonzero(phi.any(axis=1))
+                known.append(start + rows)
+                yield phi[rows]
+                progress.advance(len(phi))
+
+    if work is None:
+        return np.concatenate(list(chunks())), np.concatenate(known)
+    path = work / "comments.float32"
+    with artifact.atomic_file(path) as file:
+        for chunk in chunks():
+            file.write(chunk.tobytes())
+    rows, dimensions = np.concatenate(known), encoder.vectors.shape[1]
+    if not len(rows):
+        return np.zeros((0, dimensions), np.float32), rows
+    return np.memmap(path, np.float32, "r", shape=(len(rows), dimensions)), rows
+
+
+def _distinctive_terms(
+    tfidf: scipy.sparse.csr_matrix | None, clusters: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens whose mean TF-IDF weight exceeds the overall mean most, int32 [k, T], and by how much.
+
+    Ranking by the excess, not by the weight itself, keeps words of every comment from heading every cluster.
+
+    Args:
+        tfidf: float32 [M, V], scaled to length 1 here.
+        clusters: int32 [M], the cluster of each row.
+        k: number of clusters.
+    """
+    terms, weights = np.full((k, _TERMS), -1, np.int32), np.zeros((k, _TERMS), np.float32)
+    if tfidf is None:
+        return terms, weights
+    means = scipy.sparse.csr_matrix((k, tfidf.shape[1]), dtype=np.float32)
+    sizes = np.maximum(np.bincount(clusters, minlength=k), 1)
+    for start in range(0, tfidf.shape[0], _ROWS):
+        rows = tfidf[start : start + _ROWS]
+        lengths = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
+        cluster = clusters[start : start + _ROWS]
+        share = np.divide(1 / sizes[cluster], lengths, out=np.zeros(len(lengths)), where=lengths > 0)
+        members = scipy.sparse.csr_matrix(
+            (share.astype(np.float32), (cluster, np.arange(len(cluster)))), (k, len(lengths))
+        )
+        means = means + members @ rows
+    overall = means.T @ (np.bincount(clusters, minlength=k) / max(1, len(clusters)))
+    for number, row in enumerate(means):
+        excess = row.data - overall[row.indices]
+        order = [column for column in np.lexsort((row.indices, -excess))[:_TERMS] if excess[column] > 0]
+        terms[number, : len(order)], weights[number, : len(order)] = row.indices[order], excess[order]
+    return terms, weights
+
+
+def _distinct_posts(owners: list[str], clusters: np.ndarray, k: int) -> np.ndarray:
+    """Return the number of distinct posts in each cluster, int64 [k]."""
+    _, posts = np.unique(np.array(owners, "S32"), return_inverse=True)
+    pairs = np.unique(np.stack([clusters.astype(np.int64), posts.astype(np.int64)]), axis=1)
+    return np.bincount(pairs[0], minlength=k)
+
+
+def _cluster(phi: np.ndarray, labels: ConfigDict, kind: str, work: Path | None) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return centroids of the rows of `phi`, float32 [K, D], and numbers that describe the fit."""
+    if not len(phi):
+        return np.zeros((0, phi.shape[1] if phi.shape[1] else len(REACTIONS)), np.float32), {"clusters": 0}
+    key = f"{kind}_clusters"
+    with Progress(f"{kind} clusters", labels.kmeans_iterations, "iterations") as progress:
+        try:
+            centroids, inertia = kmeans.fit(
+                phi,
+                labels[key],
+                iterations=labels.kmeans_iterations,
+                seed=labels.seed,
+                batch_size=labels.kmeans_batch,
+                tolerance=labels.kmeans_tolerance,
+                allow_fewer=labels.allow_fewer_clusters,
+                state=work / f"{kind}.kmeans" if work else None,
+                after_iteration=lambda inertia: progress.advance(note=f"inertia {inertia:.4g}"),
+            )
+        except Interrupted:
+            raise
+        except UserError as error:
+            raise UserError(f"labels.{key}: {error}") from error
+    used = len(np.unique(kmeans.assign(phi, centroids)))
+    fit = {"clusters": len(centroids), "points": len(phi), "inertia": inertia, "empty": len(centroids) - used}
+    return centroids, fit

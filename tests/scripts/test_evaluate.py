@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from vise_jax import models
-from vise_jax.encoder import Encoder, imagenet_preprocessing
+from vise_jax.encoder import Encoder
+from vise_jax.preprocessing import Preprocessing
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 ARCHITECTURE = {"name": "resnet18", "width": 8, "stem": "cifar"}
@@ -22,7 +23,7 @@ def run(*words: object) -> subprocess.CompletedProcess[str]:
 
 def make_encoder(directory: Path) -> Path:
     model = models.build(**ARCHITECTURE)
-    preprocessing = imagenet_preprocessing(16)
+    preprocessing = Preprocessing.imagenet(16)
     Encoder.from_model(
         model, architecture=ARCHITECTURE, preprocessing=preprocessing, provenance={}, license="none"
     ).save(directory)

@@ -125,7 +125,8 @@ def losses_of_time(records: list[dict], every: int) -> dict[str, float]:
 
 def restarts(directory: Path, stop: int, rounds: int) -> dict:
     """Start a run, kill it a few steps behind a checkpoint at the step `stop`, and start it again, a few times."""
-    every, found = max(stop, 2), {"steps_lost": [], "seconds": [], "loop_seconds": []}
+    every = max(stop, 2)
+    found: dict[str, list[float]] = {"steps_lost": [], "seconds": [], "loop_seconds": []}
     run = f"at-{stop}"
     # As long a run each time, so that each compiles the same step; killed when it has gone on behind the checkpoint.
     words = command(directory, run, 1_000_000, every)

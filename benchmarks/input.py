@@ -203,7 +203,7 @@ def _serve(variant: str, settings: Settings, pipe: Connection) -> None:
         for _ in range(batches):
             next(images)
         pipe.send(time.perf_counter() - start)
-    pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+    pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)]
     pipe.send(sum(map(_peak_bytes, pids)))
 
 

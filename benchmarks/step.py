@@ -129,7 +129,7 @@ def prepare(name: str, batch: dict[str, np.ndarray], dtype: str) -> tuple[Step, 
     ]
     task = pretrain.make_task(experiment, {"examples": total, "validation": {"examples": 0}}, lambda _: model)
     step = make_train_step(graphdef, task, optimizer, rate, seed=0, mesh=mesh, layout=layout)
-    compiled = step.lower(*place).compile()
+    compiled = step.lower(*place).compile()  # type: ignore[attr-defined]
 
     def run(count: int) -> None:
         for _ in range(count):

@@ -26,9 +26,9 @@ def main(words: list[str]) -> None:
     cli.no_words(words)
     output = Path(cli.required(_OUTPUT))
     if _LABELER.value is None:
-        from vise_jax.demo import corpus
+        from vise_jax.demo.corpus import make_corpus
 
-        corpus = corpus.make_corpus(output, posts=_POSTS.value, labeled=_LABELED.value, seed=_SEED.value)
+        corpus = make_corpus(output, posts=_POSTS.value, labeled=_LABELED.value, seed=_SEED.value)
         print(f"{output}: {corpus['posts']:,} simulated posts, fingerprint {corpus['fingerprint'][:12]}.")
     else:
         from vise_jax.engagement import Labeler

@@ -42,7 +42,7 @@ def main(words: list[str]) -> None:
     encoder = Encoder.load(directory)
     found = neighbors.nearest(encoder, path, query, _K.value, _DEFAULTS.max_image_pixels)
     if _OUTPUT.value:
-        images, output = datasets.open_unlabeled(_IMAGES.value), Path(_OUTPUT.value)
+        images, output = datasets.open_unlabeled(cli.required(_IMAGES)), Path(_OUTPUT.value)
         page.write(encoder, query, found, images, output, _DEFAULTS.max_image_pixels)
     page.show(found)
     if _OUTPUT.value:

@@ -63,13 +63,13 @@ class ResNet(nn.Module):
     def __init__(self, name: str, width: int = 64):
         super().__init__()
         kind, blocks, groups, group_width = ENCODERS[name]
-        block = {"basic": Basic, "bottleneck": Bottleneck}[kind]
+        block: type[Basic] | type[Bottleneck] = {"basic": Basic, "bottleneck": Bottleneck}[kind]  # type: ignore[assignment]
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         inputs = width
         for stage, length in enumerate(blocks):
-            planes, layer = width * 2**stage, []
+            planes, layer = width * 2**stage, list[nn.Module]()
             for index in range(length):
                 layer.append(block(inputs, planes, 2 if stage and not index else 1, groups, group_width))
                 inputs = planes * block.expansion
@@ -78,4 +78,6 @@ class ResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage in range(1, 5):
+            x = getattr(self, f"layer{stage}")(x)
+        return x

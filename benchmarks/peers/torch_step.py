@@ -8,7 +8,7 @@ import torch_resnet
 from torch import nn
 from torch.nn import functional
 
-from vise_jax.encoder import IMAGENET_MEAN, IMAGENET_STD
+from vise_jax.preprocessing import Preprocessing
 
 
 class VisE(nn.Module):
@@ -18,8 +18,10 @@ class VisE(nn.Module):
         super().__init__()
         self.encoder = torch_resnet.ResNet(name)
         self.heads = nn.ModuleDict({head: nn.Linear(self.encoder.feature_dim, heads[head]) for head in heads})
-        for key, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-            self.register_buffer(key, torch.tensor(values).reshape(1, 3, 1, 1))
+        preprocessing = Preprocessing.imagenet()
+        self.mean, self.std = (
+            nn.Buffer(torch.tensor(values).reshape(1, 3, 1, 1)) for values in (preprocessing.mean, preprocessing.std)
+        )
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
@@ -58,7 +60,7 @@ def prepare(
     on_gpu = device.type == "cuda"
     before = torch.cuda.memory_allocated() if on_gpu else 0
     memory_format = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}[layout]
-    model = VisE(encoder, heads).to(device, memory_format=memory_format).train()
+    model = VisE(encoder, heads).to(device).to(memory_format=memory_format).train()  # type: ignore[call-overload]
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 1e-4}, {"params": others, "weight_decay": 0.0}]

@@ -152,15 +152,21 @@ def test_one_step_is_what_a_plain_loop_over_the_devices_computes():
             np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def collectives(devices: int, bn_group: int, microbatches: int = 1) -> list[list[int]]:
-    """For each collective of the compiled step, the sizes of its operands."""
+COLLECTIVE = re.compile(
+    r"= (?P<shapes>.*?) (?P<kind>(ragged-)?all-(reduce|gather|to-all)|reduce-scatter|collective-[a-z]+)(-start)?\("
+)
+
+
+def collectives(devices: int, bn_group: int, microbatches: int = 1) -> list[tuple[str, int]]:
+    """Return kind and number of elements of each collective of the compiled step."""
     _, mesh, _, _, state, step = prepare(devices, bn_group, microbatches)
     batch = sharding.put_batch(mesh, draw_batch(np.random.default_rng(0)))
     found = []
     for line in step.lower(state, batch).compile().as_text().splitlines():
-        if match := re.search(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)\(", line):
-            shapes = re.findall(r"\w\d+\[([\d,]*)\]", match[1])
-            found.append([int(np.prod([int(side) for side in shape.split(",") if side])) for shape in shapes])
+        if match := COLLECTIVE.search(line):
+            shapes = re.findall(r"\w\d+\[([\d,]*)\]", match["shapes"])
+            sizes = [int(np.prod([int(side) for side in shape.split(",") if side])) for shape in shapes]
+            found.append((match["kind"], sum(sizes)))
     return found
 
 
@@ -168,7 +174,8 @@ def collectives(devices: int, bn_group: int, microbatches: int = 1) -> list[list
 def test_local_groups_exchange_gradients_once_and_nothing_else(microbatches):
     parameters = sum(leaf.size for leaf in jax.tree.leaves(prepare(4, 2)[4].params))
     found = collectives(4, 2, microbatches)
-    sizes = sorted(sum(operands) for operands in found)
+    assert {kind for kind, _ in found} == {"all-reduce"}
+    sizes = sorted(size for _, size in found)
     # The gradients, perhaps once where two are the same (biases of the norms whose outputs a block adds up), with a
     # loss for each head; before them two counts of labels, one of corrupt examples, three signals.
     assert sizes[-1] in (parameters + 2, parameters - (8 + 16 + 32) + 2)

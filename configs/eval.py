@@ -1,8 +1,8 @@
-r"""Evaluate an encoder: the config's argument is TASK,PROTOCOL.
+r"""Evaluate an encoder. The config's argument is TASK,PROTOCOL.
 
 COMMAND   python scripts/evaluate.py --config configs/eval.py:folder,linear \
               --encoder RUN/encoder --data IMAGES --output RESULTS
-EXPECTED  a JSON file in RESULTS with the test accuracy; `random:resnet50` as --encoder gives the baseline
+EXPECTED  a JSON file in RESULTS with the test accuracy; `--encoder random:resnet50` measures the baseline
 """
 
 from ml_collections import ConfigDict

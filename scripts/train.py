@@ -28,10 +28,10 @@ def main(words: list[str]) -> None:
 
     from vise_jax.evaluation.protocols import knn
     from vise_jax.preprocessing import Preprocessing
-    from vise_jax.training import pretrain
+    from vise_jax.training import evaluators, pretrain
 
-    def make_probe() -> knn.Watcher:
-        return knn.watcher(Path(config.training.probe), Preprocessing.imagenet(config.data.image_size), _PROBE_BATCH)
+    def make_probe() -> evaluators.Probe:
+        return knn.make_probe(Path(config.training.probe), Preprocessing.imagenet(config.data.image_size), _PROBE_BATCH)
 
     encoder = pretrain.train(config, workdir, make_probe if config.training.probe else None)
     if jax.process_index() == 0:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vise_jax.data import datasets
+from vise_jax.data import datasets, listing
 from vise_jax.errors import UserError
 
 FLAT = ["cat/1.jpg", "cat/2.PNG", "dog/1.jpeg", "dog/deep/3.jpg"]
@@ -14,7 +14,7 @@ OFFICIAL = ["train/cat/1.jpg", "train/dog/2.jpg", "val/cat/3.jpg", "val/dog/3.jp
 
 
 def fill(root: Path, names: list[str]) -> Path:
-    """Each file holds its own name: opening a set decodes nothing."""
+    """Write files that hold their own name, since opening a dataset decodes nothing."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def check(images: datasets.Dataset, names: list[str]) -> None:
     assert [images.read(i).decode() for i in range(len(images))] == sorted(names)
 
 
-def test_a_folder_of_class_folders(tmp_path):
+def test_a_directory_of_class_directories(tmp_path):
     images = datasets.open_labeled(fill(tmp_path, [*FLAT, "cat/notes.txt", "cat/.hidden.jpg", "__MACOSX/cat/1.jpg"]))
     check(images, FLAT)
     assert images.classes == ("cat", "dog")
@@ -51,7 +51,7 @@ def test_a_folder_of_class_folders(tmp_path):
     assert images.title == tmp_path.name
 
 
-def test_splits_above_the_class_folders(tmp_path):
+def test_official_splits_above_the_class_directories(tmp_path):
     images = datasets.open_labeled(fill(tmp_path, OFFICIAL))
     check(images, OFFICIAL)
     assert images.classes == ("cat", "dog")
@@ -61,7 +61,7 @@ def test_splits_above_the_class_folders(tmp_path):
 
 @pytest.mark.parametrize("above", ["", "my pictures/"])
 @pytest.mark.parametrize("names", [FLAT, OFFICIAL])
-def test_an_archive_equals_the_folder(tmp_path, names, above):
+def test_an_archive_equals_the_directory(tmp_path, names, above):
     directory = datasets.open_labeled(fill(tmp_path / "folder", names))
     archive = datasets.open_labeled(pack(tmp_path / "pictures.zip", [*names, "__MACOSX/cat/._1.jpg"], above))
     check(archive, names)
@@ -72,7 +72,7 @@ def test_an_archive_equals_the_folder(tmp_path, names, above):
 
 
 @pytest.mark.parametrize("above", ["", "split/"])
-def test_a_folder_of_archives(tmp_path, above):
+def test_a_directory_of_archives(tmp_path, above):
     for split in ("train", "test"):
         pack(tmp_path / f"{split}.zip", ["cat/1.jpg", "dog/1.jpg"], above.replace("split", split))
     images = datasets.open_labeled(tmp_path)
@@ -81,7 +81,7 @@ def test_a_folder_of_archives(tmp_path, above):
     assert images.read(1) == b"dog/1.jpg"
 
 
-def test_a_table(tmp_path):
+def test_a_csv_file(tmp_path):
     fill(tmp_path, ["photos/1.jpg", "photos/2.jpg", "photos/3.jpg"])
     plain = table(tmp_path / "a.csv", "label,image\nreal,photos/2.jpg\nfake,./photos/1.jpg\n")
     images = datasets.open_labeled(plain)
@@ -105,7 +105,7 @@ def test_without_labels(tmp_path):
     check(listed, ["a.png", "b/2.jpg"])
 
 
-def test_the_fingerprint_follows_what_the_set_holds(tmp_path):
+def test_the_fingerprint_depends_on_content(tmp_path):
     root = fill(tmp_path / "set", FLAT)
     first = datasets.open_labeled(root).fingerprint
     assert datasets.open_labeled(root).fingerprint == first
@@ -118,7 +118,7 @@ def test_the_fingerprint_follows_what_the_set_holds(tmp_path):
     assert len({first, touched, relabeled}) == 3
 
 
-def test_the_fingerprint_of_an_archive_follows_its_members(tmp_path):
+def test_the_fingerprint_of_an_archive_depends_on_its_members(tmp_path):
     first = datasets.open_labeled(pack(tmp_path / "a.zip", FLAT)).fingerprint
     assert datasets.open_labeled(pack(tmp_path / "b.zip", FLAT)).fingerprint == first
     with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
@@ -160,7 +160,7 @@ def test_a_damaged_archive_names_the_image(tmp_path):
         (["Train/cat/1.jpg", "Test/cat/1.jpg", "extra/cat/1.jpg"], "has extra beside Test, which names a split"),
     ],
 )
-def test_folders_that_make_no_sense(tmp_path, names, message):
+def test_directories_that_are_refused(tmp_path, names, message):
     with pytest.raises(UserError, match=message):
         datasets.open_labeled(fill(tmp_path, names))
 
@@ -183,11 +183,13 @@ def test_folders_that_make_no_sense(tmp_path, names, message):
         ("image,label\n1.jpg,a\n2.jpg,a\n", "one class only"),
         ("image,label,split\n1.jpg,a,train\n2.jpg,b,later\n", "split 'later' for 2.jpg"),
         ("image,label,split\n1.jpg,a,train\n2.jpg,b,train\n", "none for test"),
+        ("image,label,split\n1.jpg,a,train\n2.jpg,b\n", "split '' for 2.jpg"),
+        ("image,label,group\n1.jpg,a,x\n2.jpg,b\n", "no group for 2.jpg"),
         ('image,label\n"1.jpg,a\n', "can't be read as a CSV"),
         (b"image,label\n\xff\xfe.jpg,a\n", "can't be read as a CSV"),
     ],
 )
-def test_tables_that_make_no_sense(tmp_path, text, message):
+def test_csv_files_that_are_refused(tmp_path, text, message):
     root = fill(tmp_path / "root", ["1.jpg", "2.jpg", "sub/3.jpg"])
     fill(tmp_path, ["out.jpg"])
     (root / "link.jpg").symlink_to(tmp_path / "out.jpg")
@@ -197,7 +199,7 @@ def test_tables_that_make_no_sense(tmp_path, text, message):
         datasets.open_labeled(path)
 
 
-def test_links_out_of_a_folder_are_refused(tmp_path):
+def test_links_out_of_a_directory_are_refused(tmp_path):
     root = fill(tmp_path / "root", FLAT)
     fill(tmp_path / "elsewhere", ["1.jpg"])
     (root / "cat" / "link.jpg").symlink_to(tmp_path / "elsewhere" / "1.jpg")
@@ -207,6 +209,19 @@ def test_links_out_of_a_folder_are_refused(tmp_path):
     (root / "fox").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="fox is a link to a directory"):
         datasets.open_labeled(root)
+    pack(tmp_path / "elsewhere" / "train.zip", FLAT)
+    (tmp_path / "zips").mkdir()
+    (tmp_path / "zips" / "train.zip").symlink_to(tmp_path / "elsewhere" / "train.zip")
+    with pytest.raises(UserError, match=r"train\.zip .* leads out"):
+        datasets.open_labeled(tmp_path / "zips")
+    assert len(datasets.open_labeled(tmp_path / "zips", [tmp_path / "elsewhere"])) == len(FLAT)
+
+
+def test_a_link_root_is_no_way_around_the_rule_for_paths(tmp_path):
+    fill(tmp_path, ["root/1.jpg", "root/2.jpg", "cache/3.jpg"])
+    path = table(tmp_path / "root" / "a.csv", "image,label\n1.jpg,a\n2.jpg,b\n../cache/3.jpg,b\n")
+    with pytest.raises(UserError, match="stay in its directory"):
+        datasets.open_labeled(path, [tmp_path / "cache"])
 
 
 def test_links_into_named_roots_are_followed(tmp_path):
@@ -225,6 +240,34 @@ def test_links_into_named_roots_are_followed(tmp_path):
         datasets.open_labeled(root, [cache])
 
 
+def test_a_pipe_without_suffix_is_not_read(tmp_path):
+    os.mkfifo(fill(tmp_path, FLAT) / "cat" / "pipe")
+    check(datasets.open_labeled(tmp_path), FLAT)
+
+
+@pytest.mark.parametrize("other", ["extra/cat/1.jpg", "extra/1.jpg"])
+@pytest.mark.parametrize("split", ["Train", "test_set", "eval"])
+def test_a_split_beside_other_directories_is_refused(tmp_path, split, other):
+    with pytest.raises(UserError, match=f"has extra beside {split}, which names a split"):
+        datasets.open_labeled(fill(tmp_path, [f"{split}/cat/1.jpg", f"{split}/dog/1.jpg", other]))
+
+
+def test_splits_below_the_classes_are_refused(tmp_path):
+    names = [f"{label}/{split}/1.jpg" for split in ("Train", "eval") for label in ("cat", "dog")]
+    with pytest.raises(UserError, match="has Train and eval below its class directories"):
+        datasets.open_labeled(fill(tmp_path, names))
+
+
+@pytest.mark.parametrize("name", ["val", "Valid", "validation", "dev", "val_set", "validation-images", "valset"])
+def test_validation_has_common_names(name):
+    assert listing.split_of(name) == "validation"
+
+
+@pytest.mark.parametrize("name", ["trains", "contest", "testament", "cat", "development", "training wheels", "value"])
+def test_other_names_are_no_splits(name):
+    assert listing.split_of(name) is None
+
+
 def test_a_class_may_have_the_name_of_a_split(tmp_path):
     names = ["bus/1.jpg", "car/1.jpg", "train/1.jpg", "train/2.jpg"]
     images = datasets.open_labeled(fill(tmp_path, names))
@@ -232,7 +275,7 @@ def test_a_class_may_have_the_name_of_a_split(tmp_path):
     assert images.splits is None
 
 
-def test_texts_and_groups_of_a_table(tmp_path):
+def test_texts_and_groups_of_a_csv_file(tmp_path):
     fill(tmp_path, ["1.jpg", "2.jpg", "3.jpg"])
     header = "image,label,text,group\n"
     images = datasets.open_labeled(table(tmp_path / "a.csv", header + '2.jpg,b,"why, thanks",p\n1.jpg,a,,q\n'))
@@ -258,7 +301,7 @@ def test_a_subset_keeps_classes_and_files(tmp_path):
     assert some.fingerprint != images.fingerprint
 
 
-def test_what_is_no_image_set_at_all(tmp_path):
+def test_what_is_no_dataset(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         datasets.open_labeled(tmp_path / "nowhere")
     with pytest.raises(UserError, match="can't be read as a CSV"):
@@ -276,13 +319,13 @@ def test_what_is_no_image_set_at_all(tmp_path):
         datasets.open_labeled(tmp_path / "two")
 
 
-def test_one_image_is_a_set(tmp_path):
+def test_one_image_is_a_dataset(tmp_path):
     images = datasets.open_unlabeled(fill(tmp_path, FLAT) / "cat" / "2.PNG")
     assert images.names == ("2.PNG",)
     assert images.read(0) == b"cat/2.PNG"
 
 
-def test_a_name_that_is_no_utf8(tmp_path):
+def test_a_name_that_is_no_utf8_is_refused(tmp_path):
     (tmp_path / os.fsdecode(b"\xff.png")).touch()
     with pytest.raises(UserError, match="a name that is no UTF-8"):
         datasets.open_unlabeled(tmp_path)
@@ -293,9 +336,10 @@ def test_a_name_that_is_no_utf8(tmp_path):
     [
         *[("Train", "Test"), ("TRAINING", "testing"), ("training", "TEST"), ("Train", "eval")],
         *[("train_set", "test_set"), ("trainset", "testset"), ("Train Images", "Test-Images"), ("train", "evaluation")],
+        *[("images_train", "images_test"), ("train2017", "test2017"), ("train data", "TestSet")],
     ],
 )
-def test_splits_are_recognized_in_any_case(tmp_path, train, test):
+def test_splits_are_recognized_by_common_names(tmp_path, train, test):
     names = [f"{split}/{label}/1.jpg" for split in (train, test) for label in ("cat", "dog")]
     images = datasets.open_labeled(fill(tmp_path / "plain", names))
     assert images.classes == ("cat", "dog")

@@ -110,6 +110,11 @@ def test_a_broken_image_is_named(tmp_path, broken, message):
     with pytest.raises(UserError, match=rf"The image 4\.jpg in .* {message}"):
         read(found, range(5))
     assert len(read(found, [0, 1, 2, 4])) == 2
+    with pytest.raises(
+        UserError, match=r"2 of 5 images in .* can't be read or decoded \(2\.jpg, 4\.jpg\): replace them"
+    ):
+        read(image_set(tmp_path, {"2.jpg": b""}), range(5))
+    (tmp_path / "2.jpg").write_bytes(fine)
     each = list(images.decode_each(found, range(5), PREPROCESSING, 2, 10**6))
     assert message in str(each.pop(3))
     assert [image.shape for image in each] == [(32, 32, 3)] * 4

@@ -34,18 +34,18 @@ def write(directory: Path, rows: list[tuple[str, str, str]]) -> Path:
     return directory
 
 
-def test_one_when_clusters_are_topics_and_zero_when_they_say_nothing(labeler: Labeler, tmp_path: Path) -> None:
+def test_one_if_clusters_are_topics_and_zero_if_they_are_independent(labeler: Labeler, tmp_path: Path) -> None:
     rows = [(CATS, "cat", "wow"), (CATS, "cat", "love"), (DOGS, "dog", "wow"), (DOGS, "dog", "love")]
     assert agreement(write(tmp_path, rows), labeler) == pytest.approx({"topic": 1.0, "affect": 0.0}, abs=1e-9)
 
 
-def test_comments_of_unknown_words_are_a_cluster_and_count(labeler: Labeler, tmp_path: Path) -> None:
+def test_comments_of_unknown_words_are_a_cluster(labeler: Labeler, tmp_path: Path) -> None:
     rows = [(CATS, "cat", "wow"), (DOGS, "dog", "wow"), ("qqq", "cat", "wow"), ("zzz", "dog", "wow")]
-    # H(topic) = 1 bit, H(cluster) = 1.5 bits, I = 0.5 bit: whoever says a known word gives the topic away.
+    # H(topic) = 1 bit, H(cluster) = 1.5 bits, I = 0.5 bit: known words determine the topic.
     expected = 0.5 / ((1 + 1.5) / 2)
     assert math.isclose(agreement(write(tmp_path, rows), labeler)["topic"], expected, rel_tol=1e-9)
 
 
-def test_a_folder_without_truth_is_refused(labeler: Labeler, tmp_path: Path) -> None:
+def test_a_directory_without_truth_is_refused(labeler: Labeler, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is missing: give a directory"):
         agreement(tmp_path, labeler)

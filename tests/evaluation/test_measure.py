@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -18,7 +16,6 @@ from vise_jax.errors import UserError
 from vise_jax.evaluation import measure, results
 from vise_jax.preprocessing import Preprocessing
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 ARCHITECTURE = {"name": "resnet18", "width": 8, "stem": "cifar"}
 
 
@@ -37,7 +34,7 @@ def encoder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """60 images whose class is plain to see: bright with noise, or dark with noise."""
+    """60 images of two classes that are easy to tell apart: bright with noise, or dark with noise."""
     directory, random = tmp_path_factory.mktemp("data") / "pictures", np.random.default_rng(0)
     for name, level in {"bright": 200, "dark": 60}.items():
         (directory / name).mkdir(parents=True)
@@ -58,7 +55,13 @@ def test_a_measurement(encoder, pictures, tmp_path):
     assert result["primary"] == "accuracy"
     assert result["metrics"]["accuracy"] == {"mean": 1.0, "std": 0.0, "values": [1.0, 1.0, 1.0]}
     assert result["metrics"]["majority_accuracy"]["mean"] == pytest.approx(2 / 3)
-    assert result["selection"] == {"key": "l2", "split": "validation", "metric": "accuracy", "selected": [0.1] * 3}
+    assert result["selection"] == {
+        "key": "l2",
+        "split": "validation",
+        "metric": "accuracy",
+        "grid": [1e-3, 1e-1],
+        "selected": [0.1] * 3,
+    }
     assert path.name.startswith(f"folder-linear-{encoder.parent.name}-pictures-")
     assert json.loads(path.read_text()) == result
     assert [split["seed"] for split in result["splits"]] == [0, 1, 2]
@@ -71,7 +74,7 @@ def test_a_measurement(encoder, pictures, tmp_path):
 
 
 def test_mean_and_deviation_are_those_of_the_splits(encoder, pictures, tmp_path):
-    # Labels by chance: no split is like another.
+    # Random labels: the splits differ.
     rows = [f"{path.relative_to(pictures)},{'ab'[n % 2]}" for n, path in enumerate(sorted(pictures.rglob("*.png")))]
     (pictures / "chance.csv").write_text("\n".join(["image,label", *rows]))
     result, _ = measure.measure(configured(splits=4), str(encoder), pictures / "chance.csv", tmp_path)
@@ -84,7 +87,7 @@ def test_mean_and_deviation_are_those_of_the_splits(encoder, pictures, tmp_path)
     assert result["data"]["name"] == "pictures/chance"
 
 
-def test_the_same_again_is_read_and_another_setting_is_another_file(encoder, pictures, tmp_path, caplog):
+def test_an_equal_measurement_is_read_and_another_setting_is_another_file(encoder, pictures, tmp_path, caplog):
     caplog.set_level("INFO")
     _, path = measure.measure(configured(splits=1), str(encoder), pictures, tmp_path)
     written = path.stat().st_mtime_ns
@@ -113,11 +116,11 @@ def test_corrupt_images_are_named_at_once_and_may_be_left_out(encoder, pictures,
     for number in range(13):
         (data / "bright" / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     results_directory = tmp_path / "results"
-    with pytest.raises(UserError, match=r"^13 of 60 images of pictures can't be used\. .* bright/0\.png") as error:
+    with pytest.raises(UserError, match=r"^13 of 60 images in pictures can't be .*\(bright/0\.png, ") as error:
         measure.measure(configured(splits=1), str(encoder), data, results_directory)
     # Ten are named; the others are counted.
     assert str(error.value).count(".png") == 10
-    assert "And 3 more." in str(error.value)
+    assert "larger --config.max_corrupt_fraction than 0 (" in str(error.value)
     # The features of the others are kept, and nothing else.
     kept = {path.name: path.stat().st_mtime_ns for path in (results_directory / "features").iterdir()}
     assert len(kept) == 1
@@ -129,6 +132,33 @@ def test_corrupt_images_are_named_at_once_and_may_be_left_out(encoder, pictures,
     assert result["data"]["left_out"]["names"][0] == "bright/0.png"
     assert sum(result["splits"][0]["sizes"].values()) == 47
     assert str(tmp_path) not in path.read_text()
+    # A stricter limit refuses the result, too.
+    with pytest.raises(UserError, match=r"13 of 60 images .* than 0\.1 "):
+        measure.measure(configured(splits=1, max_corrupt_fraction=0.1), str(encoder), data, results_directory)
+
+
+def test_a_class_of_corrupt_images_is_refused(encoder, pictures, tmp_path):
+    data = Path(shutil.copytree(pictures, tmp_path / "pictures"))
+    for split in ("train", "test"):
+        for name in ("bright", "dark"):
+            (data / split / name).mkdir(parents=True)
+            for number in range(15):
+                source = data / name / f"{number + 3 * (split == 'test')}.png"
+                shutil.copy(source, data / split / name / f"{number}.png")
+    for name in ("bright", "dark"):
+        shutil.rmtree(data / name)
+    for path in (data / "test" / "dark").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(UserError, match="The class dark of pictures has no image in test"):
+        measure.measure(configured(max_corrupt_fraction=0.5), str(encoder), data, tmp_path / "results")
+
+
+def test_a_dataset_that_cannot_be_divided_is_refused_before_features_are_computed(encoder, pictures, tmp_path):
+    rows = [f"{path.relative_to(pictures)},a" for path in sorted(pictures.rglob("*.png"))]
+    (pictures / "single.csv").write_text("\n".join(["image,label", *rows[:-1], rows[-1].replace(",a", ",b")]))
+    with pytest.raises(UserError, match="The class b of pictures/single has 1 image"):
+        measure.measure(configured(), str(encoder), pictures / "single.csv", tmp_path / "results")
+    assert not (tmp_path / "results").exists()
 
 
 def test_links_into_named_roots_are_read(encoder, pictures, tmp_path):
@@ -145,8 +175,8 @@ def test_links_into_named_roots_are_read(encoder, pictures, tmp_path):
     assert str(pictures) not in path.read_text()
 
 
-def test_what_is_not_built_is_refused(encoder, pictures, tmp_path):
-    with pytest.raises(UserError, match=r"no task 'cub' to evaluate: this version has directory\."):
+def test_what_does_not_exist_is_refused(encoder, pictures, tmp_path):
+    with pytest.raises(UserError, match=r"no task 'cub' to evaluate: this version has folder\."):
         measure.measure(configured(task="cub"), str(encoder), pictures, tmp_path)
     with pytest.raises(UserError, match=r"no protocol 'knn' to evaluate: this version has linear\."):
         measure.measure(configured(protocol="knn"), str(encoder), pictures, tmp_path)
@@ -157,14 +187,35 @@ def test_what_is_not_built_is_refused(encoder, pictures, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_features_that_are_not_finite(encoder, pictures, tmp_path):
+def test_features_that_are_not_finite_are_refused(encoder, pictures, tmp_path):
     found = Encoder.load(encoder)
     broken = {key: value * np.float32("nan") for key, value in found.weights.items()}
     directory = tmp_path / "broken" / "encoder"
     Encoder(found.architecture, broken, found.preprocessing, {}, "").save(directory)
     with pytest.raises(UserError, match="not all finite"):
         measure.measure(configured(), str(directory), pictures, tmp_path / "results")
-    assert not list((tmp_path / "results").glob("*.json"))
+    assert not [path for path in (tmp_path / "results").rglob("*") if path.name != "features"]
+
+
+VALID = {
+    "format_version": 2,
+    "task": "folder",
+    "protocol": "linear",
+    "metrics": {"accuracy": {"mean": 0.5, "std": None, "values": [0.5]}},
+    "primary": "accuracy",
+    "selection": {},
+    "splits": [],
+    "encoder": {"name": "a", "fingerprint": "0"},
+    "data": {"name": "b", "fingerprint": "1"},
+}
+
+
+def test_nan_is_never_written(tmp_path):
+    results.write(tmp_path / "a.json", VALID)
+    assert results.read(tmp_path / "a.json")["metrics"] == VALID["metrics"]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        results.write(tmp_path / "b.json", VALID | {"seconds": float("nan")})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 @pytest.mark.parametrize(
@@ -175,9 +226,13 @@ def test_features_that_are_not_finite(encoder, pictures, tmp_path):
         ('{"format_version": 99}', "format version 99"),
         ('{"format_version": 1}', "format version 1, .*evaluate.py"),
         ('{"format_version": 2, "task": "folder"}', "no valid 'protocol'"),
+        (json.dumps(VALID | {"data": {"name": "b"}}), "has no data fingerprint"),
+        (json.dumps(VALID | {"primary": "auc"}), "no valid metric 'auc'"),
+        (json.dumps(VALID).replace("0.5", "NaN"), "no valid metric 'accuracy'"),
+        (json.dumps(VALID).replace("null", "Infinity"), "no valid metric 'accuracy'"),
     ],
 )
-def test_foreign_results_are_named(tmp_path, text, message):
+def test_results_that_are_refused(tmp_path, text, message):
     (tmp_path / "bad.json").write_text(text)
     with pytest.raises(UserError, match=rf"bad\.json .*{message}"):
         results.read_all(tmp_path)
@@ -186,30 +241,3 @@ def test_foreign_results_are_named(tmp_path, text, message):
 def test_no_results(tmp_path):
     with pytest.raises(UserError, match="holds no results"):
         results.read_all(tmp_path / "nowhere")
-
-
-def run(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *map(str, words)], capture_output=True, text=True, cwd=SCRIPTS.parent, check=False
-    )
-
-
-def test_the_scripts(encoder, pictures, tmp_path):
-    arguments = ["--config.splits=1", "--encoder", encoder, "--data", pictures, "--output", tmp_path / "results"]
-    done = run(SCRIPTS / "evaluate.py", "--config", "configs/eval.py:folder,linear", *arguments, "--name", "tiny one")
-    assert done.returncode == 0, done.stderr
-    assert "100.00" in done.stdout
-    assert "tiny one" in done.stdout
-    report = run(SCRIPTS / "report.py", "--results", tmp_path / "results", "--output", tmp_path / "report")
-    assert report.returncode == 0, report.stderr
-    assert "| tiny one | 100.00 |" in (tmp_path / "report" / "table.md").read_text()
-    features = tmp_path / "features.npz"
-    extracted = run(SCRIPTS / "extract.py", "--encoder", encoder, "--images", pictures, "--output", features)
-    assert extracted.returncode == 0, extracted.stderr
-    with np.load(features) as arrays:
-        assert arrays["features"].shape == (60, 64)
-        assert arrays["paths"].tolist() == sorted(arrays["paths"].tolist())
-    failed = run(SCRIPTS / "evaluate.py", "--config", "configs/eval.py:politics,linear", *arguments)
-    assert failed.returncode == 1
-    assert "no task 'politics'" in failed.stderr
-    assert len(failed.stderr.strip().splitlines()) == 1

@@ -11,6 +11,6 @@ def test_accuracy_equals_scikit_learns():
 
 
 @pytest.mark.parametrize(("predictions", "labels"), [([], []), ([1], [1, 1]), ([[1]], [[1]])])
-def test_accuracy_of_what_has_none(predictions, labels):
+def test_accuracy_of_wrong_shapes_is_an_error(predictions, labels):
     with pytest.raises(ValueError, match="as many predictions as labels"):
         metrics.accuracy(np.array(predictions), np.array(labels))

@@ -85,10 +85,10 @@ def test_official_splits_are_kept():
 
 
 def test_validation_is_held_out_of_train():
-    official = ["train"] * 90 + ["test"] * 10 + ["train"] * 40
-    images = image_set(LABELS[:140], official)
+    official = ["train"] * 90 + ["test"] * 10 + ["train"] * 40 + ["test"] * 10
+    images = image_set(LABELS[:150], official)
     only = official_or_random(images, configured(held_out_fraction=0.2))[0]
-    np.testing.assert_array_equal(only.test, np.arange(90, 100))
+    np.testing.assert_array_equal(only.test, [*range(90, 100), *range(140, 150)])
     np.testing.assert_array_equal(np.sort([*only.train, *only.validation]), [*range(90), *range(100, 140)])
     assert np.bincount(images.labels[only.validation]).tolist() == [18, 8]
     other = official_or_random(images, configured(held_out_fraction=0.2, seed=1))[0]
@@ -105,7 +105,7 @@ def test_a_group_stays_in_one_part():
         assert 240 < len(split.train) < 320
         assert len(split.validation) > 10
         assert sorted(np.concatenate([split.train, split.validation, split.test])) == list(range(400))
-    with pytest.raises(UserError, match="too few groups"):
+    with pytest.raises(UserError, match="The class b of set has no image in train"):
         official_or_random(image_set([0] * 20 + [1] * 2, groups=["a"] * 20 + ["b"] * 2), configured(splits=9))
 
 

@@ -196,7 +196,27 @@ def test_a_broken_image_is_left_out_of_an_export_and_of_the_cache(image_set, tmp
         (tmp_path / "images" / f"{number}.png").unlink()
     with pytest.raises(UserError, match=r"None of the 5 images can be used; the first: The image 3\.png"):
         export(datasets.open_unlabeled(tmp_path / "images"), tmp_path / "none.npz")
-    assert not (tmp_path / "none.npz").exists()
+    with pytest.raises(UserError, match="None of the 5 images can be used"):
+        extract.cached(
+            tmp_path, CountingEncoder(), datasets.open_unlabeled(tmp_path / "images"), PREPROCESSING, **SETTINGS
+        )
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "features.npz", "kept"}
+
+
+def test_corrupt_images_are_tried_again(image_set, tmp_path):
+    encoder = CountingEncoder()
+
+    def cached(max_image_pixels: int) -> dict[str, str]:
+        settings = SETTINGS | {"max_image_pixels": max_image_pixels}
+        return extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **settings)[2]
+
+    corrupt = cached(500)
+    assert list(corrupt) == ["6.png", "7.png", "8.png", "9.png"]
+    assert cached(500) == corrupt
+    assert len(encoder.shapes) == 2
+    assert cached(10**6) == {}
+    assert len(encoder.shapes) == 5
+    assert cached(500) == {}
 
 
 def test_what_is_no_file_of_features_is_said(tmp_path):

@@ -110,6 +110,8 @@ def test_paths_stay_in_the_folder_of_the_posts(tmp_path: Path) -> None:
     roots = [str(tmp_path / "cache")]
     assert reason("outside.jpg", roots) == "image_path_leaves_folder"
     assert reason("cached.jpg") == "image_path_leaves_folder"
+    # A link root is for links, not for paths.
+    assert reason("../cache/1", roots) == reason(str(tmp_path / "cache" / "1"), roots) == "image_path_leaves_folder"
     cached = Post("a", "cached.jpg", source=directory / "p.jsonl")
     assert images.read_image(cached, 40_000, link_roots=roots) == encode()
     assert reason("circle.jpg") == reason("none.jpg") == reason("i") == reason("x" * 5000) == "image_missing"

@@ -814,6 +814,22 @@ def test_a_full_disk_of_a_beam_worker_is_an_interruption(monkeypatch: pytest.Mon
 
 def test_a_published_labeler_has_no_paths(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
     paths, _ = corpus
-    fit_job(paths, make_labels(salt_file=str(tmp_path / "secret" / "salt")), tmp_path / "labeler")
+    labels = make_labels(salt_file=str(tmp_path / "secret" / "salt"), link_roots=(str(tmp_path / "cache"),))
+    fit_job(paths, labels, tmp_path / "labeler")
     for path in (tmp_path / "labeler").iterdir():
         assert str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_images_behind_links_into_link_roots_are_labeled(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
+    paths, labeler = corpus
+    directory = tmp_path / "posts"
+    directory.mkdir()
+    linked = shutil.copy(paths[0], directory / "a.jsonl")
+    (directory / "images").symlink_to(paths[0].parent / "images")
+    with pytest.raises(UserError, match="image_path_leaves_folder"):
+        label_job([linked], labeler, make_labels(), tmp_path / "linked")
+    # The same directory: a refused input split leaves nothing that a run with link roots would keep.
+    labels = make_labels(link_roots=(str(paths[0].parent),))
+    label_job([linked], labeler, labels, tmp_path / "linked")
+    label_job([paths[0]], labeler, make_labels(), tmp_path / "plain")
+    assert bytes_of(tmp_path / "linked") == bytes_of(tmp_path / "plain")

@@ -4,7 +4,7 @@ import csv
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -110,8 +110,7 @@ def open_labeled(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dat
         labels = {row["image"]: row["label"] for row in rows}
         splits = _csv_splits(rows, path)
         texts, groups = _csv_column(rows, "text"), _csv_column(rows, "group")
-        if groups and splits:
-            _check_groups(path, groups, splits)
+        _check_groups(path, groups or {}, splits or {})
     else:
         files, directories = list_images(path, roots)
         labels, splits = _read_layout(path, files, directories)
@@ -193,12 +192,8 @@ def _read_layout(path: Path, names: Iterable[str], directories: set[str]) -> tup
     tops = {words[0] for words in parts.values()}
     named = {top: split_of(top) for top in sorted(tops)}
     is_split = all(named.values())
-    if not is_split and any(named.values()) and (strangers := _beside_splits(named, parts.values())):
-        split = next(top for top, name in named.items() if name)
-        raise UserError(
-            f"{path} has {strangers[0]} beside {split}, which names a split: there may be train, validation and test "
-            "only. Rename or move the other one; or, if both are classes, move their images directly into them."
-        )
+    if not is_split:
+        _check_no_split(path, named, parts.values())
     for name in set(filter(None, named.values())):
         same = [top for top in named if named[top] == name]
         if is_split and len(same) > 1:
@@ -220,16 +215,24 @@ def _read_layout(path: Path, names: Iterable[str], directories: set[str]) -> tup
     return labels, {name: split_of(words[0]) or "" for name, words in parts.items()}
 
 
-def _beside_splits(named: dict[str, str | None], parts: Iterable[list[str]]) -> list[str]:
-    """Return the top directories that name no split, where the others are splits and not classes of that name.
+def _check_no_split(path: Path, named: dict[str, str | None], parts: Collection[list[str]]) -> None:
+    """Refuse splits that would become classes: beside other directories, or below the class directories.
 
     A class may be called train, and hold its images directly. A split holds directories.
     """
-    others = [top for top, name in named.items() if name is None]
-    if {"train", "test"} <= set(named.values()):
-        return others
-    shallow = any(len(words) < 3 for words in parts)
-    return [] if shallow else others
+    splits = [top for top, split in named.items() if split]
+    nested = all(len(words) > 2 for words in parts if words[0] in splits)
+    if splits and (nested or {"train", "test"} <= set(named.values())):
+        other = next(top for top, split in named.items() if not split)
+        raise UserError(
+            f"{path} has {other} beside {splits[0]}, which names a split: there may be train, validation and test "
+            "only. Rename or move the other one; or, if both are classes, move their images directly into them."
+        )
+    below = {words[1] if len(words) > 2 else "" for words in parts}
+    if all(map(split_of, below)) and len(set(map(split_of, below))) > 1:
+        raise UserError(
+            f"{path} has {' and '.join(sorted(below))} below its class directories: put them above, as in train/CLASS."
+        )
 
 
 def _check_splits(path: Path, labels: dict[str, str], splits: dict[str, str]) -> None:
@@ -249,7 +252,9 @@ def _check_splits(path: Path, labels: dict[str, str], splits: dict[str, str]) ->
 def _check_groups(path: Path, groups: dict[str, str], splits: dict[str, str]) -> None:
     split_of_group: dict[str, str] = {}
     for name, group in groups.items():
-        if split_of_group.setdefault(group, splits[name]) != splits[name]:
+        if not group:
+            raise UserError(f"{path} has no group for {name}: fill it in, an image on its own with a group of its own.")
+        if splits and split_of_group.setdefault(group, splits[name]) != splits[name]:
             raise UserError(
                 f"In {path} the group {group} has examples in {split_of_group[group]} and {splits[name]}: keep a group "
                 "in one split."
@@ -260,7 +265,7 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     """Return the rows of a CSV file, with a value in each of `columns`, each image once."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
+            reader = csv.DictReader(file, strict=True, restval="")
             header, rows = reader.fieldnames or [], list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} can't be read as a CSV file: {error}.") from error
@@ -293,4 +298,4 @@ def _csv_splits(rows: list[dict[str, str]], path: Path) -> _Column:
 
 
 def _csv_column(rows: list[dict[str, str]], name: str) -> _Column:
-    return {row["image"]: row[name] or "" for row in rows} if name in rows[0] else None
+    return {row["image"]: row[name] for row in rows} if name in rows[0] else None

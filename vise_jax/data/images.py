@@ -1,14 +1,15 @@
-"""Images from bytes to the fixed center crop of evaluation, by Pillow: published numbers depend on its rounding.
+"""Decode images for evaluation: the fixed center crop, by Pillow, since published numbers depend on its rounding.
 
-Orientation tags (EXIF) are ignored and transparency is dropped, as torchvision's image directories do.
+Orientation tags (EXIF) are ignored and transparency is dropped, as in torchvision's `ImageFolder`.
 """
 
 import collections
 import io
+import itertools
 import struct
 import warnings
 import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -21,59 +22,63 @@ from vise_jax.machine import available_cpus
 from vise_jax.preprocessing import Preprocessing
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-# What Pillow reads of people's images; of several frames the first.
+# Formats that are decoded. Of several frames the first is used.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
-# What Pillow raises on files that are cut off or damaged, depending on where.
+# What Pillow raises on truncated or corrupt files, depending on the position.
 DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
-# The caller says how many pixels an image may have.
+# Every caller bounds the number of pixels.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-# Images that are read and decoded ahead, while the device works.
+# Number of images to read and decode ahead, while the device works.
 _AHEAD = 128
+# Number of corrupt images that an error names.
+_NAMED = 10
 
 
 def decode_for_evaluation(encoded: bytes, resize: int, crop: int, interpolation: str) -> np.ndarray:
     """Decode an image, resize its shorter side, and crop its center.
 
-    Equal to torchvision's `Resize` and `CenterCrop` on a Pillow image that was converted to RGB, to the bit: two passes
-    with fixed-point weights, the horizontal one first, rounded to 8 bits after each.
+    The result is bit-equal to torchvision's `Resize` and `CenterCrop` on a Pillow image in RGB: two passes with
+    fixed-point weights, horizontal first, each rounded to 8 bits.
 
     Args:
-        encoded: the file's bytes.
-        resize: length of the shorter side after resizing; the longer one follows, rounded down.
+        encoded: the image file.
+        resize: length of the shorter side after resizing. The longer side keeps the aspect ratio, rounded down.
         crop: side of the result, at most `resize`.
-        interpolation: one of `INTERPOLATIONS`, with a low-pass filter when the image shrinks.
+        interpolation: a key of `INTERPOLATIONS`. Images that shrink are antialiased.
 
     Returns:
         uint8 [crop, crop, 3].
+
+    Raises:
+        one of `DAMAGE`: a truncated or corrupt file.
     """
     with Image.open(io.BytesIO(encoded), formats=_FORMATS) as file:
         image = to_rgb(file)
     width, height = (side * resize // min(image.size) for side in image.size)
-    # Python's round takes halves to the even number, as in torchvision.
+    # Round half to even, as torchvision.
     left, top = round((width - crop) / 2), round((height - crop) / 2)
     resized = image.resize((width, height), INTERPOLATIONS[interpolation])
     return np.asarray(resized.crop((left, top, left + crop, top + crop)))
 
 
 def decode_each(
-    images: Dataset,
+    dataset: Dataset,
     indices: Sequence[int] | np.ndarray,
     preprocessing: Preprocessing,
     threads: int,
     max_image_pixels: int,
 ) -> Generator[np.ndarray | UserError]:
-    """Decode images for evaluation, in the order of `indices`, each once.
+    """Decode images for evaluation, in the order of `indices`.
 
     Args:
-        images: the set they come from.
-        indices: int [N], which of them.
+        dataset: the dataset.
+        indices: int [N], the examples to decode.
         preprocessing: `resize`, `crop` and `interpolation`, as for `decode_for_evaluation`.
-        threads: threads that read and decode; 0 = one per core.
-        max_image_pixels: an image with more, as it is or resized, is refused before it is decoded.
+        threads: number of threads that read and decode; 0 = one per available CPU.
+        max_image_pixels: reject an image with more pixels, as it is or resized, before it is decoded.
 
     Yields:
-        uint8 [crop, crop, 3]; or a UserError that names an image that can't be read or decoded, so that one among
-        thousands need not end a job.
+        uint8 [crop, crop, 3]; for a corrupt image the error that names it.
 
     Raises:
         UserError: the crop is larger than the resized images.
@@ -84,14 +89,14 @@ def decode_each(
 
     def decoded(index: int) -> np.ndarray | UserError:
         try:
-            encoded = read_bounded(images, index, resize, max_image_pixels)
+            encoded = read_bounded(dataset, index, resize, max_image_pixels)
             return decode_for_evaluation(encoded, resize, crop, interpolation)
         except UserError as error:
             return error
         except DAMAGE:
-            return UserError(f"{_named(images, index)} can't be decoded: replace it or drop it.")
+            return UserError(f"{_named(dataset, index)} can't be decoded: replace it or drop it.")
 
-    # Pillow lets go of Python's lock while it decodes and resizes.
+    # Pillow releases Python's lock while it decodes and resizes.
     with ThreadPoolExecutor(threads or available_cpus()) as pool:
         waiting: collections.deque[Future[np.ndarray | UserError]] = collections.deque()
         try:
@@ -107,83 +112,114 @@ def decode_each(
 
 
 def batches(
-    images: Dataset,
+    dataset: Dataset,
     indices: Sequence[int] | np.ndarray,
     preprocessing: Preprocessing,
     batch_size: int,
     threads: int,
     max_image_pixels: int,
 ) -> Iterator[np.ndarray]:
-    """Yield the images of `decode_each` in batches: uint8 [batch_size, crop, crop, 3], the last one shorter.
+    """Decode images for evaluation in batches, in the order of `indices`.
+
+    Args:
+        dataset: the dataset.
+        indices: int [N], the examples to decode.
+        preprocessing: as for `decode_each`.
+        batch_size: number of images of a batch; the last batch may be smaller.
+        threads: as for `decode_each`.
+        max_image_pixels: as for `decode_each`.
+
+    Yields:
+        uint8 [batch_size, crop, crop, 3].
 
     Raises:
-        UserError: also for the first image that can't be read or decoded, by name.
+        UserError: unsupported preprocessing; or corrupt images, all of which are named after the last one is decoded.
     """
     batch: list[np.ndarray] = []
-    for image in decode_each(images, indices, preprocessing, threads, max_image_pixels):
+    corrupt: dict[str, str] = {}
+    decoded = decode_each(dataset, indices, preprocessing, threads, max_image_pixels)
+    for index, image in zip(indices, decoded, strict=True):
         if isinstance(image, UserError):
-            raise image
-        batch.append(image)
-        if len(batch) == batch_size:
-            yield np.stack(batch)
-            batch = []
+            corrupt[dataset.names[index]] = str(image)
+        elif not corrupt:
+            batch.append(image)
+            if len(batch) == batch_size:
+                yield np.stack(batch)
+                batch = []
+    if corrupt:
+        raise UserError(describe_corrupt(dataset, corrupt))
     if batch:
         yield np.stack(batch)
 
 
-def read_bounded(images: Dataset, index: int, resize: int, max_pixels: int) -> bytes:
-    """Read an image file whose header promises an image that stays within `max_pixels`.
+def describe_corrupt(dataset: Dataset, corrupt: Mapping[str, str]) -> str:
+    """Return a sentence that names corrupt images.
 
     Args:
-        images: the set it comes from.
-        index: which of them.
-        resize: length of its shorter side after resizing.
-        max_pixels: an image with more, as it is or resized, is refused.
+        dataset: the dataset.
+        corrupt: the reason by image name, at least one.
+    """
+    if len(corrupt) == 1:
+        return next(iter(corrupt.values()))
+    names = f"{', '.join(itertools.islice(corrupt, _NAMED))}{', …' if len(corrupt) > _NAMED else ''}"
+    return (
+        f"{len(corrupt):,} of {len(dataset):,} images in {dataset.title} can't be read or decoded ({names}): replace "
+        "them or drop them."
+    )
+
+
+def read_bounded(dataset: Dataset, index: int, resize: int, max_pixels: int) -> bytes:
+    """Read an encoded image whose header states at most `max_pixels` pixels.
+
+    Args:
+        dataset: the dataset.
+        index: the example.
+        resize: length of the shorter side after resizing.
+        max_pixels: maximum number of pixels of the image, as it is and resized.
 
     Raises:
-        UserError: names the image that can't be read, is of another format, or is too large.
+        UserError: the image can't be read, has another format, or is too large. The message names it.
     """
-    encoded = images.read(index)
-    too_large = f"{_named(images, index)} has more than {max_pixels:,} pixels (max_image_pixels), as it is or resized."
+    encoded = dataset.read(index)
+    too_large = f"{_named(dataset, index)} has more than {max_pixels:,} pixels (max_image_pixels), as it is or resized."
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as header:
             shorter, longer = sorted(header.size)
     except Image.DecompressionBombError as error:
         raise UserError(too_large) from error
     except DAMAGE as error:
-        raise UserError(f"{_named(images, index)} is no image that can be read: replace it or drop it.") from error
-    # A line of pixels, a thousand times longer than it is wide, only grows large when it is resized.
+        raise UserError(f"{_named(dataset, index)} is no image that can be read: replace it or drop it.") from error
+    # A line of pixels becomes large only when its shorter side is resized.
     if max(shorter * longer, resize * resize * longer // max(shorter, 1)) > max_pixels:
         raise UserError(too_large)
     return encoded
 
 
-def thumbnail(images: Dataset, index: int, side: int, max_pixels: int) -> bytes:
-    """Return a small JPEG file of an image, without metadata, at most `side` pixels wide
-    and high.
+def thumbnail(dataset: Dataset, index: int, side: int, max_pixels: int) -> bytes:
+    """Return a JPEG thumbnail without metadata, at most `side` pixels wide and high.
 
     Args:
-        images: the set it comes from.
-        index: which of them.
-        side: in pixels.
-        max_pixels: an image with more is refused before it is decoded.
+        dataset: the dataset.
+        index: the example.
+        side: maximum width and height in pixels.
+        max_pixels: reject an image with more pixels before it is decoded.
 
     Raises:
-        UserError: names the image that can't be read or decoded.
+        UserError: the image can't be read or decoded. The message names it.
     """
-    encoded = read_bounded(images, index, 1, max_pixels)
+    encoded = read_bounded(dataset, index, 1, max_pixels)
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             image.draft("RGB", (side, side))
             small = to_rgb(image)
     except DAMAGE as error:
-        raise UserError(f"{_named(images, index)} can't be decoded: replace it or drop it.") from error
+        raise UserError(f"{_named(dataset, index)} can't be decoded: replace it or drop it.") from error
     small.thumbnail((side, side))
     file = io.BytesIO()
-    # Pillow hands on a JPEG's comment, unlike its EXIF data.
+    # Pillow copies a JPEG's comment unless another is given.
     small.save(file, "JPEG", quality=80, comment=b"")
     return file.getvalue()
 
 
-def _named(images: Dataset, index: int) -> str:
-    return f"The image {images.names[index]} in {images.title}"
+def _named(dataset: Dataset, index: int) -> str:
+    return f"The image {dataset.names[index]} in {dataset.title}"

@@ -1,6 +1,7 @@
 """Find the images of a directory, a zip archive or a CSV file, and nothing outside of it."""
 
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -21,13 +22,13 @@ _MAGIC = (
     *((8, b"WEBP"), (4, b"ftypavif"), (4, b"ftyphei")),
 )
 _HEAD_BYTES = 16
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
-# Words that follow the name of a split, as in train_set, test-images or ValidationData.
-_AFTER_SPLIT = ("set", "data", "images", "split")
+# Names of splits, in any case: Train, train_set, test-images, images_val, train2017.
+_SPLIT_NAME = re.compile(
+    r"(?:(?:images?|imgs?|data)[ _-]*)?"
+    r"(?:(?P<train>train(?:ing)?)|(?P<validation>val|valid|validation|dev)|(?P<test>test|testing|eval|evaluation))"
+    r"(?:[ _-]*(?:set|split|data|images?|imgs?))?"
+    r"(?:[ _-]*(?:19|20)\d\d)?"
+)
 # Directories in which file servers, archivers and desktops keep thumbnails and deleted files.
 _SYSTEM = frozenset(
     {"@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__macosx", "thumbs.db"}
@@ -55,10 +56,8 @@ Listing = tuple[dict[str, ImageFile], set[str]]
 
 def split_of(name: str) -> str | None:
     """Return the split that a directory or CSV value names, "train", "validation" or "test"; None if it names none."""
-    words = name.lower().replace("-", "_").replace(" ", "_")
-    for word in _AFTER_SPLIT:
-        words = words.removesuffix(word).rstrip("_") or words
-    return _SPLITS.get(words)
+    match = _SPLIT_NAME.fullmatch(name.lower())
+    return match.lastgroup if match else None
 
 
 def list_images(path: Path, link_roots: Sequence[Path]) -> Listing:
@@ -73,11 +72,11 @@ def list_images(path: Path, link_roots: Sequence[Path]) -> Listing:
     """
     if path.is_dir():
         files, directories = _list_directory(path, link_roots)
-        archives = sorted(entry for entry in path.iterdir() if entry.suffix.lower() == ".zip" and _shown(entry.name))
+        archives = sorted(name for name in os.listdir(path) if name.lower().endswith(".zip") and _shown(name))
         if archives and files:
-            raise UserError(f"{path} has both images and zip archives ({archives[0].name}): keep one kind in it.")
+            raise UserError(f"{path} has both images and zip archives ({archives[0]}): keep one kind in it.")
         for archive in archives:
-            members, more = _list_archive(archive)
+            members, more = _list_archive(file_inside(path, archive, path, link_roots).path)
             if repeated := sorted(files.keys() & members.keys()):
                 raise UserError(f"{path} has the image {repeated[0]} in two zip archives: keep one of them.")
             files |= members
@@ -99,7 +98,7 @@ def is_image(path: Path) -> bool:
 
 
 def file_inside(root: Path, name: str, named_by: Path, link_roots: Sequence[Path]) -> ImageFile:
-    """Return the image file `name` below `root`.
+    """Return the file `name` below `root`.
 
     Args:
         root: the directory that it must not leave, by `..` or by a link.
@@ -112,20 +111,20 @@ def file_inside(root: Path, name: str, named_by: Path, link_roots: Sequence[Path
     """
     relative = PurePosixPath(name)
     if not name or "\0" in name or relative.is_absolute() or ".." in relative.parts:
-        raise UserError(f"{named_by} names the image {name!r}: paths must be relative and stay in its directory.")
+        raise UserError(f"{named_by} names the file {name!r}: paths must be relative and stay in its directory.")
     path = root / relative
     try:
         real = os.path.realpath(path, strict=True)
         status = os.stat(real)
     except OSError as error:
-        raise UserError(f"The image {name} that {named_by} names is missing: restore it or drop it.") from error
+        raise UserError(f"The file {name} that {named_by} names is missing: restore it or drop it.") from error
     if not _is_inside(real, (root, *link_roots)):
         raise UserError(
-            f"The image {name} in {named_by} is a link that leads out of its directory: put a copy there, or allow the "
+            f"The file {name} in {named_by} is a link that leads out of its directory: put a copy there, or allow the "
             "directory that it leads to with the config key link_roots."
         )
     if not os.path.isfile(real):
-        raise UserError(f"The image {name} that {named_by} names is no file: name an image file.")
+        raise UserError(f"The file {name} that {named_by} names is no file: name an image file.")
     return ImageFile(path, None, (status.st_size, status.st_mtime_ns))
 
 
@@ -202,6 +201,9 @@ def _is_image(name: str, first_bytes: Callable[[], bytes]) -> bool:
 
 
 def _first_bytes(path: Path) -> bytes:
+    # Reading a pipe or a device might never end.
+    if not path.is_file():
+        return b""
     try:
         with open(path, "rb") as file:
             return file.read(_HEAD_BYTES)

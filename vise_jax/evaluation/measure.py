@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from vise_jax import artifact
 from vise_jax import config as vise_config
+from vise_jax.data import images as data_images
 from vise_jax.data.datasets import Dataset
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 _FREE_KEYS = ("batch_size", "threads", "link_roots", "max_corrupt_fraction")
 # Keys that are not published.
 _PRIVATE_KEYS = ("link_roots",)
-# Images that can't be decoded and are listed by name.
+# Number of images that can't be decoded and are listed by name.
 _MAX_NAMED = 10
 
 
@@ -63,8 +64,12 @@ def measure(config: ConfigDict, source: str, data: Path, output: Path, name: str
     fingerprint = artifact.fingerprint([results.FORMAT_VERSION, settings, encoder.fingerprint, dataset.fingerprint])
     path = results.path_of(output, config.task, config.protocol, name, dataset.title, fingerprint)
     if path.is_file():
-        log.info(f"already measured: {path}")
-        return results.read(path), path
+        result = results.read(path)
+        if result["data"]["left_out"]["images"] <= config.max_corrupt_fraction * len(dataset):
+            log.info(f"already measured: {path}")
+            return result, path
+    # A dataset that can't be divided is an error before features are computed.
+    task.split(dataset, SplitSettings.of(config))
 
     left_out: dict[str, str] = {}
 
@@ -119,12 +124,9 @@ def name_of(source: str) -> str:
 def _linear(
     config: ConfigDict, task: Task, features_of: Callable[[Encoder], tuple[np.ndarray, Dataset]]
 ) -> LinearEvaluator:
-    settings = SplitSettings(
-        config.seed, config.splits, config.train_fraction, config.validation_fraction, config.held_out_fraction
-    )
     return LinearEvaluator(
         features_of,
-        lambda dataset: task.split(dataset, settings),
+        lambda dataset: task.split(dataset, SplitSettings.of(config)),
         primary=task.primary,
         l2=config.l2,
         iterations=config.iterations,
@@ -137,14 +139,11 @@ PROTOCOLS = {"linear": _linear}
 
 
 def _check_rejected(dataset: Dataset, rejected: Mapping[str, str], max_fraction: float) -> None:
-    if len(rejected) <= max_fraction * len(dataset):
-        return
-    named = " ".join(list(rejected.values())[:_MAX_NAMED])
-    more = f" And {len(rejected) - _MAX_NAMED:,} more." if len(rejected) > _MAX_NAMED else ""
-    raise UserError(
-        f"{len(rejected):,} of {len(dataset):,} images of {dataset.title} can't be used. {named}{more} Mend them, or "
-        "leave them out with a larger max_corrupt_fraction; the features of the others are kept."
-    )
+    if len(rejected) > max_fraction * len(dataset):
+        raise UserError(
+            f"{data_images.describe_corrupt(dataset, rejected).removesuffix('.')}, or leave them out with a larger "
+            f"--config.max_corrupt_fraction than {max_fraction:g} (the other features are kept)."
+        )
 
 
 def _summary(values: list[float]) -> dict[str, Any]:

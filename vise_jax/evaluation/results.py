@@ -1,5 +1,6 @@
 """The results artifact: one JSON file per measurement, written atomically."""
 
+import math
 import platform
 import re
 from pathlib import Path
@@ -32,7 +33,11 @@ def path_of(directory: Path, task: str, protocol: str, encoder: str, data: str, 
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
-    """Write a measurement with the versions of the software."""
+    """Write a measurement atomically, with the versions of the software.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
     versions = {"vise_jax": vise_jax.__version__, "jax": jax.__version__, "python": platform.python_version()}
     path.parent.mkdir(parents=True, exist_ok=True)
     artifact.write_json(
@@ -69,11 +74,22 @@ def read(path: Path) -> dict[str, Any]:
                 raise UserError(f"{path} has no {part} {key}: make it again with {_MADE_BY}, or take it away.")
     for name in {result["primary"], *result["metrics"]}:
         summary = result["metrics"].get(name)
-        if not isinstance(summary, dict) or not isinstance(summary.get("mean"), int | float):
+        if not _is_summary(summary):
             raise UserError(
                 f"{path} has no valid metric {name!r}: make it again with {_MADE_BY}, or take it out of the directory."
             )
     return result
+
+
+def _is_summary(value: object) -> bool:
+    def is_number(number: object) -> bool:
+        # Python's JSON parser accepts NaN.
+        return isinstance(number, int | float) and math.isfinite(number)
+
+    if not isinstance(value, dict) or not isinstance(value.get("values"), list):
+        return False
+    numbers = [value.get("mean"), *value["values"]] + ([] if value.get("std") is None else [value["std"]])
+    return all(map(is_number, numbers))
 
 
 def read_all(directory: Path) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
 """Divide a dataset into examples to train on, to select settings on, and to test on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from vise_jax.data.datasets import Dataset
 from vise_jax.errors import UserError
@@ -37,6 +38,11 @@ class SplitSettings:
     validation_fraction: float
     held_out_fraction: float
 
+    @classmethod
+    def of(cls, config: ConfigDict) -> "SplitSettings":
+        """Return the settings of a config made by `vise_jax.config.evaluation()`."""
+        return cls(*(config[field.name] for field in fields(cls)))
+
 
 def official_or_random(dataset: Dataset, settings: SplitSettings) -> list[Split]:
     """Divide a dataset by its official splits, or several times at random.
@@ -53,9 +59,21 @@ def official_or_random(dataset: Dataset, settings: SplitSettings) -> list[Split]
         divided = [_random(dataset, settings.seed + number, settings) for number in range(settings.splits)]
     else:
         divided = [_official(dataset, settings)]
-    if not len(divided[0].validation):
-        raise UserError(f"The classes of {dataset.title} are too small to hold out images for validation: add images.")
+    for split in divided:
+        _check(dataset, split)
     return divided
+
+
+def _check(dataset: Dataset, split: Split) -> None:
+    for part in ("train", "test"):
+        missing = np.setdiff1d(np.arange(len(dataset.classes)), dataset.labels[getattr(split, part)])
+        if len(missing):
+            raise UserError(
+                f"The class {dataset.classes[missing[0]]} of {dataset.title} has no image in {part} (seed "
+                f"{split.seed}): add images or drop the class."
+            )
+    if not len(split.validation):
+        raise UserError(f"The classes of {dataset.title} are too small to hold out images for validation: add images.")
 
 
 def _random(dataset: Dataset, seed: int, settings: SplitSettings) -> Split:
@@ -112,18 +130,11 @@ def _divide_groups(
     part = np.empty(len(names), np.int64)
     part[order] = np.searchsorted(ends(len(indices)), middle, side="right")
     first, second, third = (indices[part[group] == number] for number in range(3))
-    for number, name in enumerate(dataset.classes):
-        present = dataset.labels[indices] == number
-        if present.any() and not (dataset.labels[first] == number).any():
-            raise UserError(
-                f"The class {name} of {dataset.title} has too few groups to be in every part: add groups, or change "
-                "the seed."
-            )
     return first, second, third
 
 
 def _permutation(size: int, seed: int) -> np.ndarray:
-    # Raw bits and a stable sort: NumPy promises this generator's bits for good, but not how it shuffles with them.
+    # Raw bits and a stable sort: NumPy keeps this generator's bits stable across versions, but not its shuffle.
     return np.argsort(np.random.Philox(key=seed).random_raw(size), kind="stable")
 
 

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from vise_jax import artifact
 from vise_jax.data import images as data_images
 from vise_jax.data.datasets import Dataset
 from vise_jax.encoder import Encoder
-from vise_jax.errors import UserError
+from vise_jax.errors import Interrupted, UserError
 from vise_jax.preprocessing import Preprocessing
 from vise_jax.progress import Progress
 
@@ -119,14 +119,22 @@ def computed(
         is made from them.
 
     Raises:
-        UserError: no image can be decoded, or features that are not finite.
+        UserError: no image can be decoded, or features that are not finite. The parts are deleted then, since the same
+            images would fail again.
     """
     size = min(batch_size, len(images))
     length = max(_PART // size, 1) * size
     bits = artifact.fingerprint([key_of(encoder, images, preprocessing), size, jax.local_device_count()])
     with contextlib.ExitStack() as stack:
         work = _acquire(output, bits[:12], stack)
-        yield from _computed_in(work, encoder, images, preprocessing, length, size, threads, max_image_pixels)
+        try:
+            parts = _computed_in(work, encoder, images, preprocessing, length, size, threads, max_image_pixels)
+        except Interrupted:
+            raise
+        except UserError:
+            shutil.rmtree(work)
+            raise
+        yield parts
         shutil.rmtree(work)
     clear(output)
 
@@ -153,7 +161,7 @@ def _computed_in(
     size: int,
     threads: int,
     max_image_pixels: int,
-) -> Iterator[tuple[list[Path], dict[str, Any]]]:
+) -> tuple[list[Path], dict[str, Any]]:
     parts = [range(start, min(start + length, len(images))) for start in range(0, len(images), length)]
     paths = [work / f"{part.start:012d}.npz" for part in parts]
     done = next((number for number, path in enumerate(paths) if not _whole(path)), len(paths))
@@ -165,7 +173,7 @@ def _computed_in(
         with contextlib.closing(decoded):
             for part, path in zip(parts[done:], paths[done:], strict=True):
                 _compute(encoder, part, decoded, size, progress).save(path)
-    yield paths, _about(encoder, images, preprocessing, paths)
+    return paths, _about(encoder, images, preprocessing, paths)
 
 
 def clear(output: Path) -> None:
@@ -213,7 +221,7 @@ def cached(
     """Compute the features of a dataset, or read them from `directory` where they were computed before.
 
     The file's name is a fingerprint of the encoder, the preprocessing and the dataset, so that a change of any is a new
-    file. A damaged file is computed again.
+    file. A file is computed again if it is corrupt, or if an image that was corrupt can be decoded now.
 
     Args:
         directory: created if it doesn't exist.
@@ -231,8 +239,9 @@ def cached(
     """
     key = key_of(encoder, images, preprocessing)
     path = directory / f"{key[:32]}.npz"
-    if _holds(path, key):
+    if _holds(path, key) and not _any_decodable(images, read_about(path)["rejected"], preprocessing, **settings):
         log.info(f"features of {images.title}: read from {path}")
+        clear(path)
     else:
         with computed(encoder, images, preprocessing, path, **settings) as (parts, about):
             _write(path, parts, about, images)
@@ -240,6 +249,20 @@ def cached(
     indices = [index for index, name in enumerate(images.names) if name not in rejected]
     features = np.concatenate([features for _, features in read(path)])
     return features, np.array(indices, np.int64), rejected
+
+
+def _any_decodable(
+    images: Dataset,
+    names: Mapping[str, str],
+    preprocessing: Preprocessing,
+    batch_size: int,
+    threads: int,
+    max_image_pixels: int,
+) -> bool:
+    indices = [index for index, name in enumerate(images.names) if name in names]
+    decoded = data_images.decode_each(images, indices, preprocessing, threads, max_image_pixels)
+    with contextlib.closing(decoded):
+        return any(not isinstance(image, UserError) for image in decoded)
 
 
 def export(

@@ -1,6 +1,7 @@
 """Images of posts: what labeling accepts, training can decode; nothing large or foreign is ever decoded."""
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -81,7 +82,11 @@ def _read_file(post: Post, link_roots: Sequence[str]) -> bytes:
     directory = post.source.parent.resolve()
     try:
         path = (directory / post.image).resolve()
-        if not any(path.is_relative_to(root) for root in (directory, *(Path(root).resolve() for root in link_roots))):
+        roots = [directory]
+        # Link roots are for links: a path can't name a file in them by `..` or as an absolute path.
+        if Path(os.path.normpath(directory / post.image)).is_relative_to(directory):
+            roots += [Path(root).resolve() for root in link_roots]
+        if not any(path.is_relative_to(root) for root in roots):
             raise BadPost("image_path_leaves_folder")
         if not path.is_file():
             raise BadPost("image_missing")

@@ -38,7 +38,7 @@ _FREE_KEYS = frozenset(
     }
 )
 # Keys that describe where and how a run was watched, not what the encoder is. They stay in the run directory.
-_PRIVATE_KEYS = _FREE_KEYS | {"training.init_from", "labels.salt_file", "labels.vectors"}
+_PRIVATE_KEYS = _FREE_KEYS | {"training.init_from", "labels.salt_file", "labels.vectors", "labels.link_roots"}
 
 
 @contextlib.contextmanager

@@ -1,1 +1,1 @@
-"""Protocols: how a task is solved on top of an encoder (Sec. 4.3)."""
+"""Protocols: evaluators that solve a task on top of an encoder (Sec. 4.3)."""

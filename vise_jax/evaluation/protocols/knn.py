@@ -1,6 +1,5 @@
-"""kNN classification on features, without fitting; cheap enough to run during training."""
+"""kNN classification of features. It fits nothing, and is cheap enough to run during training."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,10 @@ from vise_jax.data import images as data_images
 from vise_jax.evaluation import metrics, splits
 from vise_jax.evaluation.splits import SplitSettings
 from vise_jax.preprocessing import Preprocessing
+from vise_jax.training.evaluators import Features, Probe
 
 # Rows of similarities in memory at a time.
 _ROWS = 1024
-
-# From the feature function to numbers by name.
-Watcher = Callable[[Callable[[np.ndarray], np.ndarray]], dict[str, float]]
 
 
 def predict(
@@ -26,14 +23,14 @@ def predict(
 
     Args:
         train: float32 [N, D], features.
-        labels: int32 [N], their classes.
-        test: float32 [M, D].
-        classes: how many there are.
-        k: neighbors, at most N.
+        labels: int32 [N], classes of the rows of `train`.
+        test: float32 [M, D], features to classify.
+        classes: number of classes.
+        k: number of neighbors. A `k` above N is N.
         temperature: a neighbor of cosine similarity s has exp(s / temperature) votes.
 
     Returns:
-        The class with most votes for each row of `test`, int64 [M]; of equals the first.
+        The class with most votes for each row of `test`, int64 [M]; the first one of a tie.
     """
     train, test = _unit(train), _unit(test)
     k = min(k, len(train))
@@ -53,54 +50,52 @@ def _unit(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(norms, np.finfo(np.float32).tiny)
 
 
-def watcher(
+def make_probe(
     path: Path, preprocessing: Preprocessing, batch_size: int, *, k: int = 20, temperature: float = 0.07
-) -> Watcher:
-    """Return a probe for `training.pretrain.train`: the kNN accuracy on labeled images, decoded once.
+) -> Probe:
+    """Return a probe for training: the kNN accuracy on a dataset, whose images are decoded once.
 
     Args:
-        path: the images, see `datasets.open_labeled`. Without official splits, the first of the random ones is taken.
-        preprocessing: how they are resized and cropped.
-        batch_size: images through the encoder at a time; the last batch is filled up.
-        k: neighbors.
-        temperature: of their votes.
+        path: the dataset, see `datasets.open_labeled`. Without official splits, the first random split is used.
+        preprocessing: `resize`, `crop` and `interpolation` of the images.
+        batch_size: number of images that the encoder gets at a time. The last batch is padded with black images.
+        k: number of neighbors.
+        temperature: see `predict`.
 
     Returns:
-        From the encoder, which maps images, uint8 [B, S, S, 3], to features, to {"knn_accuracy": share}.
+        From a function of images, uint8 [batch_size, S, S, 3], to features, float32 [batch_size, D], to
+        {"knn_accuracy": accuracy on test}.
 
     Raises:
-        UserError: no such images, or none to test on.
+        UserError: no such dataset, corrupt images, or a dataset that can't be split.
     """
-    images = datasets.open_labeled(path)
+    dataset = datasets.open_labeled(path)
     config = vise_config.evaluation()
-    settings = SplitSettings(
-        config.seed, config.splits, config.train_fraction, config.validation_fraction, config.held_out_fraction
-    )
-    split = splits.official_or_random(images, settings)[0]
+    split = splits.official_or_random(dataset, SplitSettings.of(config))[0]
     size = preprocessing.crop
-    decoded = np.empty((len(images), size, size, 3), np.uint8)
+    images = np.empty((len(dataset), size, size, 3), np.uint8)
     filled = 0
     for batch in data_images.batches(
-        images, np.arange(len(images)), preprocessing, batch_size, config.threads, config.max_image_pixels
+        dataset, np.arange(len(dataset)), preprocessing, batch_size, config.threads, config.max_image_pixels
     ):
-        decoded[filled : filled + len(batch)] = batch
+        images[filled : filled + len(batch)] = batch
         filled += len(batch)
 
-    def evaluate(encode: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
-        features = []
-        for start in range(0, len(decoded), batch_size):
-            batch = decoded[start : start + batch_size]
-            full = np.concatenate([batch, np.zeros((batch_size - len(batch), *batch.shape[1:]), np.uint8)])
-            features.append(encode(full)[: len(batch)])
-        every = np.concatenate(features)
-        predicted = predict(
-            every[split.train],
-            images.labels[split.train],
-            every[split.test],
-            len(images.classes),
+    def probe(encode: Features) -> dict[str, float]:
+        rows = []
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            padding = np.zeros((batch_size - len(batch), *batch.shape[1:]), np.uint8)
+            rows.append(encode(np.concatenate([batch, padding]))[: len(batch)])
+        features = np.concatenate(rows)
+        predictions = predict(
+            features[split.train],
+            dataset.labels[split.train],
+            features[split.test],
+            len(dataset.classes),
             k=k,
             temperature=temperature,
         )
-        return {"knn_accuracy": metrics.accuracy(predicted, images.labels[split.test])}
+        return {"knn_accuracy": metrics.accuracy(predictions, dataset.labels[split.test])}
 
-    return evaluate
+    return probe

@@ -107,7 +107,7 @@ def standardize(features: np.ndarray, train: np.ndarray) -> np.ndarray:
     """
     mean = features[train].mean(axis=0, dtype=np.float64)
     deviation = features[train].std(axis=0, dtype=np.float64)
-    # Less than this is float32's rounding.
+    # Smaller deviations are rounding errors of float32.
     deviation[deviation <= 1e-6 * np.abs(mean)] = 1
     return ((features - mean.astype(np.float32)) / deviation.astype(np.float32)).astype(np.float32)
 
@@ -196,7 +196,7 @@ class LinearEvaluator:
         self._fit = partial(
             fit_and_select, l2=l2, iterations=iterations, tolerance=tolerance, metric=metrics.METRICS[primary]
         )
-        self._fits_per_split = len(l2)
+        self._l2 = l2
         self.splits: list[dict[str, Any]] = []
 
     def run(self, encoder: Encoder) -> dict[str, float]:
@@ -204,7 +204,7 @@ class LinearEvaluator:
         features, dataset = self._extract(encoder)
         divided = self._divide(dataset)
         self.splits = []
-        with Progress("linear classifiers", len(divided) * self._fits_per_split, "fits") as progress:
+        with Progress("linear classifiers", len(divided) * len(self._l2), "fits") as progress:
             for split in divided:
                 predicted, fitted = self._fit(
                     features, dataset.labels, len(dataset.classes), split, after_each=progress.advance
@@ -229,5 +229,6 @@ class LinearEvaluator:
             "key": "l2",
             "split": "validation",
             "metric": self._primary,
+            "grid": list(self._l2),
             "selected": [split["l2"] for split in self.splits],
         }

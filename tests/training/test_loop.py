@@ -29,7 +29,7 @@ def config(shards_folder) -> ConfigDict:
     config = vise_config.base()
     config.data.shards = str(shards_folder)
     config.data.image_size = 32
-    config.model.name = "resnet18"
+    config.model.name = "tiny"
     config.model.width = 4
     config.training.batch_size = 8
     config.training.steps = 4
@@ -222,7 +222,7 @@ def test_a_run_is_evaluated_and_logged(config, tmp_path, caplog):
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [2, 4, 5]
     assert [record["made_up"] for record in records] == [1, 2, 3]
-    assert seen == [(3, 32)] * 3
+    assert seen == [(3, 8)] * 3
     for record in records:
         assert record["loss"] == pytest.approx(record["loss_comments"] + record["loss_reactions"], rel=1e-5)
         assert 0 <= record["validation_top1_comments"] <= record["validation_top5_comments"] <= 1
@@ -234,7 +234,7 @@ def test_a_run_is_evaluated_and_logged(config, tmp_path, caplog):
     assert "starting from scratch: 5 steps of 8 images out of 31, on 4 x cpu, batch norm over 2" in said
     # The exported encoder is the last step's, with merged statistics: its validation loss is the last one's.
     encoder = Encoder.load(tmp_path / "run" / "encoder")
-    assert encoder.feature_dim == 32
+    assert encoder.feature_dim == 8
     # Where the run was and who watched it stay in the run directory.
     published = json.dumps(encoder.provenance)
     assert str(tmp_path) not in published

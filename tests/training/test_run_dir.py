@@ -65,7 +65,7 @@ def test_a_second_process_in_a_run_directory_is_refused(tmp_path):
 
 
 def saved(tmp_path, preprocessing=None, **architecture):
-    architecture = {"name": "resnet18", "width": 4, **architecture}
+    architecture = {"name": "tiny", "width": 4, **architecture}
     model = models.build(**architecture, seed=5)
     encoder = Encoder.from_model(
         model,
@@ -81,7 +81,7 @@ def saved(tmp_path, preprocessing=None, **architecture):
 @pytest.mark.parametrize("heads", [None, {"comments": 7}])
 def test_a_run_starts_from_an_encoder_without_its_heads(tmp_path, heads):
     source = saved(tmp_path, **({} if heads is None else {"heads": heads}))
-    model = models.build("resnet18", width=4, heads=HEADS, seed=0)
+    model = models.build("tiny", width=4, heads=HEADS, seed=0)
     head = np.asarray(model.heads["comments"].kernel[...])
     run_dir.warm_start(model, tmp_path / "encoder", Preprocessing.imagenet())
     expected = variables.of_model(source if heads is None else source.encoder)
@@ -94,7 +94,7 @@ def test_a_run_starts_from_an_encoder_without_its_heads(tmp_path, heads):
 
 def test_an_encoder_of_another_architecture_is_refused(tmp_path):
     saved(tmp_path, width=8)
-    model = models.build("resnet18", width=4, heads=HEADS)
+    model = models.build("tiny", width=4, heads=HEADS)
     with pytest.raises(
         UserError, match="another architecture than the config's: bn1/bias, bn1/mean, bn1/scale, bn1/var"
     ):
@@ -103,6 +103,6 @@ def test_an_encoder_of_another_architecture_is_refused(tmp_path):
 
 def test_an_encoder_for_other_images_is_refused(tmp_path):
     saved(tmp_path, preprocessing=replace(Preprocessing.imagenet(), color="BGR"))
-    model = models.build("resnet18", width=4, heads=HEADS)
+    model = models.build("tiny", width=4, heads=HEADS)
     with pytest.raises(UserError, match="takes images with color BGR, training prepares them with RGB"):
         run_dir.warm_start(model, tmp_path / "encoder", Preprocessing.imagenet())

@@ -49,7 +49,7 @@ def prepare(devices: int, bn_group: int, microbatches: int = 1, remat: tuple[int
     config.model.bn_group = bn_group
     mesh = sharding.data_mesh(jax.devices()[:devices])
     layout = sharding.layout(BATCH, devices, microbatches=microbatches, bn_group=bn_group)
-    model = models.build("resnet18", width=4, heads=HEADS, bn_group=layout.bn_group, remat=remat)
+    model = models.build("tiny", width=4, heads=HEADS, bn_group=layout.bn_group, remat=remat)
     graphdef, state = train_state.create(model, pretrain.make_optimizer(config.training, 10)[1], layout)
     state = jax.device_put(state, train_state.shardings(mesh, layout))
     return config, mesh, layout, graphdef, state, compile_step(config, mesh, layout, graphdef)
@@ -111,7 +111,7 @@ def test_a_step_does_not_depend_on_devices_and_microbatches(bn_group, ways):
 
 
 def test_rematerialized_stages_change_nothing():
-    (metrics, weights), (other_metrics, other_weights) = run(2, 8), run(2, 8, remat=(1, 3, 4))
+    (metrics, weights), (other_metrics, other_weights) = run(2, 8), run(2, 8, remat=(1, 2))
     assert [record["loss"] for record in other_metrics] == pytest.approx(
         [record["loss"] for record in metrics], rel=1e-5
     )
@@ -123,7 +123,7 @@ def test_one_step_is_what_a_plain_loop_over_the_devices_computes():
     """Each device's examples are normalized alone; gradients are those of Eq. 1 over the whole batch."""
     _, mesh, _, _, state, step = prepare(4, bn_group=4)
     batch = draw_batch(np.random.default_rng(1))
-    model = models.build("resnet18", width=4, heads=HEADS, bn_group=0)
+    model = models.build("tiny", width=4, heads=HEADS, bn_group=0)
     graph, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
     flipped = jax.random.bernoulli(jax.random.fold_in(jax.random.key(0), 0), shape=(BATCH,))
     images = np.where(np.asarray(flipped)[:, None, None, None], batch["images"][:, :, ::-1], batch["images"])
@@ -139,7 +139,7 @@ def test_one_step_is_what_a_plain_loop_over_the_devices_computes():
         labels = {name: jnp.asarray(value) for name, value in batch.items()}
         return engagement_loss.engagement_loss(whole, labels)[0], running
 
-    gradients, running = jax.grad(loss_of, has_aux=True)(params)
+    gradients, running = jax.jit(jax.grad(loss_of, has_aux=True))(params)
     after, metrics = step(state, sharding.put_batch(mesh, batch))
     assert float(metrics["gradient_norm"]) == pytest.approx(float(optax.tree.norm(gradients)), rel=1e-5)
     rate = float(metrics["learning_rate"])
@@ -178,12 +178,12 @@ def test_local_groups_exchange_gradients_once_and_nothing_else(microbatches):
     sizes = sorted(size for _, size in found)
     # The gradients, perhaps once where two are the same (biases of the norms whose outputs a block adds up), with a
     # loss for each head; before them two counts of labels, one of corrupt examples, three signals.
-    assert sizes[-1] in (parameters + 2, parameters - (8 + 16 + 32) + 2)
+    assert sizes[-1] in (parameters + 2, parameters - 8 + 2)
     assert sum(sizes[:-1]) <= 6
 
 
 def test_global_groups_exchange_statistics():
-    assert len(collectives(4, 0)) > 20
+    assert len(collectives(4, 0)) > 10
 
 
 def test_flips_mirror_about_half_of_the_images_and_only_if_asked():

@@ -28,7 +28,7 @@ def task() -> Task:
         return {"class": optax.softmax_cross_entropy_with_integer_labels(output["class"], batch["label"]).sum()}
 
     return Task(
-        build=lambda bn_group: models.build("resnet18", width=4, heads={"class": 3}, bn_group=bn_group),
+        build=lambda bn_group: models.build("tiny", width=4, heads={"class": 3}, bn_group=bn_group),
         batches=lambda step, rows: iter(()),
         examples=100,
         normalize=lambda images: images.astype(jnp.float32) / 255.0,

@@ -1,4 +1,4 @@
-"""What a run loses: the share of its time in steps, what a save holds up, and what it costs to go on after a stop.
+"""Goodput of a run: the fraction of its time in steps, the cost of a save, and the cost of a resume.
 
     python benchmarks/goodput.py
     python benchmarks/goodput.py --quick
@@ -77,7 +77,7 @@ def _picture(draw: np.random.Generator) -> bytes:
 
 
 def command(directory: Path, run: str, steps: int, every: int) -> list[str]:
-    """A run that is small for two cores, not for its input: ResNet-18 of width 16, 64 images of 64 pixels a step."""
+    """Return the command of a small run: ResNet-18 of width 16, 64 images of 64 pixels per step."""
     keys = {
         "data.shards": directory / "shards",
         "data.image_size": 64,
@@ -100,7 +100,7 @@ def train(directory: Path, run: str, steps: int, every: int) -> None:
 
 
 def losses_of_time(records: list[dict], every: int) -> dict[str, float]:
-    """From the records of a run without evaluations: its goodput, a step's seconds and how long a save blocked.
+    """Return goodput, seconds per step and seconds that a save blocks, from the records of a run without evaluations.
 
     Args:
         records: lines of `metrics.jsonl`.
@@ -109,7 +109,7 @@ def losses_of_time(records: list[dict], every: int) -> dict[str, float]:
     blocked, before = [], 0
     for record in records:
         count = record["step"] - before
-        # The save behind a record's step counts in the time of the next one.
+        # The save after a record's step counts in the time of the next one.
         if before and before % every == 0:
             wall = count * _BATCH / record["images_per_second"]
             blocked.append(wall - count * record["step_seconds"])
@@ -124,11 +124,11 @@ def losses_of_time(records: list[dict], every: int) -> dict[str, float]:
 
 
 def restarts(directory: Path, stop: int, rounds: int) -> dict:
-    """Start a run, kill it a few steps behind a checkpoint at the step `stop`, and start it again, a few times."""
+    """Start a run, kill it a few steps after a checkpoint at the step `stop`, and start it again, a few times."""
     every = max(stop, 2)
     found: dict[str, list[float]] = {"steps_lost": [], "seconds": [], "loop_seconds": []}
     run = f"at-{stop}"
-    # As long a run each time, so that each compiles the same step; killed when it has gone on behind the checkpoint.
+    # As long a run each time, so that each compiles the same step; killed when it has passed the checkpoint.
     words = command(directory, run, 1_000_000, every)
     _kill_behind(words, directory / run, every, until=every + 3)
     for _ in range(rounds):
@@ -144,7 +144,7 @@ def _kill_behind(words: list[str], run: Path, checkpoint: int, until: int | None
     """Run until the metrics have reached a step (None = the first new one), and kill it.
 
     Returns:
-        steps that had been done behind the checkpoint before; when the first new step was done (monotonic seconds); and
+        steps that had been done after the checkpoint before; when the first new step was done (monotonic seconds); and
         how long the loop says that it took.
     """
     before = _last_step(run)

@@ -9,12 +9,12 @@ drawn by the same law, in random order:
 
 - vise_jax: `vise_jax.data.pretraining.batches` from engagement shards, with their labels;
 - torch DataLoader, from a file an image, images only: with Pillow (`Image.open`, `convert`, `resize` with a box), with
-  simplejpeg (OpenCV resizes), with OpenCV alone. Pillow filters what it shrinks; the others don't, nor does vise_jax.
+  simplejpeg (OpenCV resizes), with OpenCV alone. Pillow antialiases; the others and vise_jax don't.
 
 None flips: ours does that on the device. Simplejpeg that only decodes, in threads and in processes, is the limit that
 the share is of. Each variant is a process of its own, which has started before a clock starts. They take turns, round
 by round, so that a machine that slows down slows all of them; a turn is timed once the queues that filled in the
-meantime are empty. The files lie in the page cache. Peers that are not installed are left out:
+meantime are empty. The files are in the page cache. Peers that are not installed are left out:
 
     pip install torch simplejpeg opencv-python-headless
 
@@ -123,7 +123,7 @@ def main(words: list[str]) -> None:
 
 
 def photo(number: int) -> bytes:
-    """A JPEG file of about 50 KB: noise, the amplitude of a frequency f being in proportion to f^-1.3.
+    """Return a JPEG file of about 50 KB: noise whose amplitude at frequency f is proportional to f^-1.3.
 
     That of photographs falls with powers around -1 (Field 1987); the steeper one stands for their smooth areas. The
     chroma varies less than the luma and is subsampled, as cameras do.
@@ -157,7 +157,7 @@ def write_photos(directory: Path, count: int) -> int:
 
 
 def installed() -> list[str]:
-    """The variants that can run here; what the others lack is said."""
+    """Return the variants that can run here; print what the others lack."""
     variants = [OURS]
     needs = {peer: ("torch", *DECODERS[decoder]) for peer, decoder in PEERS.items()}
     needs |= {DECODE_ONLY[0]: ("simplejpeg",), DECODE_ONLY[1]: ("torch", "simplejpeg")}
@@ -182,12 +182,12 @@ class Crew:
         self.turn(1)
 
     def turn(self, batches: int) -> float:
-        """Seconds for so many batches."""
+        """Return the seconds for `batches` batches."""
         self._pipe.send(batches)
         return self._pipe.recv()
 
     def end(self) -> int:
-        """Peak memory in bytes, that of the process and its children added up."""
+        """Return the peak memory in bytes of the process and its children."""
         self._pipe.send(0)
         peak = self._pipe.recv()
         self._process.join()
@@ -208,7 +208,7 @@ def _serve(variant: str, settings: Settings, pipe: Connection) -> None:
 
 
 def prepare(variant: str, settings: Settings) -> Iterator[Any]:
-    """Batches without end: uint8 [B, S, S, 3], or what a decoder alone gives."""
+    """Yield batches without end: uint8 [B, S, S, 3], or the output of a decoder alone."""
     return _ours(settings) if variant == OURS else _theirs(variant, settings)
 
 

@@ -107,7 +107,7 @@ def main(words: list[str]) -> None:
 
 
 def write_posts(directory: Path, count: int, comments: int, files: int, image_size: int) -> None:
-    """Posts files `0.jsonl` and so on, and their `images`."""
+    """Write posts files `0.jsonl` and so on, and their `images`."""
     draw, generator = random.Random(0), np.random.default_rng(0)
     (directory / "images").mkdir()
     ramp = np.linspace(0, 160, image_size)[:, None, None]
@@ -134,7 +134,7 @@ def write_posts(directory: Path, count: int, comments: int, files: int, image_si
 
 
 def _label(*arguments: str | Path) -> tuple[float, int]:
-    """Seconds that `scripts/label.py` takes, and bytes of its largest process."""
+    """Return the seconds that `scripts/label.py` takes, and the bytes of its largest process."""
     command, *rest = map(str, arguments)
     clusters = f"--config.labels.comment_clusters={CLUSTERS.value or (20 if QUICK.value else 500)}"
     label = [sys.executable, str(ROOT / "scripts" / "label.py"), command, *_CONFIG, clusters, *rest]
@@ -144,7 +144,7 @@ def _label(*arguments: str | Path) -> tuple[float, int]:
 
 
 def checksum(directory: Path) -> str:
-    """SHA-256 (hex) over the names and bytes of all files of a directory."""
+    """Return the SHA-256 (hex) of the names and bytes of all files of a directory."""
     total = hashlib.sha256()
     for path in sorted(directory.rglob("*")):
         if path.is_file():

@@ -3,9 +3,10 @@
     python benchmarks/kmeans.py
     python benchmarks/kmeans.py --points 50000 --dimensions 64 --clusters 500 --rounds 5
 
-Points are overlapping Gaussian blobs scaled to length 1, as phi_C is. Each does so many Lloyd iterations from the same
-points; ours and scikit-learn's also find the final inertia, which faiss does not. They take turns, round by round. The
-peak memory is that of a process of its own, which fits points from a memory-mapped file. faiss: pip install faiss-cpu.
+Points are overlapping Gaussian blobs scaled to length 1, as phi_C is. Each does the same number of Lloyd
+iterations from the same points; ours and scikit-learn's also compute the final inertia, which faiss does not. They are
+interleaved, round by round. The peak memory is that of a separate process, which fits points from a memory-mapped file.
+faiss: pip install faiss-cpu.
 The last line is one JSON object; a ratio above 1 means that this project is ahead.
 """
 
@@ -94,7 +95,7 @@ def main(words: list[str]) -> None:
 
 
 def blobs(count: int, dimensions: int, centers: int) -> np.ndarray:
-    """float32 [count, dimensions], rows of length 1."""
+    """Draw points, float32 [count, dimensions], rows of length 1."""
     generator = np.random.default_rng(0)
     means = generator.normal(size=(centers, dimensions)).astype(np.float32)
     x = means[generator.integers(centers, size=count)]
@@ -103,7 +104,7 @@ def blobs(count: int, dimensions: int, centers: int) -> np.ndarray:
 
 
 def variants(x: np.ndarray, start: np.ndarray, iterations: int) -> dict[str, Fit]:
-    """What fits with each library and returns the inertia of its centroids."""
+    """Return functions that fit with each library and return the inertia of their centroids."""
     from sklearn.cluster import KMeans
 
     def ours() -> float:
@@ -154,7 +155,7 @@ def _fit_file(path: Path, clusters: int) -> None:
 
 
 def _peak_bytes() -> int:
-    """Of this process since it began its program; getrusage would count what its parent held when it forked."""
+    """Return the peak memory of this process since it started its program; getrusage counts that of its parent, too."""
     status = Path("/proc/self/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
 

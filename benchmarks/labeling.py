@@ -4,7 +4,7 @@
     python benchmarks/labeling.py --comments 20000 --rounds 3
 
 Vocabulary, vectors and centroids are fitted once and the same for all. Each variant has its own worker processes, of
-one thread each, that have all this in memory before a clock starts; what is timed is raw text to labels. All variants
+one thread each, that have all this in memory before a clock starts; raw text to labels is timed. All variants
 take turns, round by round, so that a machine that slows down slows all of them:
 
 - vise_jax: `CommentEncoder.encode` and `kmeans.assign`;
@@ -156,7 +156,7 @@ def main(words: list[str]) -> None:
 
 
 def generate(count: int) -> list[str]:
-    """Messages of made-up words, with what people write beside words: links, mentions, numbers, emoji, hashtags."""
+    """Generate messages of made-up words, links, mentions, numbers, emoji and hashtags."""
     rng = np.random.default_rng(0)
     letters = string.ascii_lowercase
     extras = ("http://t.co/{}", "@{}", "#{}", "{}!", "{},", "{}.", "{} 😀", "❤️ {}", ":) {}", "{:d}", "{:07d}")
@@ -175,7 +175,7 @@ def generate(count: int) -> list[str]:
 
 
 def fit(messages: Sequence[str], clusters: int, dimensions: int) -> Fitted:
-    """Vocabulary, vectors and centroids of the messages, as the labeler fits them."""
+    """Fit vocabulary, vectors and centroids on the messages, as the labeler does."""
     labels = config.base().labels
     labels.comment_dim = dimensions
     counts: Counter[str] = Counter()
@@ -192,7 +192,7 @@ def fit(messages: Sequence[str], clusters: int, dimensions: int) -> Fitted:
 
 
 def prepare(variant: str, fitted: Fitted) -> Label:
-    """What labels comments: int32 [N] clusters, -1 for comments without a known token. Nothing is remembered yet."""
+    """Return a function that labels comments: int32 [N] clusters, -1 without a known token. Its cache is empty."""
     if variant == OURS:
         encoder = replace(fitted.encoder)  # with its own memory of words
 
@@ -225,7 +225,7 @@ def prepare(variant: str, fitted: Fitted) -> Label:
 
 
 def label_all(label: Label, messages: Sequence[str], start: int, stop: int) -> np.ndarray:
-    """Labels, int32 [stop - start], of that stretch of the messages repeated without end."""
+    """Return the labels, int32 [stop - start], of a range of the messages repeated without end."""
     labels = np.empty(stop - start, np.int32)
     for first in range(start, stop, BATCH):
         last = min(first + BATCH, stop)
@@ -246,15 +246,15 @@ class Crew:
         ]
 
     def renew(self, comments: int) -> None:
-        """Let the workers forget what they have seen, get ready for so many comments, and wait for them."""
+        """Clear the caches of the workers, and wait until they are ready."""
         self._each(_renew, self._stretches(comments))
 
     def label(self, comments: int) -> np.ndarray:
-        """Labels, int32 [comments]."""
+        """Return labels, int32 [comments]."""
         return np.concatenate(self._each(_label, self._stretches(comments)))
 
     def peak_bytes(self) -> int:
-        """The most memory that a worker has held so far."""
+        """Return the peak memory of a worker so far."""
         return max(self._each(_peak_bytes, [()] * len(self._workers)))
 
     def close(self) -> None:
@@ -273,7 +273,7 @@ class Crew:
 def take_turns(
     crews: dict[str, Crew], comments: int, rounds: int, *, anew: bool
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Seconds of each variant in every round, and the labels that it gave; `anew`, workers forget between rounds."""
+    """Return the seconds of each variant in every round, and its labels; `anew` clears caches between rounds."""
     seconds: dict[str, list[float]] = {variant: [] for variant in crews}
     labels = {}
     for number in range(rounds):
@@ -296,7 +296,7 @@ def _peak_of_one_pass(variant: str, fitted: Fitted, messages: Sequence[str], com
         crew.close()
 
 
-# In a worker: what it labels with, set when it starts.
+# In a worker: its labeling function, set when it starts.
 _work: dict = {}
 
 

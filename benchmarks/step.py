@@ -97,7 +97,7 @@ def main(_: list[str]) -> None:
 
 
 def synthetic_batch(size: int, side: int) -> dict[str, np.ndarray]:
-    """Random images and labels, every example with both kinds; see `vise_jax.training.step` for types and shapes."""
+    """Draw random images and labels, every example with both kinds; see `vise_jax.training.step` for shapes."""
     generator = np.random.default_rng(0)
     return {
         "images": generator.integers(0, 256, (size, side, side, 3), np.uint8),
@@ -108,7 +108,7 @@ def synthetic_batch(size: int, side: int) -> dict[str, np.ndarray]:
 
 
 def prepare(name: str, batch: dict[str, np.ndarray], dtype: str) -> tuple[Step, int | None]:
-    """Compile the training step of `train.py`: what takes so many steps and waits, and its peak memory."""
+    """Compile the training step of `train.py`; return a function that takes a number of steps, and the peak memory."""
     experiment = config.base()
     experiment.model.update(name=name, dtype=dtype)
     experiment.training.batch_size = len(batch["images"])
@@ -142,7 +142,7 @@ def prepare(name: str, batch: dict[str, np.ndarray], dtype: str) -> tuple[Step, 
 
 
 def measure(variants: dict[str, Step], rounds: int, steps: int) -> dict[str, list[float]]:
-    """Seconds that each variant took for `steps` steps in every round, taking turns after a warm-up."""
+    """Return the seconds of each variant for `steps` steps in every round, interleaved, after a warm-up."""
     for step in variants.values():
         step(2)
     seconds: dict[str, list[float]] = {variant: [] for variant in variants}

@@ -23,7 +23,7 @@ _SOURCE = flags.DEFINE_string(
 )
 _ARCH = flags.DEFINE_string("arch", None, "Its architecture, e.g. resnet50; by default the source's first one.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "The file: .pth, .pt, .th, .safetensors or .npz.")
-_SHA256 = flags.DEFINE_string("sha256", None, "What the file's SHA-256 must be; checked before it is opened.")
+_SHA256 = flags.DEFINE_string("sha256", None, "Expected SHA-256 of the file; checked before it is opened.")
 _PREFIX = flags.DEFINE_string("prefix", "", "What stands before every key of the encoder in the file, e.g. module.")
 _EMA = flags.DEFINE_bool("ema", None, "Of weights and their moving average in one file, take the average, or not.")
 _MAX_GIGABYTES = flags.DEFINE_float(
@@ -38,7 +38,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Directory for the encoder; with -
 
 
 def main(words: list[str]) -> None:
-    """Convert one way or the other, and say what was made."""
+    """Convert in either direction, and print a summary."""
     cli.no_words(words)
     if _LIST.value:
         _show_sources()

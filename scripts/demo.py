@@ -1,6 +1,6 @@
 r"""Draw the demo corpus: simulated posts with images, comments and reactions, and labeled images to evaluate on.
 
-With --labeler, the corpus is there already, and what is printed is how well that labeler's comment clusters agree with
+With --labeler, the corpus exists already, and the agreement of that labeler's comment clusters is printed, with
 the topics that the posts hide (normalized mutual information, 0 to 1).
 
 Example:
@@ -22,7 +22,7 @@ _LABELER = flags.DEFINE_string("labeler", None, "A labeler to hold against the c
 
 
 def main(words: list[str]) -> None:
-    """Write the corpus and say what it holds, or measure a labeler on it."""
+    """Write the corpus, or measure a labeler on it."""
     cli.no_words(words)
     output = Path(cli.required(_OUTPUT))
     if _LABELER.value is None:

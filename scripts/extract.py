@@ -3,7 +3,7 @@ r"""Write an encoder's features of images to a file, ordered by path: features f
 The output's ending decides: .npz (arrays `features` and `paths`) or .parquet (a row of `path` and `features` for each
 image, written part by part, for sets that don't fit into memory). The images are resized and cropped as the encoder
 says, and their batches split over all devices. An image that can't be read is left out and said. Run the same command
-again after a stop, and it goes on to the same bytes.
+again after an interruption: it resumes, to the same bytes.
 
 Example:
     python scripts/extract.py --encoder RUN/encoder --images PHOTOS --output features.npz
@@ -29,13 +29,13 @@ _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", _DEFAULTS.batch_size, "Images through the encoder at a time.", lower_bound=1
 )
 _IMAGE_SIZE = flags.DEFINE_integer(
-    "image_size", _DEFAULTS.image_size, "Side of the crop in pixels; 0 = what the encoder was made for.", lower_bound=0
+    "image_size", _DEFAULTS.image_size, "Side of the crop in pixels; 0 = the encoder's own.", lower_bound=0
 )
 _SEED = flags.DEFINE_integer("seed", _DEFAULTS.seed, "Seed of the weights of a random: encoder.", lower_bound=0)
 
 
 def main(words: list[str]) -> None:
-    """Extract, and say what was written."""
+    """Extract features, and print a summary."""
     cli.no_words(words)
     source, directory, output = cli.required(_ENCODER), cli.required(_IMAGES), Path(cli.required(_OUTPUT))
     from vise_jax.data import datasets

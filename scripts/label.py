@@ -14,7 +14,7 @@ With --runner beam the work is done by Apache Beam, whose options come last:
 
     python scripts/label.py run ... --runner beam -- --runner=DirectRunner --direct_running_mode=multi_processing
 
-Keys are changed as in --config.labels.comment_clusters=32. The same command again goes on where it was stopped.
+Keys are changed as in --config.labels.comment_clusters=32. The same command again resumes an interrupted job.
 """
 
 import sys

@@ -27,7 +27,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "The .html file to write the pictu
 
 
 def main(words: list[str]) -> None:
-    """Find the neighbors, print them, and show them where that was asked for."""
+    """Find the neighbors, print them, and write the page if requested."""
     cli.no_words(words)
     directory, path = Path(cli.required(_ENCODER)), Path(cli.required(_FEATURES))
     query_path = Path(cli.required(_QUERY))

@@ -3,7 +3,7 @@ r"""Predict what people would answer to images: the most probable comment cluste
 The output has a line of JSON for each image, ordered by path; the page beside it (.html) shows the pictures with it and
 needs no network. Clusters are described by the words and emoji that tell them from the others. The encoder is one that
 train.py wrote (its heads are needed), and the labeler the one that its shards were labeled with. An image that can't
-be read has a line with `error`. Run the same command again after a stop, and it goes on.
+be read has a line with `error`. Run the same command again after an interruption: it resumes.
 
 Example:
     python scripts/predict.py --encoder RUN/encoder --labeler LABELER --images PHOTOS --output predictions.jsonl
@@ -22,7 +22,7 @@ _LABELER = flags.DEFINE_string("labeler", None, "The labeler that label.py fit w
 _IMAGES = flags.DEFINE_string(
     "images", None, "A directory of images, a .zip, a .csv file with a column `image`, or one image."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "The .jsonl file to write; the page lies beside it, as .html.")
+_OUTPUT = flags.DEFINE_string("output", None, "The .jsonl file to write; the page is written beside it, as .html.")
 _TOP = flags.DEFINE_integer("top", 5, "Comment clusters to name for each image.", lower_bound=1)
 _ON_PAGE = flags.DEFINE_integer("on_page", 200, "Images on the page at most, the first ones.", lower_bound=0)
 _BATCH_SIZE = flags.DEFINE_integer(
@@ -31,7 +31,7 @@ _BATCH_SIZE = flags.DEFINE_integer(
 
 
 def main(words: list[str]) -> None:
-    """Predict, and say what was written."""
+    """Predict, and print a summary."""
     cli.no_words(words)
     encoder_folder, labeler_folder = Path(cli.required(_ENCODER)), Path(cli.required(_LABELER))
     directory, output = cli.required(_IMAGES), Path(cli.required(_OUTPUT))

@@ -1,11 +1,11 @@
-r"""Report what was made: a table of results, a page of what the clusters mean, and the curves of training runs.
+r"""Report results, clusters and runs: a table of measurements, a page of the clusters, curves of training runs.
 
 With --results: a table, printed and written as table.md and table.csv. With --labeler and --shards: index.html, a page
-that needs no network, and its figures as PNG files; the largest comment clusters are printed. Nobody's comments are in
-it, unless --posts and --show-examples ask for some of each cluster: mentions, links, e-mail addresses and phone numbers
-are masked then, names written as plain words are not. With --runs: training.html, a page that needs no network, and PNG
-files with the curves of one or several runs, also of runs that go on; the last values and the config keys that differ
-are printed.
+that needs no network, and its figures as PNG files; the largest comment clusters are printed. It holds no one's
+comments, unless --posts and --show-examples request some of each cluster: mentions, links, e-mail addresses and phone
+numbers are masked then, names written as plain words are not. With --runs: training.html, a page that needs no network,
+and PNG files with the curves of one or several runs, also of runs that are under way; the last values and the config
+keys that differ are printed.
 
 Example:
     python scripts/report.py --results RESULTS --output REPORT
@@ -70,12 +70,12 @@ def _curves(directories: list[Path], output: Path) -> None:
 
 
 def _read_clusters() -> tuple[dict[str, Any], dict[int, list[str]]]:
-    """The summary of the clusters, and the examples that were asked for."""
+    """Return the summary of the clusters, and the requested examples."""
     labeler_folder, shards_folder = Path(cli.required(_LABELER)), Path(cli.required(_SHARDS))
     if bool(_POSTS.value) != bool(_SHOW_EXAMPLES.value):
-        raise UserError("--posts and --show-examples=NUMBER go together: give both, or none to show nobody's words.")
+        raise UserError("--posts and --show-examples=NUMBER go together: give both, or none to show no one's words.")
     if _EXCLUDE.value and not _POSTS.value:
-        raise UserError("--exclude is for --posts: without it nobody's words are shown.")
+        raise UserError("--exclude is for --posts: without it no one's words are shown.")
     paths = expand(_POSTS.value) if _POSTS.value else []
     from vise_jax.engagement import hashing
     from vise_jax.reporting import clusters

@@ -21,7 +21,7 @@ def define_config() -> flags.FlagHolder:
 
 
 def required(flag: flags.FlagHolder) -> Any:
-    """The value of a flag that this command can't do without.
+    """Return the value of a flag that must be given.
 
     Raises:
         UserError: the flag was not given.
@@ -48,7 +48,7 @@ def run(main: Callable[[list[str]], None], description: str) -> None:
 
     Args:
         main: the command.
-        description: the script's docstring: what it does, with an example.
+        description: the script's docstring, with an example.
     """
     program = os.path.basename(sys.argv[0])
     given = sys.argv[: sys.argv.index("--")] if "--" in sys.argv else sys.argv
@@ -64,7 +64,7 @@ def run(main: Callable[[list[str]], None], description: str) -> None:
     except UserError as error:
         _fail(program, str(error), 1)
     except KeyboardInterrupt:
-        _fail(program, "interrupted: run the same command again to go on.", 130)
+        _fail(program, "interrupted: run the same command again to resume.", 130)
 
 
 def _parse(program: str) -> list[str]:
@@ -75,7 +75,7 @@ def _parse(program: str) -> list[str]:
     except UserError as error:
         _fail(program, str(error), 1)
     except (AttributeError, KeyError) as error:
-        # ml_collections quotes the message more than once, with a suggestion behind the key.
+        # ml_collections quotes the message more than once, with a suggestion after the key.
         found = re.findall(r"\w{2,}", str(error).replace("\\n", " "))
         hint = f", did you mean {found[found.index('mean') + 1]}" if "mean" in found else ""
         _fail(program, f"the config has no key {found[0]}{hint}: see vise_jax/config.py for the keys there are.", 2)

@@ -1,4 +1,4 @@
-"""Every config key: its default, the rule for its values, and what it means. An experiment is a short diff of `base()`.
+"""Every config key with its default, its rule and its meaning. An experiment is a short diff of `base()`.
 
 "The paper" is Jia et al., ICCV 2021. "Not in the paper" marks a value that its main text leaves open and this project
 chose.

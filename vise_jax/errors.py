@@ -2,12 +2,12 @@
 
 
 class UserError(Exception):
-    """A mistake that whoever ran the command can mend.
+    """An error that the user can correct.
 
-    The message is one sentence: what is wrong, where, and what to do about it. The commands print it
+    The message says in one sentence what is wrong, where, and what to do. Commands print it
     without a traceback and exit with status 1; everything else is a bug and keeps its traceback.
     """
 
 
 class Interrupted(UserError):
-    """Nothing is wrong with the input: the same command, run again, goes on."""
+    """The input is valid: the same command, run again, resumes."""

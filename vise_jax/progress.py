@@ -16,12 +16,12 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts toward `total` and says how far it has come, how fast, and what is left.
+    """Count toward `total`, and show progress, rate and remaining time.
 
     Args:
-        description: what is being done, e.g. `labeling`.
+        description: name of the work, e.g. `labeling`.
         total: how many units there are, or None when that is not known.
-        unit: what is counted, e.g. `posts`.
+        unit: counted unit, e.g. `posts`.
         done: how many were done before (a resumed job).
         quiet: say nothing at all, since another process does.
     """
@@ -62,7 +62,7 @@ class Progress:
             self._print_line()
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
-        """Count `count` more units; `note` is shown behind them, e.g. the current loss."""
+        """Count `count` more units; `note` is shown after them, e.g. the current loss."""
         self._count += count
         self._note = self._note if note is None else note
         if self._bar:

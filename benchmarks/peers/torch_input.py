@@ -18,7 +18,7 @@ Transform = Callable[[Path], np.ndarray]
 def transform(
     decoder: str, image_size: int, crop_area: tuple[float, float], crop_ratio: tuple[float, float]
 ) -> Transform:
-    """From a JPEG file to a random crop of it, resized by bilinear interpolation: uint8 [image_size, image_size, 3].
+    """Return a function from a JPEG file to a random crop, resized bilinearly: uint8 [image_size, image_size, 3].
 
     Args:
         decoder: "Pillow" (which also filters, antialias=True, as it always does), "simplejpeg" (OpenCV resizes) or
@@ -81,7 +81,7 @@ def random_box(width: int, height: int, crop_area: tuple[float, float], crop_rat
 
 
 class Photos(Dataset):
-    """What a transform makes of files."""
+    """Files and their transform, as a dataset."""
 
     def __init__(self, paths: list[Path], transform: Transform):
         self._paths, self._transform = paths, transform

@@ -31,7 +31,7 @@ class VisE(nn.Module):
 
 
 def loss_of(logits: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Eq. 1 where every example has labels: soft targets on comments, one class on reactions."""
+    """Compute Eq. 1 where every example has labels: soft targets on comments, one class on reactions."""
     log_probabilities = functional.log_softmax(logits["comments"].float(), 1).gather(1, batch["comment_labels"])
     weights = batch["comment_weights"] / batch["comment_weights"].sum(1, keepdim=True)
     reactions = functional.cross_entropy(logits["reactions"].float(), batch["reaction_label"])
@@ -52,7 +52,8 @@ def prepare(
         dtype: "bfloat16" is autocast.
 
     Returns:
-        What takes so many steps and waits for them; and the peak memory of a step in bytes, None on a CPU.
+        A function that takes a number of steps and waits for them; and the peak memory of a step in bytes, None on
+        a CPU.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")

@@ -141,7 +141,7 @@ def test_an_npz_file_and_weights_by_another_prefix(tmp_path):
     encoders = [interop.convert(path, "icmlm", width=4) for path in (checkpoint.path, tmp_path / "icmlm.npz")]
     assert all((encoders[0].weights[key] == encoders[1].weights[key]).all() for key in encoders[0].weights)
     made = [encoder.provenance["converted"] for encoder in encoders]
-    assert [one["layout"] for one in made] == ["torchvision behind 'cnn.'", "torchvision behind 'module.encoder.'"]
+    assert [one["layout"] for one in made] == ["torchvision after 'cnn.'", "torchvision after 'module.encoder.'"]
     assert [one["layout_verified"] for one in made] == [False, False]
 
 

@@ -2,6 +2,6 @@
 
 import os
 
-# TensorFlow only decodes here; what it says about itself as it is imported helps nobody.
+# TensorFlow only decodes here; its messages during the import don't concern users.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

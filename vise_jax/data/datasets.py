@@ -209,7 +209,7 @@ def _read_layout(path: Path, names: Iterable[str], directories: set[str]) -> tup
         words = directory.split("/")
         if len(words) == level + 1 and (not is_split or split_of(words[0])):
             raise UserError(f"The class directory {directory} in {path} holds no images: fill it or delete it.")
-    # One split alone says nothing about what to test on.
+    # One split alone is no division into train and test.
     if not is_split or len(tops) == 1:
         return labels, None
     return labels, {name: split_of(words[0]) or "" for name, words in parts.items()}

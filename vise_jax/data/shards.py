@@ -105,7 +105,7 @@ def _write_records(records: Iterable[bytes], path: Path) -> dict[str, Any]:
 
 
 def describe_shard(path: Path, examples: int) -> dict[str, Any]:
-    """What a manifest says of a shard: its `name`, `examples`, `bytes` and `sha256`."""
+    """Describe a shard for the manifest: its `name`, `examples`, `bytes` and `sha256`."""
     return {
         "name": path.name,
         "examples": examples,
@@ -313,7 +313,7 @@ def read_statistics(directory: Path | str, manifest: Mapping[str, Any]) -> dict[
 
     Returns:
         `comments` int64 [K_C] and `reactions` int64 [K_R], examples with each label; `labels_per_post` int64 [L],
-        examples with so many comment labels; `pairs` int64 [K_C, K_R], examples with both labels.
+        number of examples by number of comment labels; `pairs` int64 [K_C, K_R], examples with both labels.
 
     Raises:
         UserError: the file is missing or damaged.

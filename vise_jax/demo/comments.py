@@ -1,4 +1,4 @@
-"""Engagement of the demo corpus: comments from a grammar, reactions from the affect. Simulated, nobody wrote them."""
+"""Engagement of the demo corpus: comments from a grammar, reactions from the affect. Simulated: no one wrote them."""
 
 import numpy as np
 
@@ -211,7 +211,7 @@ _NOISE = (
 _KINDS = (_ABOUT_THE_TOPIC, _ABOUT_BOTH, _ABOUT_THE_AFFECT, _NOISE)
 _KIND_SHARES = (0.5, 0.43, 0.04, 0.03)
 
-# Chances of the buttons for each affect: its own first of all, then what is close to it.
+# Probabilities of the buttons for each affect: its own first, then those close to it.
 _REACTION_SHARES = {
     "haha": {"haha": 0.72, "sorry": 0.03, "angry": 0.04, "wow": 0.09, "love": 0.12},
     "sorry": {"haha": 0.03, "sorry": 0.7, "angry": 0.1, "wow": 0.07, "love": 0.1},
@@ -222,14 +222,14 @@ _REACTION_SHARES = {
 
 
 def comments(rng: np.random.Generator, topic: str, affect: str) -> list[str]:
-    """0 to 12 comments on a post; about 5% of the posts have none."""
+    """Draw 0 to 12 comments on a post; about 5% of the posts have none."""
     if rng.random() < 0.05:
         return []
     return [_comment(rng, topic, affect) for _ in range(min(12, int(rng.geometric(0.25))))]
 
 
 def reactions(rng: np.random.Generator, affect: str) -> dict[str, int] | None:
-    """Counts of the five buttons, their total heavy-tailed; about 5% of the posts have none (null, or all zeros)."""
+    """Draw counts of the five buttons, their total heavy-tailed; about 5% of the posts have none (null or zeros)."""
     shares = _REACTION_SHARES[affect]
     draw = rng.random()
     if draw < 0.03:
@@ -264,13 +264,13 @@ def _comment(rng: np.random.Generator, topic: str, affect: str) -> str:
 
 
 def _zipf(rng: np.random.Generator, items: tuple[str, ...]) -> str:
-    """One of `items`, the k-th with a chance in proportion to 1 / k (Zipf)."""
+    """Draw one of `items`, the k-th with a probability proportional to 1 / k (Zipf)."""
     chances = 1 / np.arange(1, len(items) + 1) ** 1.4
     return items[rng.choice(len(items), p=chances / chances.sum())]
 
 
 def _slip(rng: np.random.Generator, word: str) -> str:
-    """A word as typed in a hurry: now and then elongated, or with two letters swapped or one lost."""
+    """Return a word with a typo, sometimes: elongated, two letters swapped, or one lost."""
     draw, at = rng.random(), int(rng.integers(max(1, len(word) - 1)))
     if draw < 0.05:
         return word[:at] + word[at] * int(rng.integers(3, 6)) + word[at + 1 :]

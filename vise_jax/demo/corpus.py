@@ -6,7 +6,7 @@ distribution (`demo_comments`). A post is a function of (seed, its number) alone
     OUTPUT/posts/part-*.jsonl, posts/images/     posts, as `scripts/label.py` reads them
     OUTPUT/topic/{train,test}/<topic>/NNNN.jpg   labeled images that are in no post, as `scripts/evaluate.py` reads
     OUTPUT/affect/{train,test}/<affect>/NNNN.jpg them
-    OUTPUT/truth.csv                             what the posts hide; nothing is ever trained on it
+    OUTPUT/truth.csv                             hidden topic and affect of each post; never trained on
     OUTPUT/corpus.json                           settings, counts, and the fingerprint of all files
 """
 
@@ -117,7 +117,7 @@ def make_post(seed: int, number: int) -> tuple[dict[str, Any], bytes | None, tup
 def make_labeled(seed: int, task: str, number: int) -> tuple[str, bytes]:
     """Make one labeled image: its class of `task` ("topic" or "affect"), and the bytes of a JPEG file.
 
-    Classes take turns in the numbering; what the task does not ask for is drawn.
+    Classes alternate by number; the attribute that is not the task's is drawn at random.
     """
     rng = _generator(seed, 1 + list(_CLASSES).index(task), number)
     scene = {name: classes[rng.integers(len(classes))] for name, classes in _CLASSES.items()}
@@ -136,7 +136,7 @@ def _jpeg(rng: np.random.Generator, image: Image.Image) -> bytes:
 
 
 def _encode(rng: np.random.Generator, image: Image.Image) -> tuple[str, bytes]:
-    """The name's ending and the bytes of an image file: mostly a JPEG; some are PNG, some are grayscale."""
+    """Return the suffix and the bytes of an image file: mostly JPEG, some PNG, some grayscale."""
     kind = rng.random()
     if kind < 0.06:
         image = image.convert("L")
@@ -148,7 +148,7 @@ def _encode(rng: np.random.Generator, image: Image.Image) -> tuple[str, bytes]:
 
 
 def _break(rng: np.random.Generator, content: bytes) -> bytes | None:
-    """What is left of a broken image file: its first quarter, some text, or nothing at all."""
+    """Return a damaged image file: its first quarter, some text, or nothing at all."""
     return (content[: len(content) // 4], b"This is not an image.\n", None)[rng.integers(3)]
 
 

@@ -63,7 +63,7 @@ def _hsv(hue: float, saturation: float, value: float) -> Color:
 
 
 def _palette(rng: np.random.Generator) -> Palette:
-    """Six colors of a random scheme; the subject stands out from the sky, and either may be the lighter one."""
+    """Draw six colors of a random scheme; the subject contrasts with the sky, and either may be the lighter one."""
     hue, spread = rng.random(), rng.uniform(0.08, 0.5)
     ink = _hsv(rng.random(), rng.uniform(0.2, 0.8), rng.uniform(0.05, 0.25))
     paper = _hsv(rng.random(), rng.uniform(0.0, 0.25), rng.uniform(0.88, 1.0))
@@ -82,7 +82,7 @@ def _palette(rng: np.random.Generator) -> Palette:
 
 
 def _background(rng: np.random.Generator, width: int, height: int, p: Palette) -> Image.Image:
-    """A gradient in a random direction, and mostly a ground below it."""
+    """Draw a gradient in a random direction, and mostly a ground below it."""
     x, y = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     angle = rng.uniform(0, 2 * math.pi)
     ramp = (math.cos(angle) * x + math.sin(angle) * y)[..., None] * rng.uniform(5, 40)
@@ -100,7 +100,7 @@ def _any_color(rng: np.random.Generator, alpha: tuple[float, float]) -> tuple[in
 
 
 def _distractors(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, height: int, p: Palette) -> None:
-    """Clouds, boxes, dots and lines that come with every topic and affect alike."""
+    """Draw clouds, boxes, dots and lines, independent of topic and affect."""
     extent = min(width, height)
     for _ in range(rng.integers(0, 4)):
         (x, y), size = rng.random(2) * (width, height), extent * rng.uniform(0.05, 0.16)
@@ -119,7 +119,7 @@ def _distractors(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int
 def _rays(
     rng: np.random.Generator, draw: ImageDraw.ImageDraw, center: np.ndarray, reach: float, unit: float, p: Palette
 ) -> None:
-    """Rays from behind the subject."""
+    """Draw rays from behind the subject."""
     count, turn = int(rng.integers(9, 18)), rng.uniform(0, 2 * math.pi)
     color = (*(p.paper, p.accent)[rng.integers(2)], int(rng.uniform(130, 230)))
     near, share = unit * rng.uniform(0.0, 0.9), rng.uniform(0.2, 0.5)
@@ -130,7 +130,7 @@ def _rays(
 
 
 def _confetti(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, height: int, p: Palette) -> None:
-    """Scraps of paper and streamers."""
+    """Draw scraps of paper and streamers."""
     extent = min(width, height)
     scrap = np.array([(-1, -0.5), (1, -0.5), (1, 0.5), (-1, 0.5)])
     for _ in range(rng.integers(14, 32)):
@@ -148,7 +148,7 @@ def _confetti(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, h
 
 
 def _rain(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, height: int, p: Palette) -> None:
-    """Parallel streaks, and often a cloud that they fall from."""
+    """Draw parallel streaks, and often a cloud that they fall from."""
     extent = min(width, height)
     lean, color = rng.uniform(-0.45, 0.45), (*(p.paper, p.ink)[rng.integers(2)], int(rng.uniform(130, 230)))
     thickness = max(1, int(extent * rng.uniform(0.008, 0.016)))
@@ -163,7 +163,7 @@ def _rain(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, heigh
 
 
 def _bolts(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, height: int, p: Palette) -> None:
-    """Zigzags that shoot in from the borders."""
+    """Draw zigzags that come in from the borders."""
     extent = min(width, height)
     color = (*(p.paper, p.ink, p.accent)[rng.integers(3)], int(rng.uniform(150, 255)))
     for _ in range(rng.integers(3, 7)):
@@ -179,7 +179,7 @@ def _bolts(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, heig
 
 
 def _hearts(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, height: int, p: Palette) -> None:
-    """Hearts and soft round lights."""
+    """Draw hearts and soft round lights."""
     extent = min(width, height)
     t = np.linspace(0, 2 * math.pi, 24)
     heart = np.stack([16 * np.sin(t) ** 3, -13 * np.cos(t) + 5 * np.cos(2 * t) + 2 * np.cos(3 * t)], axis=1) / 16
@@ -200,7 +200,7 @@ _IN_FRONT: dict[str, Callable[[np.random.Generator, ImageDraw.ImageDraw, int, in
 
 
 def _photograph(rng: np.random.Generator, image: Image.Image) -> Image.Image:
-    """To the final size, with a vignette, a contrast, a brightness, a blur and a grain that mean nothing."""
+    """Resize to the final size, with random vignette, contrast, brightness, blur and grain."""
     image = image.resize((image.width // _OVERSAMPLING, image.height // _OVERSAMPLING), Image.Resampling.BOX)
     if rng.random() < 0.25:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.0)))

@@ -1,4 +1,4 @@
-"""What the scenes of the demo corpus show: one subject a topic, drawn as shapes with a free pose and free colors."""
+"""Subjects of the demo corpus: one per topic, drawn as shapes with a random pose and random colors."""
 
 import dataclasses
 import math
@@ -48,7 +48,7 @@ class Pen:
 
 
 def ellipse(x: float, y: float, width: float, height: float, start: float = 0, end: float = 360) -> np.ndarray:
-    """Points [N, 2] of an arc with half-axes `width` and `height`, angles in degrees, clockwise on the screen."""
+    """Return points [N, 2] of an arc with half-axes `width` and `height`, angles in degrees, clockwise."""
     angles = np.radians(np.linspace(start, end, 33 if end - start > 90 else 13))
     return np.stack([x + width * np.cos(angles), y + height * np.sin(angles)], axis=1)
 
@@ -62,13 +62,13 @@ def path(*points: tuple[float, float]) -> np.ndarray:
 
 
 def curve(start: tuple[float, float], bend: tuple[float, float], end: tuple[float, float]) -> np.ndarray:
-    """Points [12, 2] of a quadratic Bezier curve."""
+    """Return points [12, 2] of a quadratic Bezier curve."""
     t = np.linspace(0, 1, 12)[:, None]
     return (1 - t) ** 2 * np.array(start) + 2 * t * (1 - t) * np.array(bend) + t**2 * np.array(end)
 
 
 def _ruffle(points: np.ndarray, jag: float, wave: float) -> np.ndarray:
-    """A closed outline [N, 2] with teeth or waves; small shapes stay as they are."""
+    """Return a closed outline [N, 2] with teeth or waves; small shapes don't change."""
     size = np.ptp(points, axis=0).max()
     if size < 0.3 or not (jag or wave):
         return points

@@ -42,13 +42,13 @@ def sample_comments(comments: Sequence[str], max_comments: int, seed: int, post_
 
 
 def choose_vocabulary(document_counts: Counter[str], min_count: int, max_size: int) -> list[str]:
-    """The tokens that at least `min_count` comments hold, the most frequent first, equals in alphabetical order."""
+    """Return the tokens of at least `min_count` comments, the most frequent first, ties in alphabetical order."""
     frequent = [(token, count) for token, count in document_counts.items() if count >= min_count]
     return [token for token, _ in sorted(frequent, key=lambda item: (-item[1], item[0]))[:max_size]]
 
 
 def tokenizer(labels: ConfigDict) -> Callable[[Sequence[str]], list[list[str]]]:
-    """What splits raw comments into tokens for the encoder of `labels.comment_encoder`, before anything is fitted.
+    """Return the function that splits raw comments into tokens for `labels.comment_encoder`.
 
     Raises:
         UserError: a static model whose tokenizer is missing or damaged.
@@ -59,7 +59,7 @@ def tokenizer(labels: ConfigDict) -> Callable[[Sequence[str]], list[list[str]]]:
 
 
 def vectors_sha256(labels: ConfigDict) -> dict[str, str]:
-    """SHA-256 (hex) of the files that `labels.vectors` names and that decide phi, by their names; none for LSA.
+    """Return the SHA-256 (hex) of each file of `labels.vectors` that decides phi_C, by name; none for LSA.
 
     Raises:
         UserError: one of them can't be read.
@@ -103,7 +103,7 @@ class CommentEncoder:
         return (static_embeddings.Splitter(self.tokenizer, index) if self.tokenizer else Splitter(index)).split
 
     def tfidf(self, comments: Sequence[str]) -> scipy.sparse.csr_matrix:
-        """Counts times weights of each raw comment's tokens: float32 [N, V]."""
+        """Return counts times weights of the tokens of raw comments, float32 [N, V]."""
         return _tfidf(self._split(comments), self.weights)
 
     def encode(self, comments: Sequence[str]) -> np.ndarray:
@@ -183,7 +183,7 @@ def _index(vocabulary: list[str]) -> dict[str, int]:
 
 
 def _weights(vocabulary: list[str], document_counts: Counter[str], documents: int, labels: ConfigDict) -> np.ndarray:
-    """float32 [V]: IDF as scikit-learn smooths it, or ones."""
+    """Return token weights, float32 [V]: IDF as scikit-learn smooths it, or ones."""
     if labels.token_weights == "none":
         return np.ones(len(vocabulary), np.float32)
     counts = np.array([document_counts[token] for token in vocabulary], np.float64)

@@ -45,7 +45,7 @@ class Lowest:
             heapq.heapreplace(self._heap, (key, rank, item))
 
     def ranked(self) -> list[tuple[str, Any]]:
-        """Ranks and items, the lowest rank first."""
+        """Return ranks and items, the lowest rank first."""
         return [(rank, item) for _, rank, item in sorted(self._heap, key=lambda entry: entry[1])]
 
     def __iter__(self) -> Iterator[Any]:
@@ -66,7 +66,7 @@ class Corpus:
         comments: a sample of pairs of a post's hash and the tokens of a comment, joined by `SEPARATOR`.
         reactions: a sample of reaction counts.
         rejected: posts that could not be read, by reason.
-        notes: what was mended.
+        notes: number of mended values, by kind.
     """
 
     comments: Lowest
@@ -78,7 +78,7 @@ class Corpus:
 
     @classmethod
     def empty(cls, labels: ConfigDict) -> "Corpus":
-        """Of no posts."""
+        """Return the statistics of no posts."""
         return cls(Lowest(labels.max_fit_comments), Lowest(labels.max_fit_reactions))
 
     def merge(self, other: "Corpus") -> "Corpus":
@@ -94,12 +94,12 @@ class Corpus:
         return self.counts, self.documents, self.rejected, self.notes
 
     def to_json(self) -> list[Any]:
-        """As JSON values; it holds what people wrote."""
+        """Return JSON values. They hold words of comments."""
         return [*map(dict, self._counters()), self.comments.ranked(), self.reactions.ranked()]
 
     @classmethod
     def from_json(cls, values: list[Any], labels: ConfigDict) -> "Corpus":
-        """What `to_json` gave."""
+        """Return the statistics that `to_json` described."""
         counts, documents, rejected, notes, comments, reactions = values
         samples = Lowest(labels.max_fit_comments, comments), Lowest(labels.max_fit_reactions, reactions)
         return cls(*samples, Counter(counts), Counter(documents), Counter(rejected), Counter(notes))

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def salt(salt_file: str, seed: int) -> bytes:
-    """The secret of all hashes, 64 bytes: from a file, or from the seed where `salt_file` is empty.
+    """Return the secret of all hashes, 64 bytes: from a file, or derived from the seed if `salt_file` is empty.
 
     Raises:
         UserError: the file can't be read or is empty.
@@ -52,17 +52,17 @@ def make_salt(salt_file: str) -> None:
 
 
 def digest(text: str, salt: bytes, purpose: bytes) -> bytes:
-    """16 bytes of BLAKE2b, keyed with the salt; different purposes give unrelated digests."""
+    """Return 16 bytes of BLAKE2b, keyed with the salt; different purposes give unrelated digests."""
     return hashlib.blake2b(text.encode(), key=salt, person=purpose, digest_size=16).digest()
 
 
 def hash_id(post_id: str, salt: bytes) -> bytes:
-    """A post's id as it stands in shards: 32 hex digits."""
+    """Return a post's id as stored in shards: 32 hex digits."""
     return digest(post_id, salt, b"id").hex().encode()
 
 
 def salt_check(salt: bytes) -> str:
-    """A word that two parties with the same salt share, and that gives nothing away about it."""
+    """Return a word by which two parties find out that they have the same salt; it reveals nothing about it."""
     return digest("", salt, b"check").hex()
 
 
@@ -72,7 +72,7 @@ SPLITS = ("cluster", "validation", "train", "unused")
 def split(
     post_id: str, salt: bytes, cluster_fraction: float, validation_fraction: float = 0.0, train_fraction: float = 1.0
 ) -> str:
-    """What a post is for, one of `SPLITS`: to make clusters, to watch training, to train on, or nothing.
+    """Return the split of a post, one of `SPLITS`: to fit clusters, to validate, to train on, or unused.
 
     Hashes decide, so the splits are disjoint on any number of machines without a shuffle
     (Sec. 3.1 keeps 20M of 270M posts for the clusters alone). A smaller `train_fraction` takes a subset of what
@@ -114,7 +114,7 @@ def read_ids(path: Path) -> list[str]:
 
 
 def read_excluded(path: Path | None, salt: bytes) -> frozenset[bytes]:
-    """The hashes of the post ids in a file, or none.
+    """Return the hashes of the post ids in a file; none without a file.
 
     Raises:
         UserError: as `read_ids`.
@@ -131,7 +131,7 @@ def count_unmatched(exclude: Path | None, excluded: frozenset[bytes], matched: i
     """Return the number of ids of the exclusion list that no post has.
 
     Raises:
-        UserError: none of them matches, so that the list can't be what was meant.
+        UserError: none of the ids matches a post.
     """
     if excluded and not matched:
         raise UserError(

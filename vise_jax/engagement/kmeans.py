@@ -29,7 +29,7 @@ _CPU_TILE, _ACCELERATOR_TILE = (2**20, 1024), (2**26, 65536)
 _SMALLEST_TILE = 64
 # Bytes of points that go to each device at a time.
 _BLOCK_BYTES = 2**26
-# XLA's argmin is a scalar loop on CPU; minima over groups of so many centroids, and then within one group, are not.
+# XLA's argmin is a scalar loop on CPU; minima over groups of this many centroids, and then within one group, are not.
 _GROUP = 32
 # k-means++ sees this many points a cluster, and at least this many in all, drawn evenly.
 _START_POINTS_PER_CLUSTER = 20
@@ -68,7 +68,7 @@ def fit(
         x: float32 [N, D]; an `np.memmap` is streamed.
         k: number of clusters.
         init: float32 [k, D] to start from, or None for greedy k-means++ on a random subsample.
-        iterations: at most so many passes over the points, or so many mini-batches; 0 leaves the start as it is.
+        iterations: maximum number of passes over the points, or of mini-batches; 0 returns the start.
         seed: of the start, and of the mini-batches.
         batch_size: 0 for Lloyd's algorithm; else the points of a mini-batch. Each centroid is then the mean of all
             points that were ever assigned to it (Sculley 2010).
@@ -88,8 +88,8 @@ def fit(
     if distinct < k:
         if not allow_fewer or distinct == 0 or init is not None:
             raise UserError(
-                f"{k:,} clusters were asked for, but there are only {distinct:,} distinct points: ask for fewer, give "
-                "more posts, or set labels.allow_fewer_clusters=True to make as many clusters as there are points."
+                f"{k:,} clusters need as many points, but there are only {distinct:,} distinct points: ask for fewer, "
+                "give more posts, or set labels.allow_fewer_clusters=True to fit as many clusters as there are points."
             )
         k = distinct
     if init is not None and np.shape(init) != (k, x.shape[1]):
@@ -110,7 +110,7 @@ def fit(
 
 
 def assign(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """The nearest centroid of each point, the first of equals.
+    """Return the nearest centroid of each point, the first of ties.
 
     Args:
         x: float32 [N, D].
@@ -145,7 +145,7 @@ class _Run(NamedTuple):
 
 
 class _Pass(NamedTuple):
-    """What a pass over the points finds.
+    """Results of a pass over the points.
 
     Attributes:
         sums: float64 [k, D], of the points of each cluster.
@@ -248,7 +248,7 @@ def _count_distinct(x: np.ndarray, enough: int) -> int:
 
 
 def _points(x: np.ndarray, k: int, devices: list[jax.Device]) -> _Points:
-    """An array in memory is put on the devices once, an `np.memmap` in each pass anew, block by block."""
+    """Put an array on the devices once; put an `np.memmap` there in each pass again, block by block."""
     mesh = _mesh(tuple(devices))
     blocks = max(1, -(-x.nbytes // (_BLOCK_BYTES * len(devices))))
     rows = max(1, -(-len(x) // (blocks * len(devices))))
@@ -269,13 +269,13 @@ def _points(x: np.ndarray, k: int, devices: list[jax.Device]) -> _Points:
 
 
 def _forget(x: np.ndarray) -> None:
-    """Let go of the pages of an `np.memmap` that were read: they would count as this process's memory."""
+    """Release the pages of an `np.memmap` that were read: they would count as this process's memory."""
     if isinstance(x, np.memmap) and (mapping := getattr(x, "_mmap", None)) is not None:
         mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def _tile(points: int, k: int) -> int:
-    """Points of a tile: a power of two, so that few sizes are ever compiled."""
+    """Return the number of points in a tile: a power of two, so that few sizes are compiled."""
     distances, largest = _CPU_TILE if jax.default_backend() == "cpu" else _ACCELERATOR_TILE
     fitting = 1 << max(0, (distances // k).bit_length() - 1)
     needed = 1 << max(0, points - 1).bit_length()
@@ -319,7 +319,7 @@ _Carry = tuple[jax.Array, jax.Array, jax.Array]
 
 @partial(jax.jit, static_argnames=("mesh", "tile"))
 def _work(x: jax.Array, points: jax.Array, centroids: jax.Array, mesh: Mesh, tile: int) -> tuple[jax.Array, ...]:
-    """Sums [k, D] and counts [k] of the clusters, labels [B] and squared distances [B] of a block [B, D]."""
+    """Compute sums [k, D] and counts [k] of the clusters, labels [B] and squared distances [B] of a block [B, D]."""
     k = len(centroids)
 
     def on_each(x: jax.Array, points: jax.Array, centroids: jax.Array) -> tuple[jax.Array, ...]:
@@ -346,21 +346,21 @@ def _work(x: jax.Array, points: jax.Array, centroids: jax.Array, mesh: Mesh, til
 
 
 def _padded(centroids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """|c|^2 [K] and -2c [D, K], up to whole groups: nothing is near what is added."""
+    """Return |c|^2 [K] and -2c [D, K], padded to full groups with centroids that nothing is near."""
     rest = -len(centroids) % _GROUP
     norms = jnp.pad(jnp.sum(centroids * centroids, axis=1), (0, rest), constant_values=jnp.inf)
     return norms, jnp.pad(-2 * centroids.T, ((0, 0), (0, rest)))
 
 
 def _nearest(x: jax.Array, norms: jax.Array, table: jax.Array) -> jax.Array:
-    """Labels int32 [N], the first of equals: argmin over k of |c|^2 - 2xc."""
+    """Return labels int32 [N], the first of ties: argmin over k of |c|^2 - 2xc."""
     distances = (norms[None, :] + _dot(x, table)).reshape(len(x), -1, _GROUP)
     group = _first_minimum(jnp.min(distances, axis=2))
     return group * _GROUP + _first_minimum(jnp.take_along_axis(distances, group[:, None, None], axis=1)[:, 0])
 
 
 def _first_minimum(values: jax.Array) -> jax.Array:
-    """argmin int32 [N] over the rows of [N, M]; two plain minima are faster than XLA's argmin on CPU."""
+    """Compute argmin int32 [N] over the rows of [N, M]; two plain minima are faster than XLA's argmin on CPU."""
     index = jnp.arange(values.shape[1], dtype=jnp.int32)[None, :]
     return jnp.min(jnp.where(values <= jnp.min(values, axis=1, keepdims=True), index, values.shape[1]), axis=1)
 
@@ -374,7 +374,7 @@ def _inertia(found: _Pass) -> float:
 
 
 def _fingerprint(x: np.ndarray, k: int, init: np.ndarray | None, seed: int, batch_size: int) -> str:
-    """What a state has to be of to be gone on from; of the points it sees some."""
+    """Fingerprint that a saved state must match to be resumed, from a subsample of the points."""
     some = np.asarray(x[:: max(1, len(x) // 64)], np.float64).tolist()
     start = None if init is None else np.asarray(init, np.float64).tolist()
     return artifact.fingerprint([list(x.shape), some, k, start, seed, batch_size])
@@ -408,7 +408,7 @@ def _start(x: np.ndarray, k: int, seed: int) -> np.ndarray:
 
 @partial(jax.jit, static_argnames="k")
 def _plus_plus(x: jax.Array, k: int, key: jax.Array) -> jax.Array:
-    """Greedy k-means++ (Arthur & Vassilvitskii 2007): each centroid is the best of a few points drawn by distance.
+    """Draw centroids by greedy k-means++ (Arthur & Vassilvitskii 2007), each the best of a few candidates.
 
     Args:
         x: float32 [N, D].

@@ -23,7 +23,7 @@ from vise_jax.text import encoding
 
 FORMAT_VERSION = 3
 _MADE_BY = "label.py fit"
-# Keys that say where something lies: what lies there decides.
+# Keys that are paths. The content of the files decides, not the path.
 PATHS = ("salt_file", "vectors", "link_roots")
 _ARRAYS = ("comment_centroids", "reaction_centroids", "comment_terms", "comment_term_weights", "suppressed")
 
@@ -50,16 +50,16 @@ class Labeler:
 
     Attributes:
         labels: the `labels` section of the config it was fitted with; it decides how posts are labeled.
-        salt_check: shared by everyone who has the same salt, so that its split of the posts can be kept.
+        salt_check: equal for equal salts, so that later jobs can check that they split posts alike.
         comments: the comment encoder, or None where the posts had no comments.
         comment_centroids: float32 [K_C, D]; K_C = 0 without comments.
         reaction_centroids: float32 [K_R, 5]; K_R = 0 where the posts had no reactions.
         comment_terms: int32 [K_C, T], the tokens of the vocabulary that tell each comment cluster from the others, the
-            most telling first; -1 where it has fewer.
+            most distinctive first; -1 as padding.
         comment_term_weights: float32 [K_C, T], how much larger their mean TF-IDF weight is over the cluster's comments
             than over all of them, each comment scaled to length 1.
         suppressed: int32 [S], comment clusters that fewer than `labels.min_posts` posts made: never a label.
-        fitted: what it was fitted on, and how well: counts, inertia, fingerprints.
+        fitted: description of the fit: counts, inertia, fingerprints.
     """
 
     labels: Mapping[str, Any]
@@ -157,7 +157,7 @@ class Labeler:
                 "format_version": FORMAT_VERSION,
                 "kind": "labeler",
                 "vise_jax": vise_jax.__version__,
-                # Where files of the fit were is not published: what was in them decides.
+                # Paths are not published.
                 "labels": {key: value for key, value in self.labels.items() if key not in PATHS},
                 "comment_coverage": self.comments.coverage if self.comments else 0.0,
                 "classes": self.classes,

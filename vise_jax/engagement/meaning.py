@@ -14,7 +14,7 @@ _PRIVATE = regex.compile(r"\p{Co}")
 
 
 def terms(labeler: Labeler, number: int) -> dict[str, list[list[Any]]]:
-    """The terms that tell a comment cluster from the others, the most telling first.
+    """Return the distinctive terms of a comment cluster, the most distinctive first.
 
     Returns:
         `words` and `emoji`: pairs of a term and its weight, see `Labeler.comment_term_weights`.
@@ -32,7 +32,7 @@ def terms(labeler: Labeler, number: int) -> dict[str, list[list[Any]]]:
 
 
 def profiles(centroids: np.ndarray) -> np.ndarray:
-    """Centroids of reaction clusters as shares of the buttons.
+    """Return the centroids of reaction clusters as fractions of the buttons.
 
     Args:
         centroids: float32 [K, 5], means of counts of unit length: none is negative, and some are above zero.
@@ -45,5 +45,5 @@ def profiles(centroids: np.ndarray) -> np.ndarray:
 
 
 def _visible(term: str) -> str:
-    """Emoji of old phones, which no font knows any more, by their code points."""
+    """Replace emoji of old phones, which no font has, by their code points."""
     return _PRIVATE.sub(lambda match: f"U+{ord(match[0]):04X}", term)

@@ -9,10 +9,10 @@ from vise_jax.similarity import unit_rows
 
 
 def encode(reactions: Sequence[Sequence[int] | None]) -> np.ndarray:
-    """L2-normalized counts, in the order of `posts.REACTIONS`.
+    """Compute phi_R: L2-normalized counts, in the order of `posts.REACTIONS`.
 
     Returns:
-        float32 [N, 5]; a row of zeros where a post has no reactions or nobody reacted.
+        float32 [N, 5]; a row of zeros for a post without reactions.
     """
     counts = np.array([counts or (0,) * len(REACTIONS) for counts in reactions], np.float64)
     return unit_rows(counts.reshape(-1, len(REACTIONS))).astype(np.float32)

@@ -29,13 +29,13 @@ from vise_jax.progress import Progress
 log = logging.getLogger(__name__)
 
 _FORMAT_VERSION = 1
-# Images of a part, or a batch where that is more: what a stop can cost.
+# Images of a part, or a batch if that is larger: the most that an interruption can cost.
 _PART = 1024
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, pa.ArrowException)
 
 
 class FeatureExtractor(Protocol):
-    """What is asked of an encoder here."""
+    """The part of an encoder that extraction uses."""
 
     @property
     def fingerprint(self) -> str:
@@ -65,7 +65,7 @@ class Part:
 
     @classmethod
     def read(cls, path: Path) -> "Part":
-        """Read what was written by `save`."""
+        """Read a part that `save` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
             return cls(**{field.name: arrays[field.name] for field in dataclasses.fields(cls)})
 
@@ -76,7 +76,7 @@ class Part:
 
 
 def open_encoder(source: str, seed: int) -> Encoder:
-    """The encoder in a directory; or, for `random:NAME` and `random:FOLDER`, that architecture untrained.
+    """Load the encoder of a directory; for `random:NAME` and `random:DIRECTORY`, create an untrained one.
 
     Args:
         source: what stands after `--encoder`.
@@ -190,7 +190,7 @@ def _compute(
     size: int,
     progress: Progress,
 ) -> Part:
-    """Features of the next images."""
+    """Compute the features of the next images."""
     kept: list[int] = []
     found: list[np.ndarray] = []
     rejected: dict[int, str] = {}
@@ -299,12 +299,12 @@ def export(
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What a file of features says about itself.
+    """Read the description of a file of features.
 
     Returns:
-        `key`, a fingerprint of what the features were made from; `encoder`, the encoder's; `crop`, the side of the crop
-        in pixels; `images` and `dim`, how many features of how many images it holds; `rejected`, path → reason of the
-        images that were left out.
+        `key`, a fingerprint of everything that decides the features; `encoder`, that of the encoder; `crop`, the side
+        of the crop in pixels; `images` and `dim`, the number of images and of features; `rejected`, the reason for each
+        image that was left out, by path.
 
     Raises:
         UserError: no such file, or no features in it.
@@ -366,7 +366,7 @@ def _whole(path: Path) -> bool:
 
 
 def _holds(path: Path, key: str) -> bool:
-    """Whether a whole file of features has this key."""
+    """Return whether a complete file of features has this key."""
     try:
         if read_about(path)["key"] != key:
             return False

@@ -40,7 +40,7 @@ def predict(encoder: Encoder, labeler: Labeler, features: np.ndarray, top: int) 
 
     Probabilities are the softmax of a head. Suppressed comment clusters have none: they were never a label.
 
-    The reaction profile is what to expect of a post's shares of the five buttons: the sum over the reaction clusters of
+    The reaction profile is the expected fraction of each button: the sum over the reaction clusters of
     their probabilities times their profiles, p_k c_k / |c_k|_1. Centroids c_k are means of counts of unit L2 length, so
     that one with several buttons has a larger sum than one with a single button, and would count for more if it were
     not divided by that sum first.

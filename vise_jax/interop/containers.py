@@ -27,7 +27,7 @@ from vise_jax.errors import UserError
 # Where training loops put the weights beside their other state, and their exponential moving average.
 _WRAPPERS = ("state_dict", "model")
 _AVERAGES = ("ema", "model_ema", "ema_state_dict", "state_dict_ema", "ema_model")
-# What is downloaded instead of a file of weights: the beginning, in lower case, and what it is.
+# Files that servers send in the place of weights: first bytes, in lower case, and a description.
 _IMPOSTORS = (
     (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
     (b"<!doctype html", "an HTML page: the download needs a direct link, or a login"),
@@ -39,7 +39,7 @@ _IMPOSTORS = (
 _MAX_RATIO = 20
 # weights_only was bypassed in releases before 2.6; this is the oldest one that the tests' bad files were tried with.
 _OLDEST_TORCH = (2, 10)
-# With these TorchScript marks the type of lists; they return what they are given.
+# TorchScript marks the types of lists with these; they return their argument.
 _TAGS = {
     f"torch.jit._pickle.{name}"
     for name in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
@@ -52,7 +52,7 @@ def check(path: Path, *, sha256: str | None, max_bytes: int) -> str:
     Args:
         path: the file.
         sha256: what its SHA-256 (hex), or the beginning of that, should be; None = unknown.
-        max_bytes: of the file, and of what is in it when it is a zip file.
+        max_bytes: largest size of the file, and of the unpacked content of a zip file.
 
     Returns:
         SHA-256 (hex) of the file.
@@ -78,11 +78,11 @@ def check(path: Path, *, sha256: str | None, max_bytes: int) -> str:
 def read(path: Path, *, max_bytes: int, ema: bool | None = None) -> dict[str, np.ndarray]:
     """Read the weights in a `.safetensors`, `.npz`, TorchScript or PyTorch file (zip or the older format).
 
-    Weights that lie in an entry "state_dict" or "model" are taken from there, and the rest of such a file is left.
+    Weights in an entry "state_dict" or "model" are taken from there; the rest of such a file is ignored.
 
     Args:
         path: the file; its suffix decides, and anything but `.safetensors` and `.npz` is PyTorch's.
-        max_bytes: of what is in it.
+        max_bytes: largest size of the unpacked content.
         ema: of a file with weights and their moving average: take the average, or not; None = refuse to choose.
 
     Returns:
@@ -136,7 +136,7 @@ def _check_kind(path: Path) -> None:
     """Check that a file isn't what servers send in the place of weights.
 
     Raises:
-        UserError: it is; names what it is.
+        UserError: it is; names the kind of file.
     """
     with open(path, "rb") as file:
         first = file.read(64).lstrip().lower()
@@ -162,7 +162,7 @@ def _choose(path: Path, loaded: Any, ema: bool | None) -> Any:
 
 
 def read_metadata(path: Path, key: str) -> Any:
-    """The JSON value under a key of a `.safetensors` file's metadata; None where there is none."""
+    """Return the JSON value under a key of a `.safetensors` file's metadata; None if there is none."""
     if path.suffix != ".safetensors":
         return None
     try:
@@ -225,7 +225,7 @@ def _read_torchscript(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, n
 
 
 def _attributes(box: _Box, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """Everything below a module by its dotted name; each module once, however often it is referred to."""
+    """Yield everything below a module by its dotted name; each module once, however often it is referenced."""
     seen.add(id(box))
     for name, value in vars(box).items():
         if not isinstance(value, _Box):
@@ -251,7 +251,7 @@ def _arrays(path: Path, tensors: Any) -> dict[str, np.ndarray]:
 
 
 def shortened(words: list[str], at_most: int = 10) -> str:
-    """The first of many words, and how many more there are."""
+    """Return the first of many words, and the number of the others."""
     shown = ", ".join(words[:at_most])
     return shown if len(words) <= at_most else f"{shown} and {len(words) - at_most} more"
 

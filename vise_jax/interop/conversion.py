@@ -39,14 +39,14 @@ def convert(
     ema: bool | None = None,
     **settings: Any,
 ) -> Encoder:
-    """Make an encoder of somebody's checkpoint.
+    """Convert a published checkpoint to an encoder.
 
     Args:
         path: the file, see `vise_jax.interop.containers.read`.
         source: a name of `SOURCES`, or "vise_jax" for a file that `export` wrote.
         arch: one of the source's architectures; None = its first.
-        sha256: what the file's SHA-256 (hex) must be, checked before it is opened.
-        max_bytes: of the file and of what is in it.
+        sha256: expected SHA-256 (hex) of the file, checked before it is opened.
+        max_bytes: largest size of the file and of its unpacked content.
         prefix: what stands before every key of the encoder, e.g. "module."; keys without it are left out.
         ema: of a file with weights and their moving average: take the average, or not; None = refuse to choose.
         **settings: what else `vise_jax.models.build` takes, e.g. `width`.
@@ -67,7 +67,7 @@ def convert(
     architecture = models.resolve(name, **settings)
     expected = variables.expected(architecture)
     layouts = row.layouts or _any_prefix(tensors)
-    # Of several layouts the one that most keys follow; what it lacks is said.
+    # Of several layouts, the one that most keys follow; the error lists what it lacks.
     label = max(layouts, key=lambda one: sum(layouts[one](torch_name(key)) in tensors for key in expected))
     try:
         weights = _fill(path, f"{source}'s {name}", expected, tensors, layouts[label], row.drop)
@@ -110,7 +110,7 @@ def convert_to(
     prefix: str = "",
     ema: bool | None = None,
 ) -> tuple[Encoder, bool]:
-    """As `convert`, and save the encoder; or read it, where the same file was converted to that directory before.
+    """Convert and save an encoder, or load it if the same file was converted to that directory before.
 
     Returns:
         The encoder, and whether it was there already.
@@ -150,7 +150,7 @@ def export(encoder: Encoder, layout: str, path: str | Path, *, head: str = "") -
     if layout not in EXPORTS:
         raise UserError(f"There is no layout {layout!r} to export to: choose one of {', '.join(EXPORTS)}.")
     if path.suffix != ".safetensors":
-        raise UserError(f"{path} must end in .safetensors: that is what is written.")
+        raise UserError(f"{path} must end in .safetensors, the format that is written.")
     architecture = {key: value for key, value in encoder.architecture.items() if key != "heads"}
     _check_exportable(architecture)
     body = {key.removeprefix("encoder/"): value for key, value in encoder.weights.items() if key[:6] != "heads/"}
@@ -185,7 +185,7 @@ def export(encoder: Encoder, layout: str, path: str | Path, *, head: str = "") -
 
 
 def _row(source: str, arch: str | None) -> tuple[Source, str]:
-    """A source, and the name for `models.build` of one of its architectures."""
+    """Return a source, and the name for `models.build` of one of its architectures."""
     if source not in SOURCES:
         raise UserError(f"There is no source {source!r}: choose one of {', '.join([*SOURCES, OURS])}.")
     names = SOURCES[source].architectures
@@ -203,10 +203,10 @@ def _check(path: Path, row: Source, sha256: str | None, max_bytes: int) -> str:
 
 
 def _any_prefix(tensors: Mapping[str, Any]) -> dict[str, Layout]:
-    """torchvision's layout behind every prefix that stands before a `layer1.0.conv1.weight`."""
+    """Return torchvision's layout with every prefix of a key `layer1.0.conv1.weight`."""
     first = "layer1.0.conv1.weight"
     prefixes = [key.removesuffix(first) for key in tensors if re.fullmatch(rf"(.+\.)?{re.escape(first)}", key)]
-    return {f"torchvision behind {prefix!r}": prefixed(prefix) for prefix in prefixes or [""]}
+    return {f"torchvision after {prefix!r}": prefixed(prefix) for prefix in prefixes or [""]}
 
 
 # What wrappers of training loops put before the keys: data parallelism, torch.compile, self-distillation.
@@ -239,7 +239,7 @@ def _fill(
     layout: Layout,
     drop: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Every expected weight from its tensor, as float32 in our order of axes; see `Source` for `drop`."""
+    """Return every expected weight from its tensor, as float32 in our order of axes; see `Source` for `drop`."""
     names = {key: layout(torch_name(key)) for key in expected}
     counters = {re.sub("running_mean$", "num_batches_tracked", name) for name in names.values()}
     known = {*names.values(), *counters}
@@ -278,7 +278,7 @@ def _fill(
 
 
 def _axes(key: str, ndim: int) -> tuple[int, ...]:
-    """Our axes in torch's order: of kernels HWIO → OIHW and [in, out] → [out, in]."""
+    """Return our axes in torch's order: of kernels HWIO → OIHW and [in, out] → [out, in]."""
     if key.rsplit("/", 1)[-1] != "kernel":
         return tuple(range(ndim))
     return (3, 2, 0, 1) if ndim == 4 else (1, 0)
@@ -298,7 +298,7 @@ def _check_exportable(architecture: Mapping[str, Any]) -> None:
 
 
 def _convert_ours(path: Path, arch: str | None, *, sha256: str | None, max_bytes: int) -> Encoder:
-    """An encoder of a file that `export` wrote: the file says what is elsewhere in the table of sources."""
+    """Convert a file that `export` wrote, which describes itself."""
     found = containers.check(path, sha256=sha256, max_bytes=max_bytes)
     about = containers.read_metadata(path, OURS)
     kinds = {"architecture": dict, "preprocessing": dict, "provenance": dict, "license": str}

@@ -9,7 +9,7 @@ _KINDS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": 
 
 
 def torch_name(path: str) -> str:
-    """torchvision's name of our weight (CLIP's own, where torchvision has none).
+    """Return torchvision's name of our weight (CLIP's own, where torchvision has none).
 
     For example `layer1/0/bn1/var` → `layer1.0.bn1.running_var`.
     """
@@ -18,18 +18,18 @@ def torch_name(path: str) -> str:
 
 
 def prefixed(prefix: str) -> Layout:
-    """torchvision's names behind a prefix."""
+    """Return the layout of torchvision's names after a prefix."""
     return lambda name: prefix + name
 
 
 def sequential(name: str) -> str:
-    """The layers of `torch.nn.Sequential(*list(resnet.children())[:-2])`: conv1 is 0, bn1 is 1, layer1 is 4."""
+    """Return the name in `torch.nn.Sequential(*list(resnet.children())[:-2])`: conv1 is 0, bn1 is 1, layer1 is 4."""
     head, rest = name.split(".", 1)
     return f"{ ({'conv1': 0, 'bn1': 1}.get(head) if head[:5] != 'layer' else int(head[5:]) + 3) }.{rest}"
 
 
 def detectron2(name: str) -> str:
-    """`backbone.stem.*` and `backbone.res2` to `res5`; a norm stands below its convolution."""
+    """Return the name in detectron2: `backbone.stem.*`, `backbone.res2` to `res5`; a norm is below its convolution."""
     name = re.sub(r"layer(\d)", lambda match: f"res{int(match[1]) + 1}", name)
     name = re.sub(r"\bbn(\d)\b", r"conv\1.norm", name)
     name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
@@ -37,7 +37,7 @@ def detectron2(name: str) -> str:
 
 
 def timm_clip(name: str) -> str:
-    """CLIP's ResNet in timm."""
+    """Return the name in timm's ResNet of CLIP."""
     name = re.sub(r"^(conv|bn)(\d)", r"stem.conv\2.\1", name)
     name = re.sub(r"\.(conv|bn)([13])\b", r".conv\2_1x1.\1", name) if name.startswith("layer") else name
     name = re.sub(r"\.(conv|bn)2\b", r".conv2_kxk.\1", name) if name.startswith("layer") else name

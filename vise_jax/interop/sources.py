@@ -26,15 +26,15 @@ class Source:
     """A kind of published checkpoint.
 
     Args:
-        title: what it is, for the table of `convert.py --list`.
+        title: shown by `convert.py --list`.
         architectures: what `--arch` may say → name for `vise_jax.models.build`; the first is the default.
-        layouts: names of the layouts that such files have → the layout. Empty = torchvision's names behind any prefix.
+        layouts: names of the layouts that such files have → the layout. Empty = torchvision's names after any prefix.
         drop: regular expressions of keys that are not the encoder's, and may be there.
         preprocessing: of their images.
         license: of the weights.
         where: where the file is to be had.
         layout_verified: whether the layout is documented.
-        notes: what is not known for sure.
+        notes: assumptions that are not documented.
         published: SHA-256 of a published file, or its beginning → the file's name. It is compared before the file is
             opened when the name tells it, as those of torch.hub do.
         resize: SHA-256, or its beginning → the length of the shorter side, where it is another one for that file.
@@ -55,7 +55,7 @@ class Source:
 
 _CLASSIFIER = r"fc\.(weight|bias)"
 
-# Name for --source → what it is.
+# Sources by their name for --source.
 SOURCES: dict[str, Source] = {
     "torchvision": Source(
         title="supervised on ImageNet",

@@ -60,7 +60,7 @@ class InputSplit:
 
     @property
     def name(self) -> str:
-        """A name that depends on the content of the file, not on the file's name."""
+        """Name of the split, from the content of the file and not from the file's name."""
         return f"{self.sha256[:16]}-{self.number:04d}"
 
     def check_unchanged(self) -> None:

@@ -1,6 +1,6 @@
 """What becomes of the records of a labeling job: the statistics and the manifest of its shards; shards without posts.
 
-A record says of one shard, and of the posts that went into it, what a manifest says of all of them.
+A record describes one shard and its posts; the manifest sums up all records.
 """
 
 import itertools
@@ -88,7 +88,7 @@ def finish(
 def _manifest(
     job: dict[str, Any], classes: dict[str, int], records: list[dict[str, Any]], inputs: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What the directory says of itself: sums over its records, in an order that does not depend on names of files."""
+    """Return the manifest: sums over the records, in an order that does not depend on names of files."""
 
     def total(key: str) -> dict[str, int]:
         summed: Counter[str] = Counter()
@@ -137,7 +137,7 @@ def _manifest(
 
 
 def without(output: Path, shard: dict[str, Any], gone: set[bytes]) -> dict[str, Any] | None:
-    """A shard without some posts: itself where it holds none of them, None where it holds no others.
+    """Return a shard without some posts: itself if it holds none of them, None if it holds no others.
 
     Args:
         output: the directory of the shards.

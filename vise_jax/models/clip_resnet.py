@@ -12,7 +12,7 @@ from vise_jax.errors import UserError
 from vise_jax.models.conv import Conv
 from vise_jax.models.resnet import Norm, make_stages, run_stages, shortcut
 
-# What an image's side is divided by on the way to the feature map, and the side that the attention pool is made for.
+# Total stride of the feature map, and the image side of the attention pool's positions.
 _STRIDE = 32
 _IMAGE_SIZE = 224
 
@@ -24,7 +24,7 @@ class CLIPResNet(nnx.Module):
         blocks: blocks of the four stages.
         width: channels of the first stage, even: 64 in RN50. Features have 16 times as many, heads of attention 64.
         zero_init_last_bn: each block's last norm starts at scale 0, as the authors' do.
-        norm: makes a batch norm for so many channels.
+        norm: from a number of channels to a batch norm.
         dtype: type of activations and products; the attention pool computes in float32.
         rngs: source of the initial weights.
         remat: stages, 1 to 4, whose activations are computed again in the backward pass instead of kept.
@@ -147,6 +147,6 @@ class _AttentionPool(nnx.Module):
 
 
 def _average_pool(x: jax.Array) -> jax.Array:
-    """Means of 2x2 pixels; height and width are even."""
+    """Average 2x2 pixels; height and width are even."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))

@@ -46,7 +46,7 @@ def _small_map_on_cpu(x: jax.Array, stride: int) -> bool:
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1) -> jax.Array:
-    """XLA's convolution: x [B, H, W, C], kernel [k, k, C / groups, D] → [B, ceil(H / stride), ceil(W / stride), D]."""
+    """Convolve with XLA: x [B, H, W, C], kernel [k, k, C / groups, D] → [B, ceil(H / stride), ceil(W / stride), D]."""
     side = (kernel.shape[0] - 1) // 2
     return jax.lax.conv_general_dilated(
         x,
@@ -59,12 +59,12 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1) -> j
 
 
 def pointwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """A 1x1 convolution as a matrix product, which XLA's CPU compiler does not make of it by itself."""
+    """Compute a 1x1 convolution as a matrix product, which XLA's CPU compiler does not do by itself."""
     return jnp.tensordot(x[:, ::stride, ::stride], kernel[0, 0], axes=1)
 
 
 def batched(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
-    """A 3x3 convolution as one product of all nine shifted images with the kernel, batched over groups.
+    """Compute a 3x3 convolution as one product of all nine shifted images with the kernel, batched over groups.
 
     Args:
         x: [B, H, W, C].

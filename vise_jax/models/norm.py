@@ -1,4 +1,4 @@
-"""Batch normalization with torch's semantics and a choice of who shares statistics."""
+"""Batch normalization with torch's semantics, over groups of examples."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ class BatchNorm(nnx.Module):
         channels: channels of the input.
         group: examples that share statistics, consecutive ones; 0 = the whole batch. A group that lies on one
             device costs no communication.
-        momentum: what the running statistics keep of themselves at a step (1 minus torch's `momentum`).
+        momentum: weight of the old running statistics in an update (1 minus torch's `momentum`).
         epsilon: added to the variance.
         initial_scale: first value of the scale.
 
@@ -59,12 +59,12 @@ class BatchNorm(nnx.Module):
 
 
 def per_group(statistics: jax.Array, groups: int) -> jax.Array:
-    """Running statistics of one batch norm, [C], for so many groups: [groups, C]."""
+    """Repeat the running statistics of a batch norm, [C], for each group: [groups, C]."""
     return jnp.broadcast_to(statistics, (groups, *statistics.shape))
 
 
 def merged(statistics: jax.Array) -> jax.Array:
-    """Running statistics of one batch norm, [C], from [C] or [G, C]."""
+    """Average the running statistics of a batch norm, [C] or [G, C], over groups: [C]."""
     return statistics if statistics.ndim == 1 else statistics.mean(0)
 
 
@@ -94,7 +94,7 @@ class FrozenBatchNorm(nnx.Module):
 
 
 def _affine(x: jax.Array, mean: jax.Array, gain: jax.Array, bias: jax.Array) -> jax.Array:
-    """(x - mean) * gain + bias, computed in float32; mean and gain are [C], or [G, C] for x [G, B, H, W, C]."""
+    """Compute (x - mean) * gain + bias in float32; mean and gain are [C], or [G, C] for x [G, B, H, W, C]."""
     shape = (*mean.shape[:-1], *(1,) * (x.ndim - mean.ndim), mean.shape[-1])
     centered = x.astype(jnp.float32) - mean.reshape(shape)
     bias = bias.reshape((1,) * (x.ndim - 1) + (-1,))
@@ -102,7 +102,7 @@ def _affine(x: jax.Array, mean: jax.Array, gain: jax.Array, bias: jax.Array) -> 
 
 
 def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance [G, C] of x [G, B, H, W, C], in two passes.
+    """Compute mean and biased variance [G, C] of x [G, B, H, W, C], in two passes.
 
     The second pass also sums the deviations, which takes back what rounding did to the first one's mean:
     E[x²] - E[x]² in one pass would lose a small variance beside a large mean.

@@ -11,7 +11,7 @@ from vise_jax.models.conv import Conv
 from vise_jax.models.grouped_conv import GroupedConv
 from vise_jax.models.norm import BatchNorm, FrozenBatchNorm
 
-# A batch norm for so many channels, given its initial scale where that is not 1.
+# From a number of channels, and an initial scale if it is not 1, to a batch norm.
 Norm = Callable[..., BatchNorm | FrozenBatchNorm]
 
 
@@ -82,14 +82,14 @@ class Bottleneck(nnx.Module):
 def _downsample(
     in_channels: int, channels: int, stride: int, norm: Norm, dtype: str, rngs: nnx.Rngs
 ) -> nnx.List | None:
-    """The projection of a shortcut that changes shape, by torchvision's names: 0 the convolution, 1 the norm."""
+    """Return the projection of a shortcut that changes shape, named as torchvision's: 0 convolution, 1 norm."""
     if stride == 1 and in_channels == channels:
         return None
     return nnx.List([Conv(in_channels, channels, 1, stride=stride, dtype=dtype, rngs=rngs), norm(channels)])
 
 
 def shortcut(downsample: nnx.List | None, x: jax.Array, train: bool) -> jax.Array:
-    """A block's shortcut: the identity, or the projection of `_downsample`."""
+    """Apply a block's shortcut: the identity, or the projection of `_downsample`."""
     if downsample is None:
         return x
     convolution, norm = downsample
@@ -117,7 +117,7 @@ class ResNet(nnx.Module):
         width: channels of the stem and the first stage, 64 in the papers.
         stem: "imagenet" (7x7 stride 2, then 3x3 max-pooling stride 2) or "cifar" (3x3 stride 1).
         zero_init_last_bn: each block's last norm starts at scale 0 (Goyal et al. 2017, Sec. 5.1).
-        norm: makes a batch norm for so many channels.
+        norm: from a number of channels to a batch norm.
         dtype: type of activations and products.
         rngs: source of the initial weights.
         remat: stages, 1 to 4, whose activations are computed again in the backward pass instead of kept.
@@ -180,10 +180,10 @@ class ResNet(nnx.Module):
 def make_stages(
     block: Callable[..., Any], blocks: tuple[int, ...], width: int, **settings: Any
 ) -> tuple[list[nnx.List], int]:
-    """The stages of a ResNet, each twice as wide as the one before and, from the second on, half as high and wide.
+    """Build the stages of a ResNet. Each is twice as wide as the previous one and, from the second on, half as high.
 
     Args:
-        block: makes a block of so many channels in and inside; it says its `expansion`.
+        block: from numbers of input and inner channels to a block, which has an `expansion`.
         blocks: how many blocks each stage has.
         width: channels of the stem's output and inside the first stage.
         **settings: what else the blocks take.

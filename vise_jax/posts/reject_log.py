@@ -13,7 +13,7 @@ MAX_NAMED = 1_000
 
 
 class RejectLog:
-    """Count the posts of one input, and locate the rejected ones by line, never by what they say.
+    """Count the posts of one input, and locate the rejected ones by line, never by their text.
 
     Args:
         source: the posts file, for messages.
@@ -24,7 +24,7 @@ class RejectLog:
         posts: number of posts read.
         rejected: rejected posts by reason.
         named: file, line and reason of each rejected post, up to `MAX_NAMED` per reason.
-        notes: what was mended in posts that were kept, by kind, e.g. `comment_cut`.
+        notes: number of mended values in accepted posts, by kind, e.g. `comment_cut`.
     """
 
     def __init__(self, source: Path | str = "", max_rejected_fraction: float = 1.0, min_posts: int = 0):

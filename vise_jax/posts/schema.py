@@ -75,7 +75,7 @@ class BadPost(Exception):
 
 
 def parse(record: object, mended: Counter[str] | None = None) -> Post:
-    """Check a record against the schema, and mend what has one obvious reading.
+    """Check a record against the schema, and mend values with one obvious reading.
 
     `image`, `comments`, `reactions` and single reactions may be missing or null. Integer post ids become text, an empty
     image path means no image, null comments are dropped, `{"data": [{"message": str}]}` is read as comments, `sad` as
@@ -84,7 +84,7 @@ def parse(record: object, mended: Counter[str] | None = None) -> Post:
 
     Args:
         record: a decoded JSON value or Parquet row.
-        mended: counts what was mended, by kind.
+        mended: counts mended values, by kind.
 
     Raises:
         BadPost: the reason names the field and the type of its value, e.g. `comments_str`.

@@ -1,4 +1,4 @@
-"""What the clusters mean: the numbers behind the page, from a labeler and the shards that it labeled."""
+"""Summary of the clusters, for the page, the figures and the terminal: from a labeler and its shards."""
 
 import hashlib
 import itertools
@@ -19,7 +19,7 @@ from vise_jax.posts import REACTIONS, Post
 from vise_jax.similarity import unit_rows
 from vise_jax.text import masking
 
-# Two clusters are compared where so many examples have both; fewer are chance, and might be somebody.
+# Number of examples that two clusters must share to be compared; fewer are chance, and may identify someone.
 MIN_TOGETHER = 5
 
 _NEAREST = 4
@@ -53,29 +53,29 @@ def read(labeler_folder: Path, shards_folder: Path) -> tuple[Labeler, dict[str, 
 
 
 def summarize(labeler: Labeler, statistics: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Gather what the page, the figures and the terminal show; nothing of suppressed clusters but how many there are.
+    """Summarize the clusters for the page, the figures and the terminal. Suppressed clusters are only counted.
 
     Args:
         labeler: the labeler.
         statistics: of the shards: `comments` int64 [K_C] and `reactions` int64 [K_R], examples with each label;
-            `labels_per_post` int64 [L], examples with so many comment labels; `pairs` int64 [K_C, K_R], examples with
-            both labels.
+            `labels_per_post` int64 [L], number of examples by number of comment labels; `pairs` int64 [K_C, K_R],
+            examples with both labels.
 
     Returns:
         Values that JSON knows:
         `labeler`: the labeler's fingerprint;
-        `examples`: how many training examples there are;
-        `suppressed`: how many comment clusters are;
+        `examples`: number of training examples;
+        `suppressed`: number of suppressed comment clusters;
         `labels_per_post`: as in the statistics;
         `balance`: of `comments` (without suppressed clusters) and of `reactions`, see `balance`;
         `comments`: the comment clusters, the largest first: `number`, `examples`, `share` (of all examples), `words`
-            and `emoji` (pairs of term and weight, most telling first), `reaction` (the most over-represented reaction
-            cluster: `number`, `lift` and how many examples have both `together`; None where no lift is above 1) and
-            `nearest` (pairs of number and cosine);
+            and `emoji` (pairs of term and weight, most distinctive first), `reaction` (the most over-represented
+            reaction cluster: `number`, `lift` and `together`, the number of examples with both; None if no lift is
+            above 1) and `nearest` (pairs of number and cosine);
         `reactions`: the reaction clusters, the largest first: `number`, `examples`, `share` (of the examples with a
             reaction label), `profile` (five shares: the centroid, divided by its sum) and `name` (the main buttons);
         `heat`: of the largest clusters with examples, `comments` and `reactions` (numbers) and `log2_lift` (rows by
-            `comments`, columns by `reactions`, None where `lift` says nothing).
+            `comments`, columns by `reactions`, None where `lift` is undefined).
     """
     counts, reaction_counts, pairs = statistics["comments"], statistics["reactions"], statistics["pairs"]
     examples = int(statistics["labels_per_post"].sum())
@@ -129,7 +129,7 @@ def summarize(labeler: Labeler, statistics: Mapping[str, np.ndarray]) -> dict[st
 
 
 def gini(counts: np.ndarray) -> float:
-    """How unequal counts are: 0 where all are equal, toward 1 where one has everything.
+    """Compute Gini's coefficient of counts: 0 if all are equal, toward 1 if one has everything.
 
     Half the mean difference between two of them, divided by their mean: of [N] numbers x in rising order
     sum_i (2 i - N - 1) x_i / (N sum_i x_i). 0 where there is nothing.
@@ -142,7 +142,7 @@ def gini(counts: np.ndarray) -> float:
 
 
 def balance(counts: np.ndarray) -> dict[str, Any]:
-    """How evenly labels fall on clusters.
+    """Describe how evenly labels are distributed over clusters.
 
     Args:
         counts: int64 [K], examples with each label.
@@ -165,7 +165,7 @@ def balance(counts: np.ndarray) -> dict[str, Any]:
 
 
 def lift(pairs: np.ndarray, reactions: np.ndarray) -> np.ndarray:
-    """How much more often than elsewhere examples of a comment cluster are of a reaction cluster.
+    """Compute how much more often than overall examples of a comment cluster are in a reaction cluster.
 
     Among the examples with a reaction label: P(reaction | comment) / P(reaction). 1 is as often as anywhere; its
     logarithm is the pointwise mutual information.
@@ -182,11 +182,11 @@ def lift(pairs: np.ndarray, reactions: np.ndarray) -> np.ndarray:
 
 
 def nearest(centroids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The other rows that have the highest cosines with each row, the highest first.
+    """Return the other rows with the highest cosines to each row, the highest first.
 
     Args:
         centroids: float32 [K, D]; rows of zeros have the cosine 0 with every row.
-        count: how many; K - 1 where there are not so many.
+        count: number of rows, at most K - 1.
 
     Returns:
         Indices int64 and cosines float32, both [K, count].

@@ -37,7 +37,7 @@ class Panel:
 
     Attributes:
         section: the heading that it stands under.
-        title: what it shows.
+        title: shown above it.
         share: whether values are between 0 and 1 and shown in percent.
         curves: how each metric is drawn, by its name, and its name in the legend.
     """
@@ -49,7 +49,7 @@ class Panel:
 
 
 def panels(every: Sequence[Run]) -> list[Panel]:
-    """The panels that the runs' metrics fill, in the order of the page; a metric that nobody knows has one, too."""
+    """Return the panels of the runs' metrics, in the order of the page; an unknown metric has a panel of its own."""
     names = {name for run in every for name in run.series}
     heads = sorted({match[1] for name in names if (match := _HEAD.fullmatch(name))})
     both = {"loss": ("train", _NOISY), "validation_loss": ("validation", _POINTS)}
@@ -71,7 +71,7 @@ def panels(every: Sequence[Run]) -> list[Panel]:
         _panel("Speed", "share of the time waiting for data", "data_wait", _NOISY, share=True),
         _panel("Speed", "goodput: share of the time in steps", "goodput", _PLAIN, share=True),
         _panel("Speed", "memory of a device at its peak, GiB", "device_bytes", _PLAIN),
-        _panel("Speed", "bad records", "corrupt_examples", _PLAIN),
+        _panel("Speed", "corrupt examples", "corrupt_examples", _PLAIN),
     ]
     shown = {name for panel in known for name in panel.curves} | {"step_seconds", "data_seconds"}
     for name in sorted(names - shown):
@@ -83,7 +83,7 @@ def panels(every: Sequence[Run]) -> list[Panel]:
 
 
 def draw(every: Sequence[Run]) -> dict[str, bytes]:
-    """A figure of each section as a PNG file, the same bytes for the same runs.
+    """Draw a figure of each section as a PNG file; the same runs give the same bytes.
 
     Returns:
         PNG files by name, without `.png`; none of sections without a curve.
@@ -103,7 +103,7 @@ def render(every: Sequence[Run], drawn: Mapping[str, bytes]) -> str:
 
     Args:
         every: the runs.
-        drawn: PNG files by name, as `draw` returns them: what the page shows without JavaScript.
+        drawn: PNG files by name, from `draw`, which the page shows without JavaScript.
     """
     differing = runs.differences(every)
     if len(every) == 1:
@@ -159,7 +159,7 @@ def _series(run: Run, name: str) -> Series | None:
 
 
 def _lines(panel: Panel, every: Sequence[Run]) -> list[tuple[int, str, str, Series]]:
-    """What is drawn, in this order: number of the run, label, how, and at most so many points."""
+    """Yield the lines to draw: number of the run, label, style, and points, thinned."""
     lines = []
     for number, run in enumerate(every):
         for name, (label, how) in panel.curves.items():
@@ -240,5 +240,5 @@ def _color(number: int) -> str:
 
 
 def _as_json(values: dict[str, Any]) -> dict[str, Any]:
-    """As `config.json` holds them: tuples are lists."""
+    """Return values as `config.json` holds them: tuples become lists."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

@@ -1,4 +1,4 @@
-"""Figures of the clusters, as PNG files. Matplotlib's font has no emoji, so that everything is said in words."""
+"""Figures of the clusters, as PNG files. Matplotlib's font has no emoji: labels are words."""
 
 import io
 from collections.abc import Callable
@@ -25,7 +25,7 @@ _LABEL_CHARACTERS = 40
 
 
 def reactions(summary: dict[str, Any]) -> Figure:
-    """Each of the largest reaction clusters as five bars, the largest cluster first."""
+    """Draw each of the largest reaction clusters as five bars, the largest cluster first."""
     clusters = summary["reactions"][:_MOST_REACTIONS]
     columns = min(_COLUMNS, len(clusters))
     lines = -(-len(clusters) // columns)
@@ -46,7 +46,7 @@ def reactions(summary: dict[str, Any]) -> Figure:
 
 
 def labels_per_post(summary: dict[str, Any]) -> Figure:
-    """How many examples have none, one, two … comment labels."""
+    """Draw the number of examples by their number of comment labels."""
     counts = np.array(summary["labels_per_post"])
     figure, axes = _figure(6, 3.5)
     axes.bar(np.arange(len(counts)), counts, color=_LINES["comments"])
@@ -58,7 +58,7 @@ def labels_per_post(summary: dict[str, Any]) -> Figure:
 
 
 def balance(summary: dict[str, Any]) -> Figure:
-    """Examples of a cluster by its rank, and the Lorenz curves that Gini's coefficient measures."""
+    """Draw the examples of a cluster by its rank, and the Lorenz curves that Gini's coefficient measures."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     sizes, lorenz = figure.subplots(1, 2)
     for kind, color in _LINES.items():
@@ -79,7 +79,7 @@ def balance(summary: dict[str, Any]) -> Figure:
 
 
 def co_occurrence(summary: dict[str, Any]) -> Figure:
-    """Lift of the largest comment clusters with the largest reaction clusters, as a map of colors."""
+    """Draw the lift of the largest comment clusters with the largest reaction clusters as a color map."""
     heat = summary["heat"]
     values = np.array(heat["log2_lift"], np.float64)
     figure, axes = _figure(2 + 0.35 * len(heat["reactions"]), 1 + 0.22 * len(heat["comments"]))
@@ -107,7 +107,7 @@ FIGURES: dict[str, Callable[[dict[str, Any]], Figure]] = {
 
 
 def draw(summary: dict[str, Any]) -> dict[str, bytes]:
-    """All figures as PNG files, the same bytes for the same summary; a figure without clusters says so.
+    """Draw all figures as PNG files; the same summary gives the same bytes. A figure without clusters says so.
 
     Args:
         summary: what `clusters.summarize` returned.
@@ -143,7 +143,7 @@ def _nothing() -> Figure:
 
 
 def _readable(words: list[list[Any]]) -> str:
-    """The heaviest words that the font can show."""
+    """Return the heaviest words that the font can show."""
     font = FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap()
     shown = ", ".join([word for word, _ in words if all(ord(letter) in font for letter in word)][:3])
     return shown if len(shown) <= _LABEL_CHARACTERS else f"{shown[: _LABEL_CHARACTERS - 1]}…"

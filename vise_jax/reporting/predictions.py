@@ -39,7 +39,7 @@ def write(
         labeler: whose clusters they predict.
         images: the set.
         output: a .jsonl file with a line for each image, ordered by path: `image`, and what `predict.predict`
-            returns; or `error`, a sentence, for an image that can't be read. The page lies beside it, as .html.
+            returns; or `error`, a sentence, for an image that can't be read. The page is written beside it, as .html.
         top: comment clusters to name.
         on_page: images on the page at most, the first ones.
         batch_size: images through the encoder at a time.
@@ -93,7 +93,7 @@ def write(
 def _records(
     encoder: Encoder, labeler: Labeler, images: Dataset, parts: list[Path], top: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each image's number and line, in the order of the set."""
+    """Yield each image's index and record, in the order of the dataset."""
     for part in map(extract.Part.read, parts):
         found: dict[int, dict[str, Any]] = {
             index: {"error": reason}

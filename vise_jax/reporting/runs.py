@@ -1,4 +1,4 @@
-"""What runs recorded: their metrics as series over steps, and where their configs differ."""
+"""Metrics of runs as series over steps, and the differences of their configs."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ class Run:
 
 
 def read(directories: Sequence[Path]) -> list[Run]:
-    """Read run directories, also of runs that go on.
+    """Read run directories, also of runs that are under way.
 
     Raises:
         UserError: a directory is no run, is named twice, or has a damaged line before the last of `metrics.jsonl`.
@@ -64,7 +64,7 @@ def read(directories: Sequence[Path]) -> list[Run]:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Exponential mean over about sqrt(N) / 2 values: each is a mean of those up to it, also at the start.
+    """Smooth by an exponential mean over about sqrt(N) / 2 values: each is a mean of those up to it, also at the start.
 
     Args:
         values: float64 [N].
@@ -78,7 +78,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def thin(series: Series, most: int) -> Series:
-    """Leave out points where there are more than `most`: the first, the last, and the extremes of equal parts stay.
+    """Drop points beyond `most`; the first, the last, and the extremes of equal intervals stay.
 
     Args:
         series: any number of points.
@@ -96,14 +96,14 @@ def thin(series: Series, most: int) -> Series:
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """The config keys that don't have the same value in all runs, with the value in each; None where there is none."""
+    """Return the config keys that differ between runs, with the value in each; None if a run lacks the key."""
     keys = sorted({key for run in runs for key in run.config})
     rows = {key: [run.config.get(key) for run in runs] for key in keys}
     return {key: values for key, values in rows.items() if any(value != values[0] for value in values)}
 
 
 def summary(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """The last values of the runs as texts, a row a metric; smoothed where they are noisy."""
+    """Return the last values of the runs as text, one row per metric; noisy ones are smoothed."""
     names = {name for run in runs for name in run.series}
     measured = [name for name in names if name.startswith("validation_") or (is_fraction(name) and name != "goodput")]
     measured.sort(key=lambda name: (not name.startswith("validation_loss"), name))
@@ -123,7 +123,7 @@ def _last_value(run: Run, name: str) -> str:
 
 
 def data_wait(run: Run) -> Series | None:
-    """The share of the time of steps in which the devices waited for data, where it is recorded."""
+    """Return the fraction of the time of steps in which the devices waited for data, if it is recorded."""
     if not {"data_seconds", "step_seconds"} <= run.series.keys():
         return None
     waits, steps = run.series["data_seconds"], run.series["step_seconds"]
@@ -133,7 +133,7 @@ def data_wait(run: Run) -> Series | None:
 
 
 def is_fraction(name: str) -> bool:
-    """Whether a metric is between 0 and 1 and read as a percentage."""
+    """Return whether a metric is between 0 and 1 and shown as a percentage."""
     return name in ("goodput", "data_wait") or any(word in name for word in ("accuracy", "top1", "top5"))
 
 
@@ -152,7 +152,7 @@ def show(runs: Sequence[Run]) -> None:
 
 
 def setting(value: Any) -> str:
-    """A value of a config as text."""
+    """Format a value of a config."""
     if value is None:
         return _NOTHING
     if isinstance(value, float):
@@ -169,7 +169,7 @@ def _written(name: str, value: float) -> str:
 
 
 def _names(directories: Sequence[Path]) -> list[str]:
-    """The shortest end of each path that no other one has."""
+    """Return the shortest unique suffix of each path."""
     paths = [directory.resolve() for directory in directories]
     for number, path in enumerate(paths):
         if path in paths[:number]:
@@ -189,7 +189,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def _read_series(path: Path) -> dict[str, Series]:
-    """All numbers of the records, by name; a last line without an end is still being written."""
+    """Read all numbers of the records, by name; a last line without an end is still being written."""
     if not path.exists():
         return {}
     steps: dict[str, array[int]] = {}
@@ -211,6 +211,6 @@ def _read_series(path: Path) -> dict[str, Series]:
 
 
 def _in_order(steps: np.ndarray, values: np.ndarray) -> Series:
-    """Rising steps; of a step that was recorded twice, what was recorded last."""
+    """Sort by step; of a step that was recorded twice, keep the last record."""
     unique, from_the_end = np.unique(steps[::-1], return_index=True)
     return Series(unique, values[::-1][from_the_end])

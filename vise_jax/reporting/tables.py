@@ -19,7 +19,7 @@ _BASELINE = "majority class"
 _CAPTION = "percent, mean ± standard deviation over the splits; bold: the best of its column"
 _NOTHING = "–"
 
-# What tells one row, or one column, from the others: its title, then what is only shown where titles are equal.
+# Key of a row or column: its title, then what distinguishes equal titles.
 _Key = tuple[str, ...]
 
 
@@ -78,7 +78,7 @@ def show(table: Table) -> None:
 
 
 def to_rich(table: Table) -> RichTable:
-    """The table for a terminal."""
+    """Return the table for a terminal."""
     shown = RichTable(caption=_CAPTION)
     for number, column in enumerate(table.columns):
         shown.add_column(Text(column), justify="right" if number else "left", overflow="fold")
@@ -92,7 +92,7 @@ def to_rich(table: Table) -> RichTable:
 
 
 def to_markdown(table: Table) -> str:
-    """The table in Markdown."""
+    """Return the table in Markdown."""
 
     def line(cells: Iterable[str]) -> str:
         return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
@@ -137,7 +137,7 @@ def _column_key(one: dict[str, Any]) -> _Key:
 
 
 def _titles(keys: Iterable[_Key]) -> dict[_Key, str]:
-    """A title for each key, in the order of the titles; equal ones get what tells them apart."""
+    """Return a title for each key, sorted by title; equal titles get what distinguishes them."""
     alike: dict[str, set[_Key]] = {}
     for key in keys:
         alike.setdefault(key[0], set()).add(key)

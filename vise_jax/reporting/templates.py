@@ -1,4 +1,4 @@
-"""What pages share: how they are made from templates, and what the buttons look like."""
+"""Render pages from templates; the emoji of the five buttons."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def render(template: str, **values: Any) -> str:
 
     Args:
         template: its file in this directory.
-        **values: what it shows.
+        **values: the template's variables.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("vise_jax", "reporting"),

@@ -44,7 +44,7 @@ class Splitter:
         self._characters = cut["max_length"] * int(np.median(lengths)) if cut and lengths else None
 
     def split(self, comments: Sequence[str]) -> list[list[Any]]:
-        """The tokens of each raw comment in order, or their numbers."""
+        """Return the tokens of each raw comment in order, or their numbers."""
         texts = [_PLACEHOLDER.sub(" ", mask(comment))[: self._characters] for comment in comments]
         given = self._given
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -62,7 +62,7 @@ def files(directory: str) -> list[Path]:
 
 
 def read_tokenizer(directory: str) -> bytes:
-    """The directory's tokenizer, set to cut texts off where the model does, as the content of a `tokenizer.json`.
+    """Return the directory's tokenizer, with the model's truncation, as the content of a `tokenizer.json`.
 
     Raises:
         UserError: the directory has none, or a damaged one.
@@ -111,7 +111,7 @@ def read_vectors(directory: str, wanted: Mapping[str, int]) -> tuple[np.ndarray,
 
 
 def _tensors(directory: str, tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Embeddings [R, D], and for each of so many tokens its row in them and its weight."""
+    """Return embeddings [R, D], and the row and the weight of each token."""
     try:
         tensors = safetensors.numpy.load(_content(directory, "model.safetensors"))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -133,7 +133,7 @@ def _tensors(directory: str, tokens: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _tokens(tokenizer: Tokenizer) -> list[Any]:
-    """Tokens by their number; None where a number has none."""
+    """Return tokens by number; None where a number has none."""
     vocabulary = tokenizer.get_vocab()
     tokens: list[str | None] = [None] * (1 + max(vocabulary.values(), default=-1))
     for token, number in vocabulary.items():
@@ -142,7 +142,7 @@ def _tokens(tokenizer: Tokenizer) -> list[Any]:
 
 
 def _unknown(tokenizer: Tokenizer, tokens: list[str]) -> str | None:
-    """The token that stands for whatever the tokenizer doesn't know."""
+    """Return the token that stands for unknown text."""
     model = json.loads(tokenizer.to_str())["model"]
     if model.get("unk_id") is not None:
         return tokens[model["unk_id"]]

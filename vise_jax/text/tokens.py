@@ -58,7 +58,7 @@ def tokenize(text: str) -> list[str]:
 
 
 def as_token(word: str) -> str | None:
-    """The token that a whole word is, e.g. of a vector file; None where it is none, or would be split."""
+    """Return the token that a single word is, e.g. of a vector file; None if it is none, or would be split."""
     found = _TOKEN.fullmatch(unicodedata.normalize("NFC", word).translate(_VARIATION_SELECTORS))
     if not found:
         return None
@@ -72,11 +72,11 @@ def _fold(word: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", word).casefold()).replace("’", "'")
 
 
-# What may hold a space: a phone number, Facebook's @[id:type:name] and the emoticon of a table that is flipped.
+# Patterns that may contain a space: phone numbers, Facebook's @[id:type:name] and the table-flip emoticon.
 _SPANS_SPACES = regex.compile(r"\d(?:[ \u00a0.()/-]{0,2}\d){6}|[@＠]\[|︵")
 # A chunk with which such a thing may begin.
 _MAY_GO_ON = regex.compile(r"\d[.()/-]?\Z|[@＠]\[|︵")
-# Spaces to str.split, but not to \s: a URL goes on behind them.
+# Spaces to str.split, but not to \s: a URL continues after them.
 _SEPARATORS = frozenset("\x1c\x1d\x1e\x1f")
 # A word or hashtag that is its own token, in lower case: most of the chunks that are new. XD is an emoticon.
 _PLAIN_WORD = regex.compile(r"(?![xX]D+[.,!?]*\Z)(#?[A-Za-z]+)(?:[.,]|[!?]*)")
@@ -98,11 +98,11 @@ class Splitter(dict[str, tuple]):
     def __init__(self, index: Mapping[str, int] | None = None):
         super().__init__()
         self._index = index
-        # Stands among a chunk's tokens when the chunk may go on behind the space; no token, and no number of one.
+        # Marks a chunk that may continue after the space; it is no token, and no number of one.
         self._sign: str | int = "" if index is None else -1
 
     def split(self, comments: Sequence[str]) -> list[list[Any]]:
-        """The tokens of each raw comment in order, or their numbers."""
+        """Return the tokens of each raw comment in order, or their numbers."""
         everything = "".join(comments)
         separators = any(separator in everything for separator in _SEPARATORS)
         rows = []

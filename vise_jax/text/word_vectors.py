@@ -20,7 +20,7 @@ from vise_jax.errors import UserError
 from vise_jax.text.tokens import as_token
 
 _HEADER = re.compile(rb"(\d{1,10}) (\d{1,6})[ \r]*\n?")
-# What stands behind the first word where numbers are text: four bytes of a float look different, and sooner or later
+# The text after the first word where numbers are text: four bytes of a float look different, and sooner or later
 # hold a control character.
 _NUMBERS = re.compile(rb"[-+.\dNnIi][-+.\deENnAaIiFf ]*(?:\r?\n|\Z)")
 _CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")
@@ -90,13 +90,13 @@ def _read(path: str, file: io.BufferedReader, wanted: Mapping[str, int]) -> tupl
 
 
 def _is_binary(start: bytes) -> bool:
-    """Whether numbers are float32 and not text, judged by what follows the header."""
+    """Return whether numbers are float32 and not text, judged by the bytes after the header."""
     _, _, numbers = start.partition(b" ")
     return not _NUMBERS.match(numbers) or bool(_CONTROL.search(start))
 
 
 def _dimensions(path: str, first: bytes) -> int:
-    """How many numbers stand behind the first word of a file without header."""
+    """Return the number of numbers after the first word of a file without header."""
     fields = first.rstrip(b" \r\n").split(b" ")
     if len(fields) < 3 or not all(map(_is_number, fields[1:])):
         raise UserError(
@@ -107,7 +107,7 @@ def _dimensions(path: str, first: bytes) -> int:
 
 
 def _text_entries(path: str, file: io.BufferedReader, words: int | None, dimensions: int) -> Iterator[_Entry]:
-    """The lines, checked for how many numbers they have; with `words` the file's first line was the header."""
+    """Yield words and their lines, checked for their dimension; with `words` the file has a header."""
     first = 1 if words is None else 2
     line_number = first - 1
     for line_number, line in enumerate(iter(partial(file.readline, _MAX_LINE_BYTES), b""), first):
@@ -136,7 +136,7 @@ def _text_entries(path: str, file: io.BufferedReader, words: int | None, dimensi
 
 
 def _binary_entries(path: str, file: io.BufferedReader, words: int, dimensions: int) -> Iterator[_Entry]:
-    """Words and their float32, least significant byte first, checked for how many there are."""
+    """Yield words and their float32 numbers, little-endian, checked for their number."""
     size = 4 * dimensions
     buffer, start = b"", 0
     for number in range(1, words + 1):
@@ -154,13 +154,13 @@ def _binary_entries(path: str, file: io.BufferedReader, words: int, dimensions: 
         start = end + 1 + size
     if (buffer[start:] + file.read(_BUFFER_BYTES)).strip(b"\n"):
         raise UserError(
-            f"{path} goes on behind the {words:,} words of {dimensions} numbers that its first line says: copy it "
+            f"{path} continues after the {words:,} words of {dimensions} numbers of its first line: copy it "
             "again, or mend that line."
         )
 
 
 def _vector(path: str, place: str, numbers: np.ndarray | bytes) -> np.ndarray:
-    """float32 [D]."""
+    """Return a vector, float32 [D]."""
     try:
         with np.errstate(over="ignore"):
             vector = (

@@ -9,7 +9,7 @@ Batch = Mapping[str, jax.Array]
 
 
 def comment_loss(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """L_C: cross-entropy with soft targets (Sec. 3.3, after Mahajan et al. 2018).
+    """Compute L_C: cross-entropy with soft targets (Sec. 3.3, after Mahajan et al. 2018).
 
     The targets of a post with m labels are 1/m each, or proportional to their weights.
 
@@ -35,7 +35,7 @@ def _label_weights(labels: jax.Array, weights: jax.Array) -> tuple[jax.Array, ja
 
 
 def reaction_loss(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """L_R: cross-entropy with a single class (Sec. 3.3).
+    """Compute L_R: cross-entropy with a single class (Sec. 3.3).
 
     Args:
         logits: float32 [B, K].

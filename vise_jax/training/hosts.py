@@ -74,7 +74,7 @@ def on_first(action: Callable[[], object]) -> None:
     if error is not None:
         raise error
     if failed:
-        raise UserError("The first process can't go on: its log says why.")
+        raise UserError("The first process has stopped: see its log.")
 
 
 def from_first(value: int) -> int:

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run does beside its steps; the config keys of the same names have the defaults and their meaning.
+    """Settings of a run; the config keys of the same names have the defaults and their meaning.
 
     Args:
         steps: length of the run.

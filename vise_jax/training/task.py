@@ -1,4 +1,4 @@
-"""What a training task is: all that the loop and the step need to know of a model, its data and its loss."""
+"""The training task: model, data and loss, as the loop and the step use them."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

@@ -20,7 +20,7 @@ from vise_jax import cli
 
 _CONFIG = cli.define_config()
 _ENCODER = flags.DEFINE_string(
-    "encoder", None, "An encoder's directory; random:NAME or random:FOLDER for an untrained one."
+    "encoder", None, "An encoder's directory; random:NAME or random:DIRECTORY for an untrained one."
 )
 _DATA = flags.DEFINE_string("data", None, "Labeled images: a directory, a .zip or a .csv file.")
 _OUTPUT = flags.DEFINE_string("output", None, "Directory for results; features are kept in it, too.")
@@ -28,7 +28,7 @@ _NAME = flags.DEFINE_string("name", "", "The encoder's name in tables; by defaul
 
 
 def main(words: list[str]) -> None:
-    """Measure, and print the outcome as a table of one row."""
+    """Measure, and print the result as a table of one row."""
     cli.no_words(words)
     config, encoder = cli.required(_CONFIG), cli.required(_ENCODER)
     data, output = Path(cli.required(_DATA)), Path(cli.required(_OUTPUT))

@@ -1,11 +1,11 @@
-r"""Evaluate an encoder on a downstream task, and write one JSON file with the result.
+r"""Measure an encoder's features on a task, and write one JSON file with the result.
 
 The config's argument is TASK,PROTOCOL: `folder,linear` fits linear classifiers on frozen features. The data are class
 directories (perhaps below train/, validation/ and test/), a .zip of them, a directory of such archives, or a CSV file
 with the columns `image` and `label`, and perhaps `split`, `text` and `group`. Features are cached; the same command
 again reads its result.
 
-Example:
+EXAMPLE
     python scripts/evaluate.py --config configs/eval.py:folder,linear --encoder RUN/encoder --data IMAGES \
         --output RESULTS
     python scripts/evaluate.py --config configs/eval.py:folder,linear --encoder random:RUN/encoder --data IMAGES \
@@ -20,10 +20,10 @@ from vise_jax import cli
 
 _CONFIG = cli.define_config()
 _ENCODER = flags.DEFINE_string(
-    "encoder", None, "An encoder's directory; random:NAME or random:DIRECTORY for an untrained one."
+    "encoder", None, "Directory of an encoder; random:NAME or random:DIRECTORY for an untrained one."
 )
 _DATA = flags.DEFINE_string("data", None, "Labeled images: a directory, a .zip or a .csv file.")
-_OUTPUT = flags.DEFINE_string("output", None, "Directory for results; features are kept in it, too.")
+_OUTPUT = flags.DEFINE_string("output", None, "Directory of the results and of the features.")
 _NAME = flags.DEFINE_string("name", "", "The encoder's name in tables; by default that of its directory.")
 
 

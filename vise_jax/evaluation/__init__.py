@@ -1,1 +1,1 @@
-"""Evaluate encoders on downstream tasks (Sec. 4)."""
+"""Measure an encoder's features on downstream tasks (Sec. 4)."""

@@ -1,4 +1,4 @@
-"""How much comment clusters say about what posts are known to show: the demo corpus keeps such a truth."""
+"""Agreement of comment clusters with the hidden classes of the demo corpus."""
 
 import csv
 from pathlib import Path
@@ -11,20 +11,20 @@ from vise_jax.errors import UserError
 
 
 def agreement(corpus: Path, labeler: Labeler) -> dict[str, float]:
-    """Compute the normalized mutual information (arithmetic mean) of comment clusters and the corpus' hidden classes.
+    """Return the normalized mutual information (arithmetic mean) of comment clusters and hidden classes.
 
-    Each comment counts once, whether or not its post took part in fitting; comments without any known token are a
-    cluster of their own.
+    Each comment counts once, also if its post is in the cluster split. Comments without a known token are a cluster of
+    their own.
 
     Args:
-        corpus: a directory that `scripts/demo.py` wrote.
-        labeler: the labeler.
+        corpus: directory that `scripts/demo.py` wrote.
+        labeler: assigns the clusters.
 
     Returns:
         0 to 1 for `topic` and for `affect`.
 
     Raises:
-        UserError: the directory has no truth.csv or no posts.
+        UserError: no truth.csv or no posts in `corpus`.
     """
     path = Path(corpus) / "truth.csv"
     if not path.is_file():

@@ -1,17 +1,17 @@
 """Datasets of downstream tasks: images with labels, splits, texts and groups."""
 
-import csv
 import os
 import zipfile
 import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from vise_jax import artifact
-from vise_jax.data.listing import ImageFile, file_inside, is_image, list_images, split_of
+from vise_jax.data import dataset_layouts, dataset_tables
+from vise_jax.data.listing import ImageFile, file_inside, is_image, list_images
 from vise_jax.errors import UserError
 
 # A longer file is no photo; an archive could otherwise unpack into all of the memory.
@@ -105,20 +105,20 @@ def open_labeled(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dat
     path, roots = Path(path), [Path(root) for root in link_roots]
     texts = groups = None
     if path.suffix.lower() == ".csv":
-        rows = _read_csv(path, ("image", "label"))
+        rows = dataset_tables.read_csv(path, ("image", "label"))
         files = {row["image"]: file_inside(path.parent, row["image"], path, roots) for row in rows}
         labels = {row["image"]: row["label"] for row in rows}
-        splits = _csv_splits(rows, path)
-        texts, groups = _csv_column(rows, "text"), _csv_column(rows, "group")
-        _check_groups(path, groups or {}, splits or {})
+        splits = dataset_tables.read_splits(rows, path)
+        texts, groups = dataset_tables.read_column(rows, "text"), dataset_tables.read_column(rows, "group")
+        dataset_layouts.check_groups(path, groups or {}, splits or {})
     else:
         files, directories = list_images(path, roots)
-        labels, splits = _read_layout(path, files, directories)
+        labels, splits = dataset_layouts.read_layout(path, files, directories)
     classes = sorted(set(labels.values()))
     if len(classes) < 2:
         raise UserError(f"{path} has one class only ({classes[0]}): a classifier needs at least two.")
     if splits:
-        _check_splits(path, labels, splits)
+        dataset_layouts.check_splits(path, labels, splits)
     return _dataset(path, files, labels, splits, texts, groups)
 
 
@@ -134,7 +134,7 @@ def open_unlabeled(path: str | Path) -> Dataset:
     """
     path = Path(path)
     if path.suffix.lower() == ".csv":
-        names = [row["image"] for row in _read_csv(path, ("image",))]
+        names = [row["image"] for row in dataset_tables.read_csv(path, ("image",))]
         return _dataset(path, {name: file_inside(path.parent, name, path, ()) for name in names})
     if path.is_file() and is_image(path):
         return _dataset(path, {path.name: file_inside(path.parent, path.name, path.parent, ())})
@@ -184,118 +184,3 @@ def _title(path: Path) -> str:
         return path.name
     # CSV files are mostly called labels.csv.
     return f"{path.parent.name}/{path.stem}" if path.suffix.lower() == ".csv" else path.stem
-
-
-def _read_layout(path: Path, names: Iterable[str], directories: set[str]) -> tuple[dict[str, str], _Column]:
-    """Return labels, and official splits if there are any, from names like `train/cat/1.jpg` or `cat/1.jpg`."""
-    parts = {name: name.split("/") for name in names}
-    tops = {words[0] for words in parts.values()}
-    named = {top: split_of(top) for top in sorted(tops)}
-    is_split = all(named.values())
-    if not is_split:
-        _check_no_split(path, named, parts.values())
-    for name in set(filter(None, named.values())):
-        same = [top for top in named if named[top] == name]
-        if is_split and len(same) > 1:
-            raise UserError(f"{path} has {' and '.join(same)}, which both name the split {name}: merge them.")
-    level = 1 if is_split else 0
-    labels = {}
-    for name, words in parts.items():
-        if len(words) < level + 2:
-            raise UserError(f"The image {name} in {path} is in no class directory: move it into one or take it away.")
-        labels[name] = words[level]
-    classes = {"/".join(words[: level + 1]) for words in parts.values()}
-    for directory in sorted(directories - classes):
-        words = directory.split("/")
-        if len(words) == level + 1 and (not is_split or split_of(words[0])):
-            raise UserError(f"The class directory {directory} in {path} holds no images: fill it or delete it.")
-    # One split alone is no division into train and test.
-    if not is_split or len(tops) == 1:
-        return labels, None
-    return labels, {name: split_of(words[0]) or "" for name, words in parts.items()}
-
-
-def _check_no_split(path: Path, named: dict[str, str | None], parts: Collection[list[str]]) -> None:
-    """Refuse splits that would become classes: beside other directories, or below the class directories.
-
-    A class may be called train, and hold its images directly. A split holds directories.
-    """
-    splits = [top for top, split in named.items() if split]
-    nested = all(len(words) > 2 for words in parts if words[0] in splits)
-    if splits and (nested or {"train", "test"} <= set(named.values())):
-        other = next(top for top, split in named.items() if not split)
-        raise UserError(
-            f"{path} has {other} beside {splits[0]}, which names a split: there may be train, validation and test "
-            "only. Rename or move the other one; or, if both are classes, move their images directly into them."
-        )
-    below = {words[1] if len(words) > 2 else "" for words in parts}
-    if all(map(split_of, below)) and len(set(map(split_of, below))) > 1:
-        raise UserError(
-            f"{path} has {' and '.join(sorted(below))} below its class directories: put them above, as in train/CLASS."
-        )
-
-
-def _check_splits(path: Path, labels: dict[str, str], splits: dict[str, str]) -> None:
-    classes: dict[str, set[str]] = {}
-    for name, split in splits.items():
-        classes.setdefault(split, set()).add(labels[name])
-    for split in ("train", "test"):
-        if split not in classes:
-            raise UserError(f"{path} has images for {' and '.join(sorted(classes))} but none for {split}: add some.")
-    for split, of_split in classes.items():
-        differ = sorted(of_split ^ classes["train"])
-        if differ:
-            has, lacks = ("train", split) if differ[0] in classes["train"] else (split, "train")
-            raise UserError(f"In {path} the class {differ[0]} has images for {has} but none for {lacks}: add some.")
-
-
-def _check_groups(path: Path, groups: dict[str, str], splits: dict[str, str]) -> None:
-    split_of_group: dict[str, str] = {}
-    for name, group in groups.items():
-        if not group:
-            raise UserError(f"{path} has no group for {name}: fill it in, an image on its own with a group of its own.")
-        if splits and split_of_group.setdefault(group, splits[name]) != splits[name]:
-            raise UserError(
-                f"In {path} the group {group} has examples in {split_of_group[group]} and {splits[name]}: keep a group "
-                "in one split."
-            )
-
-
-def _read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """Return the rows of a CSV file, with a value in each of `columns`, each image once."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True, restval="")
-            header, rows = reader.fieldnames or [], list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} can't be read as a CSV file: {error}.") from error
-    for column in columns:
-        if column not in header:
-            raise UserError(
-                f"{path} has no column {column!r}: its first line must be image,label or image,label,split."
-            )
-    seen: set[str] = set()
-    for number, row in enumerate(rows, start=1):
-        for column in columns:
-            if not row[column]:
-                raise UserError(f"{path} has no {column} in its row {number} (the header not counted): fill it in.")
-        row["image"] = PurePosixPath(row["image"]).as_posix()
-        if row["image"] in seen:
-            raise UserError(f"{path} names the image {row['image']} twice: each image counts once, drop a row.")
-        seen.add(row["image"])
-    if not rows:
-        raise UserError(f"{path} names no images: add rows below its header.")
-    return rows
-
-
-def _csv_splits(rows: list[dict[str, str]], path: Path) -> _Column:
-    if "split" not in rows[0]:
-        return None
-    for row in rows:
-        if not split_of(row["split"]):
-            raise UserError(f"{path} has the split {row['split']!r} for {row['image']}: use train, validation or test.")
-    return {row["image"]: split_of(row["split"]) or "" for row in rows}
-
-
-def _csv_column(rows: list[dict[str, str]], name: str) -> _Column:
-    return {row["image"]: row[name] for row in rows} if name in rows[0] else None

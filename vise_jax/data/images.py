@@ -133,7 +133,8 @@ def batches(
         uint8 [batch_size, crop, crop, 3].
 
     Raises:
-        UserError: unsupported preprocessing; or corrupt images, all of which are named after the last one is decoded.
+        UserError: the crop is larger than the resized images; or corrupt images, all of which are named after the last
+            one is decoded.
     """
     batch: list[np.ndarray] = []
     corrupt: dict[str, str] = {}

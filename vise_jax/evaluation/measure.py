@@ -5,7 +5,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -18,6 +17,7 @@ from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.evaluation import results
 from vise_jax.evaluation.protocols.linear import LinearEvaluator
+from vise_jax.evaluation.results import EncoderId, Result, Summary
 from vise_jax.evaluation.splits import SplitSettings
 from vise_jax.evaluation.tasks import TASKS, Task
 from vise_jax.inference import extract
@@ -33,7 +33,7 @@ _PRIVATE_KEYS = ("link_roots",)
 _MAX_NAMED = 10
 
 
-def measure(config: ConfigDict, source: str, data: Path, output: Path, name: str = "") -> tuple[dict[str, Any], Path]:
+def measure(config: ConfigDict, source: str, data: Path, output: Path, name: str = "") -> tuple[Result, Path]:
     """Measure an encoder and write the result, or read the result of the same measurement.
 
     Args:
@@ -64,10 +64,10 @@ def measure(config: ConfigDict, source: str, data: Path, output: Path, name: str
     fingerprint = artifact.fingerprint([results.FORMAT_VERSION, settings, encoder.fingerprint, dataset.fingerprint])
     path = results.path_of(output, config.task, config.protocol, name, dataset.title, fingerprint)
     if path.is_file():
-        result = results.read(path)
-        if result["data"]["left_out"]["images"] <= config.max_corrupt_fraction * len(dataset):
+        earlier = results.read(path)
+        if earlier["data"]["left_out"]["images"] <= config.max_corrupt_fraction * len(dataset):
             log.info(f"already measured: {path}")
-            return result, path
+            return earlier, path
     # A dataset that can't be divided is an error before features are computed.
     task.split(dataset, SplitSettings.of(config))
 
@@ -89,7 +89,7 @@ def measure(config: ConfigDict, source: str, data: Path, output: Path, name: str
 
     evaluator = PROTOCOLS[config.protocol](config, task, features_of)
     means = evaluator.run(encoder)
-    result = {
+    result: Result = {
         "task": config.task,
         "protocol": config.protocol,
         "primary": task.primary,
@@ -146,13 +146,13 @@ def _check_rejected(dataset: Dataset, rejected: Mapping[str, str], max_fraction:
         )
 
 
-def _summary(values: list[float]) -> dict[str, Any]:
+def _summary(values: list[float]) -> Summary:
     """Return mean, sample standard deviation (None for a single value) and values."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "std": deviation, "values": values}
 
 
-def _describe_encoder(name: str, encoder: Encoder, preprocessing: Preprocessing) -> dict[str, Any]:
+def _describe_encoder(name: str, encoder: Encoder, preprocessing: Preprocessing) -> EncoderId:
     return {
         "name": name,
         "fingerprint": encoder.fingerprint,

@@ -4,7 +4,7 @@ import math
 import platform
 import re
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 import jax
 
@@ -14,6 +14,103 @@ from vise_jax.errors import UserError
 
 FORMAT_VERSION = 2
 _MADE_BY = "evaluate.py"
+
+
+class Summary(TypedDict):
+    """A metric over the splits: mean, sample standard deviation (None for a single split), and the values."""
+
+    mean: float
+    std: float | None
+    values: list[float]
+
+
+class SweepRow(TypedDict):
+    """A penalty that was tried, with its metric on validation."""
+
+    l2: float
+    validation: float
+    iterations: int
+    converged: bool
+
+
+class Fit(SweepRow):
+    """The selected penalty, and all that were tried."""
+
+    sweep: list[SweepRow]
+
+
+class SplitResult(Fit):
+    """The result of one split: sizes of train, validation and test, and metrics on test by name."""
+
+    seed: int
+    sizes: dict[str, int]
+    metrics: dict[str, float]
+
+
+class Selection(TypedDict):
+    """How the reported setting was selected.
+
+    Attributes:
+        key: config key of the grid.
+        split: the part of the data that it was selected on.
+        metric: the metric that it was selected by.
+        grid: values that were tried.
+        selected: the selected value of each split.
+    """
+
+    key: str
+    split: str
+    metric: str
+    grid: list[float]
+    selected: list[float]
+
+
+class EncoderId(TypedDict):
+    """The encoder that was measured; `preprocessing` is what was used."""
+
+    name: str
+    fingerprint: str
+    architecture: dict[str, object]
+    preprocessing: dict[str, object]
+    feature_dim: int
+    provenance: dict[str, object]
+    license: str
+
+
+class LeftOut(TypedDict):
+    """Images that can't be decoded: how many, and the names of the first."""
+
+    images: int
+    names: list[str]
+
+
+class DataId(TypedDict):
+    """The dataset; `images` were used."""
+
+    name: str
+    fingerprint: str
+    images: int
+    left_out: LeftOut
+    classes: list[str]
+    official_splits: bool
+
+
+class Result(TypedDict):
+    """A measurement. `write` adds `format_version`, `versions` and `device`; `read_all` adds `file`."""
+
+    task: str
+    protocol: str
+    config: dict[str, object]
+    primary: str
+    metrics: dict[str, Summary]
+    selection: Selection
+    splits: list[SplitResult]
+    encoder: EncoderId
+    data: DataId
+    seconds: float
+    file: NotRequired[str]
+
+
 _KINDS: dict[str, type] = {
     "task": str,
     "protocol": str,
@@ -32,7 +129,7 @@ def path_of(directory: Path, task: str, protocol: str, encoder: str, data: str, 
     return directory / f"{'-'.join(word[:60] for word in words)}-{fingerprint[:8]}.json"
 
 
-def write(path: Path, result: dict[str, Any]) -> None:
+def write(path: Path, result: Result) -> None:
     """Write a measurement atomically, with the versions of the software.
 
     Raises:
@@ -51,7 +148,7 @@ def write(path: Path, result: dict[str, Any]) -> None:
     )
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> Result:
     """Read a measurement.
 
     Returns:
@@ -78,7 +175,7 @@ def read(path: Path) -> dict[str, Any]:
             raise UserError(
                 f"{path} has no valid metric {name!r}: make it again with {_MADE_BY}, or take it out of the directory."
             )
-    return result
+    return cast(Result, result)
 
 
 def _is_summary(value: object) -> bool:
@@ -92,7 +189,7 @@ def _is_summary(value: object) -> bool:
     return all(map(is_number, numbers))
 
 
-def read_all(directory: Path) -> list[dict[str, Any]]:
+def read_all(directory: Path) -> list[Result]:
     """Read all measurements of a directory, sorted by file name, each with its file's name under "file".
 
     Raises:

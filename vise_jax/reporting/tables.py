@@ -6,7 +6,6 @@ import io
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from vise_jax import artifact
 from vise_jax.errors import UserError
+from vise_jax.evaluation.results import Result, Summary
 
 _BASELINE = "majority class"
 _CAPTION = "percent, mean ± standard deviation over the splits; bold: the best of its column"
@@ -40,7 +40,7 @@ class Table:
     baseline: bool
 
 
-def build(measurements: Sequence[dict[str, Any]]) -> Table:
+def build(measurements: Sequence[Result]) -> Table:
     """Lay out measurements, in percent, rows and columns by name.
 
     Args:
@@ -49,7 +49,7 @@ def build(measurements: Sequence[dict[str, Any]]) -> Table:
     Raises:
         UserError: two of them would stand in the same cell.
     """
-    cells: dict[tuple[_Key, _Key], dict[str, Any]] = {}
+    cells: dict[tuple[_Key, _Key], Result] = {}
     for one in measurements:
         there = cells.setdefault((_row_key(one), _column_key(one)), one)
         if there is not one:
@@ -103,7 +103,7 @@ def to_markdown(table: Table) -> str:
     return "\n".join([*lines, "", f"{_CAPTION[0].upper()}{_CAPTION[1:]}.", ""])
 
 
-def to_csv(measurements: Sequence[dict[str, Any]]) -> str:
+def to_csv(measurements: Sequence[Result]) -> str:
     """Return all measurements as CSV, one metric per line, as fractions and unrounded."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -119,7 +119,7 @@ def to_csv(measurements: Sequence[dict[str, Any]]) -> str:
     return file.getvalue()
 
 
-def write(measurements: Sequence[dict[str, Any]], output: Path) -> Table:
+def write(measurements: Sequence[Result], output: Path) -> Table:
     """Write `table.md` and `table.csv` into the directory `output`, each whole, and return the table."""
     table = build(measurements)
     output.mkdir(parents=True, exist_ok=True)
@@ -128,11 +128,11 @@ def write(measurements: Sequence[dict[str, Any]], output: Path) -> Table:
     return table
 
 
-def _row_key(one: dict[str, Any]) -> _Key:
+def _row_key(one: Result) -> _Key:
     return one["encoder"]["name"], f"{_image_size(one)} px", one["encoder"]["fingerprint"][:8]
 
 
-def _column_key(one: dict[str, Any]) -> _Key:
+def _column_key(one: Result) -> _Key:
     return f"{one['data']['name']} {one['protocol']}", one["task"], one["primary"], one["data"]["fingerprint"][:8]
 
 
@@ -149,23 +149,24 @@ def _titles(keys: Iterable[_Key]) -> dict[_Key, str]:
     return dict(sorted(titles.items(), key=lambda item: (item[1].casefold(), item[0])))
 
 
-def _image_size(one: dict[str, Any]) -> Any:
+def _image_size(one: Result) -> object:
     return one["encoder"].get("preprocessing", {}).get("crop", "")
 
 
-def _primary(one: dict[str, Any] | None) -> dict[str, Any] | None:
+def _primary(one: Result | None) -> Summary | None:
     """Return mean and deviation of the primary metric."""
-    return one and one["metrics"][one["primary"]]
+    return one["metrics"][one["primary"]] if one else None
 
 
-def _baseline(one: dict[str, Any]) -> dict[str, Any] | None:
+def _baseline(one: Result) -> Summary | None:
     """Return what always predicting the majority class reaches, where that is comparable with the primary metric."""
     summary = one["metrics"].get(f"majority_{one['primary']}")
-    return {"mean": summary["mean"]} if summary else None
+    return {**summary, "std": None} if summary else None
 
 
-def _percent(summary: dict[str, Any] | None) -> str:
+def _percent(summary: Summary | None) -> str:
     if summary is None:
         return _NOTHING
-    spread = f" ± {100 * summary['std']:.2f}" if summary.get("std") is not None else ""
+    std = summary.get("std")
+    spread = f" ± {100 * std:.2f}" if std is not None else ""
     return f"{100 * summary['mean']:.2f}{spread}"

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import optax
 from vise_jax.data.datasets import Dataset
 from vise_jax.encoder import Encoder
 from vise_jax.evaluation import metrics
+from vise_jax.evaluation.results import Fit, Selection, SplitResult, SweepRow
 from vise_jax.evaluation.splits import Split
 from vise_jax.progress import Progress
 
@@ -75,17 +76,17 @@ def minimize(
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(loss)
 
-    def steepest(state: Any) -> jax.Array:
+    def steepest(state: optax.OptState) -> jax.Array:
         gradient = optax.tree.get(state, "grad")
         return jnp.maximum(jnp.abs(gradient.kernel).max(), jnp.abs(gradient.bias).max())
 
-    def step(carry: tuple[Classifier, Any]) -> tuple[Classifier, Any]:
+    def step(carry: tuple[Classifier, optax.OptState]) -> tuple[Classifier, optax.OptState]:
         classifier, state = carry
         value, gradient = value_and_grad(classifier, state=state)
         updates, state = solver.update(gradient, state, classifier, value=value, grad=gradient, value_fn=loss)
         return optax.apply_updates(classifier, updates), state
 
-    def unfinished(carry: tuple[Classifier, Any]) -> jax.Array:
+    def unfinished(carry: tuple[Classifier, optax.OptState]) -> jax.Array:
         done = optax.tree.get(carry[1], "count")
         return (done == 0) | ((done < iterations) & (steepest(carry[1]) > tolerance))
 
@@ -123,7 +124,7 @@ def fit_and_select(
     tolerance: float,
     metric: Metric = metrics.accuracy,
     after_each: Callable[[], None] = lambda: None,
-) -> tuple[np.ndarray, dict[str, Any]]:
+) -> tuple[np.ndarray, Fit]:
     """Fit a classifier for each penalty on train, select one on validation, and predict test with it.
 
     Penalties are fitted from the strongest to the weakest, each from the solution of the previous one. Of those that
@@ -147,7 +148,7 @@ def fit_and_select(
     prepared = standardize(features, split.train)
     train, train_labels = jnp.asarray(prepared[split.train]), jnp.asarray(labels[split.train])
     classifier = Classifier(jnp.zeros((features.shape[1], classes), jnp.float32), jnp.zeros(classes, jnp.float32))
-    sweep: list[dict[str, Any]] = []
+    sweep: list[SweepRow] = []
     best, selected = classifier, -1
     for strength in sorted(l2, reverse=True):
         classifier, count, converged = minimize(
@@ -197,7 +198,7 @@ class LinearEvaluator:
             fit_and_select, l2=l2, iterations=iterations, tolerance=tolerance, metric=metrics.METRICS[primary]
         )
         self._l2 = l2
-        self.splits: list[dict[str, Any]] = []
+        self.splits: list[SplitResult] = []
 
     def run(self, encoder: Encoder) -> dict[str, float]:
         """Return the mean of each metric over the splits, and `majority_accuracy`, that of train's majority class."""
@@ -223,7 +224,7 @@ class LinearEvaluator:
         names = self.splits[0]["metrics"]
         return {name: statistics.fmean(split["metrics"][name] for split in self.splits) for name in names}
 
-    def selection(self) -> dict[str, Any]:
+    def selection(self) -> Selection:
         """Describe how the reported settings were selected."""
         return {
             "key": "l2",

@@ -1,5 +1,7 @@
-"""The whole way through by the commands, as a newcomer would go it: tiny corpus, tiny encoder."""
+"""The whole job: posts, labels, training, evaluation, on a small corpus and a small encoder."""
 
+import ast
+import importlib.util
 import json
 import os
 import signal
@@ -11,8 +13,12 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from ml_collections import ConfigDict
 
 import vise_jax
+from vise_jax.demo.corpus import make_corpus
+from vise_jax.labeling.fit import fit
+from vise_jax.labeling.label import label
 
 ROOT = Path(__file__).parents[1]
 STEPS = 60
@@ -45,13 +51,24 @@ def run(script: str, *words: str | Path) -> str:
 def job(tmp_path_factory) -> Path:
     """Corpus, labeler, shards and an undisturbed run."""
     directory = tmp_path_factory.mktemp("job")
-    run("demo", "--output", directory / "corpus", "--posts", 120, "--labeled", 60)
-    posts = directory / "corpus" / "posts" / "*.jsonl"
-    config = ["--config", "configs/demo.py", *KEYS]
-    run("label", "fit", *config, "--posts", posts, "--output", directory / "labeler")
-    run("label", "run", *config, "--posts", posts, "--labeler", directory / "labeler", "--output", directory / "shards")
+    make_corpus(directory / "corpus", posts=120, labeled=60)
+    posts = sorted((directory / "corpus" / "posts").glob("*.jsonl"))
+    labels = demo_config().labels
+    fit(posts, labels, directory / "labeler")
+    label(posts, directory / "labeler", labels, directory / "shards")
     run("train", *training(directory), "--workdir", directory / "run")
     return directory
+
+
+def demo_config() -> ConfigDict:
+    """Return configs/demo.py with the changes of KEYS."""
+    spec = importlib.util.spec_from_file_location("demo_config", ROOT / "configs" / "demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    keys = dict(key.removeprefix("--config.").split("=") for key in KEYS)
+    config.update_from_flattened_dict({key: ast.literal_eval(value) for key, value in keys.items()})
+    return config
 
 
 def training(directory: Path) -> list[str]:
@@ -68,7 +85,13 @@ def state(run_folder: Path) -> dict[str, np.ndarray]:
     return ocp.StandardCheckpointer().restore((run_folder / "checkpoints" / str(STEPS) / "default").absolute())
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (signal.SIGKILL, -signal.SIGKILL),
+        pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow),
+    ],
+)
 def test_an_ended_run_goes_on_to_the_same_bits(job, sent, status):
     workdir = job / sent.name
     process = subprocess.Popen(
@@ -130,6 +153,7 @@ def test_the_encoder_gives_features(job):
     np.testing.assert_allclose(encoder.feature_map(images).mean((1, 2)), features, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_workdir_of_another_experiment_is_refused(job):
     words = command("train", *training(job), "--config.training.seed=5", "--workdir", job / "run")
     result = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
@@ -138,6 +162,7 @@ def test_a_workdir_of_another_experiment_is_refused(job):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_what_was_trained_predicts_the_labeler_s_clusters(job):
     output = job / "predictions.jsonl"
     photos = job / "corpus" / "topic" / "test"

@@ -59,7 +59,8 @@ def test_shards_and_files_hold_the_same(benchmark: ModuleType, settings) -> None
     content = b"".join(
         data
         for shard in manifest["shards"]
-        for data in records.read_shard(settings.directory / "shards" / shard["name"], shard["examples"], range(2))[0]
+        for path in [settings.directory / "shards" / shard["name"]]
+        for data in records.read_records(path, records.read_index(path, shard["examples"]), range(2))[0]
     )
     for number in (0, 19):
         assert (settings.directory / "photos" / f"{number}.jpg").read_bytes() in content

@@ -83,6 +83,7 @@ def test_help_has_examples() -> None:
     assert "--max_gigabytes" in result.stdout
 
 
+@pytest.mark.slow
 def test_mistakes_get_one_sentence_and_write_nothing(weights: Path, tmp_path: Path) -> None:
     encoder = tmp_path / "encoder"
     small = {"name": "resnet18", "width": 4, "heads": {"comments": 3}}

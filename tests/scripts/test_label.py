@@ -68,6 +68,7 @@ def test_fit_and_run_write_shards_and_running_again_changes_nothing(posts: Path,
     assert all(written_again[path] == written[path] for path in written if path.name != "job.json")
 
 
+@pytest.mark.slow
 def test_mistakes_get_one_sentence_and_no_traceback(posts: Path, labeler: Path, tmp_path: Path) -> None:
     output = ("--output", tmp_path / "new")
     (tmp_path / "bad.jsonl").write_text('{"post_id": "a"\n' * 3)
@@ -93,6 +94,7 @@ def test_mistakes_get_one_sentence_and_no_traceback(posts: Path, labeler: Path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == [".new.fit", "bad.jsonl"]
 
 
+@pytest.mark.slow
 def test_beam_gives_the_same_shards_and_relabel_takes_posts_out(posts: Path, labeler: Path, tmp_path: Path) -> None:
     run = ("run", config(), "--posts", posts, "--labeler", labeler)
     beam = ("--runner", "beam", "--", "--runner=DirectRunner")

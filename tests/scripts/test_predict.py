@@ -47,6 +47,7 @@ def test_lines_and_a_page(made: Path, tmp_path: Path) -> None:
     assert "features:" not in again.stderr
 
 
+@pytest.mark.slow
 def test_mistakes_get_one_sentence_and_write_nothing(made: Path, tmp_path: Path) -> None:
     encoder, images = ("--encoder", made / "encoder"), ("--images", made / "images")
     output = ("--output", tmp_path / "p.jsonl")

@@ -127,6 +127,7 @@ def test_runs(tmp_path: Path) -> None:
     assert names == {"training.html", "training_loss.png", "training_speed.png"}
 
 
+@pytest.mark.slow
 def test_mistakes_get_one_sentence_and_write_nothing(made: Path, tmp_path: Path) -> None:
     output = ("--output", tmp_path / "new")
     labeler, shards = ("--labeler", made / "labeler"), ("--shards", made / "shards")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vise_jax.data import datasets
 from vise_jax.errors import UserError
-from vise_jax.inference import extract
+from vise_jax.inference import extract, feature_files
 from vise_jax.preprocessing import Preprocessing
 
 
@@ -45,7 +45,9 @@ def export(image_set, path, encoder=None, **changes):
 
 
 def rows(path: Path) -> dict[str, list[float]]:
-    return {name: row.tolist() for names, found in extract.read(path) for name, row in zip(names, found, strict=True)}
+    return {
+        name: row.tolist() for names, found in feature_files.read(path) for name, row in zip(names, found, strict=True)
+    }
 
 
 def test_each_image_once_in_batches_of_one_size(image_set, tmp_path):
@@ -112,7 +114,7 @@ def test_a_pickle_is_never_loaded(image_set, tmp_path):
 def test_export_to_npz(image_set, tmp_path):
     encoder, path = CountingEncoder(), tmp_path / "new" / "features.npz"
     about = export(image_set, path, encoder)
-    assert about == extract.read_about(path)
+    assert about == feature_files.read_about(path)
     assert (about["images"], about["dim"], about["crop"], about["encoder"]) == (10, 3, 16, "a")
     with np.load(path, allow_pickle=False) as arrays:
         assert arrays["paths"].tolist() == [f"{number}.png" for number in range(10)]
@@ -132,7 +134,9 @@ def test_parquet_holds_the_same_part_by_part(image_set, tmp_path, monkeypatch):
     export(image_set, tmp_path / "features.npz")
     export(image_set, tmp_path / "features.parquet")
     assert rows(tmp_path / "features.parquet") == rows(tmp_path / "features.npz")
-    assert extract.read_about(tmp_path / "features.parquet") == extract.read_about(tmp_path / "features.npz")
+    assert feature_files.read_about(tmp_path / "features.parquet") == feature_files.read_about(
+        tmp_path / "features.npz"
+    )
     file = pq.ParquetFile(tmp_path / "features.parquet")
     assert file.num_row_groups == 3
     assert file.schema_arrow.field("features").type == pa.list_(pa.float32(), 3)
@@ -221,12 +225,12 @@ def test_corrupt_images_are_tried_again(image_set, tmp_path):
 
 def test_what_is_no_file_of_features_is_said(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        extract.read_about(tmp_path / "none.npz")
+        feature_files.read_about(tmp_path / "none.npz")
     np.savez(tmp_path / "other.npz", features=np.zeros((1, 1)))
     (tmp_path / "text.parquet").write_text("text")
     for name in ("other.npz", "text.parquet"):
-        with pytest.raises(UserError, match="no whole file of features"):
-            extract.read_about(tmp_path / name)
+        with pytest.raises(UserError, match="no complete file of features"):
+            feature_files.read_about(tmp_path / name)
 
 
 def test_the_key_names_the_device(image_set, monkeypatch):

@@ -9,7 +9,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from vise_jax.data import datasets
 from vise_jax.errors import UserError
-from vise_jax.inference import extract, neighbors
+from vise_jax.inference import extract, feature_files, neighbors
 
 SETTINGS = {"batch_size": 4, "threads": 1, "max_image_pixels": 10**6}
 
@@ -29,7 +29,7 @@ def test_the_nearest_are_scikit_learn_s(trained, directory, tmp_path, monkeypatc
     images, path = datasets.open_unlabeled(directory), tmp_path / f"features.{ending}"
     preprocessing = trained.preprocessing.at(12)
     extract.export(trained, images, preprocessing, path, **SETTINGS)
-    rows = np.concatenate([rows for _, rows in extract.read(path)])
+    rows = np.concatenate([rows for _, rows in feature_files.read(path)])
     distances, numbers = NearestNeighbors(n_neighbors=5, metric="cosine").fit(rows).kneighbors(rows[7:8])
     found = neighbors.nearest(trained, path, datasets.open_unlabeled(directory / "07.png"), 5, 10**6)
     assert [name for name, _ in found] == [images.names[number] for number in numbers[0]]

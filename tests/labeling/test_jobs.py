@@ -410,7 +410,7 @@ def test_a_run_keeps_the_positions_of_deleted_examples(
         after = delete_job(output, labels, directory, tmp_path / "ids.txt")
     assert after["examples"] == before["examples"] - sum(map(len, deletions))
     if moment == "between two runs":
-        running = batches_of(output, shards.as_of(shards.read_manifest(output), before["fingerprint"]), log, 1)
+        running = batches_of(output, deletions.as_of(shards.read_manifest(output), before["fingerprint"]), log, 1)
     gone = set(itertools.chain.from_iterable(deletions))
     empty = 0
     for batch, found in zip(expected[1:], running, strict=False):
@@ -428,7 +428,7 @@ def test_a_run_keeps_the_positions_of_deleted_examples(
     assert empty >= len(gone)
     assert not log.exists()
     with pytest.raises(UserError, match="neither those of the run"):
-        shards.as_of(after, "another")
+        deletions.as_of(after, "another")
     # A new run has fewer examples, and none is empty.
     fresh = list(itertools.islice(batches_of(output, shards.read_manifest(output), log), after["examples"] // 6))
     assert not (gone | {b""}) & {post for batch in fresh for post in batch["post_id"]}

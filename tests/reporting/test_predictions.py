@@ -13,7 +13,7 @@ from PIL import Image
 from vise_jax.data import datasets
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
-from vise_jax.inference import extract
+from vise_jax.inference import extract, feature_files
 from vise_jax.inference import predict as evaluated
 from vise_jax.reporting import predictions
 
@@ -71,7 +71,7 @@ def test_a_line_for_each_image_and_a_page_of_the_first(trained, labeler, directo
     extract.export(
         trained, images, trained.preprocessing, tmp_path / "f.npz", batch_size=4, threads=1, max_image_pixels=10**6
     )
-    ((names, rows),) = extract.read(tmp_path / "f.npz")
+    ((names, rows),) = feature_files.read(tmp_path / "f.npz")
     expected = evaluated.predict(trained, labeler, rows, top=2)
     assert [line for line in found if "error" not in line] == [
         {"image": name, **prediction} for name, prediction in zip(names, expected, strict=True)

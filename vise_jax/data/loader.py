@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from vise_jax.data import decoding, shards
+from vise_jax.data import decoding, deletions, shards
 from vise_jax.data.crops import decode_random_crop
 from vise_jax.data.decoding import Batch, Chunk
 from vise_jax.data.epoch_order import Shuffle, windows
@@ -51,7 +51,7 @@ def batches(
 
     Args:
         directory: the engagement shards.
-        manifest: their manifest, from `shards.read_manifest` or `shards.as_of`.
+        manifest: their manifest, from `shards.read_manifest` or `deletions.as_of`.
         batch_size: examples in a batch over all processes, B.
         seed: decides the order and the crops.
         corrupt: log of the corrupt examples.
@@ -207,7 +207,7 @@ def _reader(
             return read(shard, record, numbers)
         except UserError:
             # A deletion replaces shards while a run reads them.
-            current = shards.as_of(shards.read_manifest(directory, damaged=True), fingerprint)["shards"]
+            current = deletions.as_of(shards.read_manifest(directory, damaged=True), fingerprint)["shards"]
             if [entry["name"] for entry in current] == [entry["name"] for entry in described]:
                 raise
             described[:] = current

@@ -163,8 +163,8 @@ def read_manifest(directory: Path | str, damaged: bool = False) -> dict[str, Any
             )
     # A deletion writes new revisions of shards, NAME.rN.tfrecord, before the manifest that names them, and removes the
     # old ones afterwards.
-    named = {_base(name) for name in sizes} | {path.stem for path in (directory / "records").glob("*.json")}
-    if strangers := sorted(path.name for path in directory.glob("*.tfrecord") if _base(path.name) not in named):
+    named = {base_name(name) for name in sizes} | {path.stem for path in (directory / "records").glob("*.json")}
+    if strangers := sorted(path.name for path in directory.glob("*.tfrecord") if base_name(path.name) not in named):
         raise UserError(
             f"{directory} holds {strangers[0]}, which its manifest does not name: shards of two labeling jobs don't "
             "belong in one directory, move one job's away."
@@ -175,88 +175,7 @@ def read_manifest(directory: Path | str, damaged: bool = False) -> dict[str, Any
     return manifest
 
 
-def as_of(manifest: dict[str, Any], fingerprint: str) -> dict[str, Any]:
-    """Return the manifest in which examples have the positions of an earlier one, before posts were deleted.
-
-    Args:
-        manifest: the current one, from `read_manifest`.
-        fingerprint: of the earlier one.
-
-    Returns:
-        `manifest` with the earlier `examples`, `max_comment_labels` and `fingerprint`. Each of its `shards` has the
-        earlier number of `examples`; `stored`, the number of records in the file; and `positions` int64 [examples], the
-        record in the file of each example, -1 for a deleted one.
-
-    Raises:
-        UserError: `fingerprint` is not that of an earlier manifest.
-    """
-    if manifest["fingerprint"] == fingerprint:
-        return manifest
-    deletions = manifest.get("deletions", [])
-    earlier = [deletion["fingerprint"] for deletion in deletions]
-    if fingerprint not in earlier:
-        raise UserError("The shards are neither those of the run nor what deletions have left of them.")
-    entries = {
-        _base(shard["name"]): {**shard, "stored": shard["examples"], "positions": np.arange(shard["examples"])}
-        for shard in manifest["shards"]
-    }
-    undone = deletions[earlier.index(fingerprint) :]
-    for deletion in reversed(undone):
-        for base, before in deletion["shards"].items():
-            entry = entries.get(base, {"name": f"{base}.tfrecord", "stored": 0, "positions": np.empty(0, np.int64)})
-            positions = np.full(before["examples"], -1)
-            positions[np.setdiff1d(np.arange(before["examples"]), before["deleted"])] = entry["positions"]
-            entries[base] = {**entry, "examples": before["examples"], "positions": positions}
-    described = [entries[base] for base in sorted(entries)]
-    return {
-        **manifest,
-        "fingerprint": fingerprint,
-        "examples": sum(shard["examples"] for shard in described),
-        "max_comment_labels": undone[0]["max_comment_labels"],
-        "shards": described,
-    }
-
-
-def fingerprints(manifest: dict[str, Any]) -> tuple[str, ...]:
-    """Return the fingerprints that `as_of` accepts: the manifest's own, and those before its deletions."""
-    return manifest["fingerprint"], *(deletion["fingerprint"] for deletion in manifest.get("deletions", []))
-
-
-def describe_deletion(directory: Path, before: dict[str, Any], after: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Describe which examples of a manifest are deleted, by their positions.
-
-    Args:
-        directory: the shards and their tables, old and new.
-        before: the manifest before the deletion.
-        after: descriptions of the training shards after it.
-
-    Returns:
-        `fingerprint` and `max_comment_labels` of `before`, and `shards`: for each shard that lost examples, their
-        number before the deletion, `examples`, and the records that are `deleted`.
-    """
-    names = {_base(shard["name"]): shard["name"] for shard in after}
-    changed = {}
-    for shard in before["shards"]:
-        base = _base(shard["name"])
-        if names.get(base) != shard["name"]:
-            left = set(_post_ids(directory, names[base])) if base in names else set()
-            deleted = [number for number, post in enumerate(_post_ids(directory, shard["name"])) if post not in left]
-            changed[base] = {"examples": shard["examples"], "deleted": deleted}
-    return {
-        "fingerprint": before["fingerprint"],
-        "max_comment_labels": before["max_comment_labels"],
-        "shards": changed,
-    }
-
-
-def _post_ids(directory: Path, name: str) -> list[bytes]:
-    """Return the hashed post id of each record of a shard, from its table."""
-    table = directory / "records" / f"{name.removesuffix('.tfrecord')}.safetensors"
-    ids = safetensors.numpy.load(table.read_bytes())["post_ids"].tobytes()
-    return [ids[start : start + 16] for start in range(0, len(ids), 16)]
-
-
-def _base(name: str) -> str:
+def base_name(name: str) -> str:
     """Return a shard's name without split, revision and suffix."""
     return name.split(".")[0]
 

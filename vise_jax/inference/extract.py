@@ -3,35 +3,29 @@
 import contextlib
 import dataclasses
 import glob
-import json
 import logging
 import shutil
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vise_jax import artifact
 from vise_jax.data import images as data_images
 from vise_jax.data.datasets import Dataset
 from vise_jax.encoder import Encoder
 from vise_jax.errors import Interrupted, UserError
+from vise_jax.inference import feature_files
 from vise_jax.preprocessing import Preprocessing
 from vise_jax.progress import Progress
 
 log = logging.getLogger(__name__)
 
-_FORMAT_VERSION = 1
 # Images of a part, or a batch if that is larger: the most that an interruption can cost.
 _PART = 1024
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, pa.ArrowException)
 
 
 class FeatureExtractor(Protocol):
@@ -115,8 +109,8 @@ def computed(
         max_image_pixels: an image with more can't be read.
 
     Yields:
-        the paths of all parts, in the order of the set, for `Part.read`; and what `read_about` returns of a file that
-        is made from them.
+        the paths of all parts, in the order of the set, for `Part.read`; and the description of a file that is
+        written from them.
 
     Raises:
         UserError: no image can be decoded, or features that are not finite. The parts are deleted then, since the same
@@ -239,15 +233,17 @@ def cached(
     """
     key = key_of(encoder, images, preprocessing)
     path = directory / f"{key[:32]}.npz"
-    if _holds(path, key) and not _any_decodable(images, read_about(path)["rejected"], preprocessing, **settings):
+    if feature_files.holds(path, key) and not _any_decodable(
+        images, feature_files.read_about(path)["rejected"], preprocessing, **settings
+    ):
         log.info(f"features of {images.title}: read from {path}")
         clear(path)
     else:
         with computed(encoder, images, preprocessing, path, **settings) as (parts, about):
             _write(path, parts, about, images)
-    rejected = read_about(path)["rejected"]
+    rejected = feature_files.read_about(path)["rejected"]
     indices = [index for index, name in enumerate(images.names) if name not in rejected]
-    features = np.concatenate([features for _, features in read(path)])
+    features = np.concatenate([features for _, features in feature_files.read(path)])
     return features, np.array(indices, np.int64), rejected
 
 
@@ -268,84 +264,33 @@ def _any_decodable(
 def export(
     encoder: FeatureExtractor, images: Dataset, preprocessing: Preprocessing, path: Path, **settings: int
 ) -> dict[str, Any]:
-    """Write the features of a set with the paths of their images, in the order of the set, for `read`.
+    """Write the features of a dataset to a file, in its order, unless the file holds them already.
 
-    Images that can't be read are left out and said. Where the file holds just these features already, nothing is done.
+    Images that can't be read are left out and logged.
 
     Args:
-        encoder: whose features.
-        images: the set.
+        encoder: computes the features.
+        images: the dataset.
         preprocessing: of the images before the encoder.
-        path: a .npz file, made in memory, with `features`, float32 [N, D], and `paths`, text [N]; or a .parquet file,
-            written part by part, with a row of `path` and `features` for each image.
+        path: a .npz or .parquet file, see `feature_files.write`.
         **settings: `batch_size`, `threads` and `max_image_pixels`, see `computed`.
 
     Returns:
-        What `read_about` returns of that file.
+        The description, see `feature_files.read_about`.
 
     Raises:
-        UserError: see `computed`; another ending; or the file exists and holds something else.
+        UserError: see `computed`; another suffix; or the file exists and holds something else.
     """
-    if path.suffix not in _WRITERS:
+    if path.suffix not in feature_files.WRITERS:
         raise UserError(f"{path} ends in {path.suffix or 'nothing'}: name a file that ends in .npz or .parquet.")
-    if _holds(path, key_of(encoder, images, preprocessing)):
+    if feature_files.holds(path, key_of(encoder, images, preprocessing)):
         clear(path)
-        return read_about(path)
+        return feature_files.read_about(path)
     if path.exists():
         raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")
     with computed(encoder, images, preprocessing, path, **settings) as (parts, about):
         _write(path, parts, about, images)
     return about
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """Read the description of a file of features.
-
-    Returns:
-        `key`, a fingerprint of everything that decides the features; `encoder`, that of the encoder; `crop`, the side
-        of the crop in pixels; `images` and `dim`, the number of images and of features; `rejected`, the reason for each
-        image that was left out, by path.
-
-    Raises:
-        UserError: no such file, or no features in it.
-    """
-    try:
-        if path.suffix == ".parquet":
-            text = pq.read_schema(path).metadata[b"about"].decode()
-        else:
-            with np.load(path, allow_pickle=False) as arrays:
-                text = str(arrays["about"])
-        about = json.loads(text)
-        if about["format_version"] == _FORMAT_VERSION:
-            return about
-    except _UNREADABLE as error:
-        if isinstance(error, FileNotFoundError):
-            raise UserError(f"{path} does not exist: name a file that extract.py wrote.") from error
-        raise UserError(f"{path} is no whole file of features: make it again with extract.py.") from error
-    raise UserError(f"{path} was written by another version of extract.py: delete it and make it again.")
-
-
-def read(path: Path) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Read features part by part.
-
-    Yields:
-        paths, and float32 [n, D].
-
-    Raises:
-        UserError: a damaged file.
-    """
-    try:
-        if path.suffix == ".parquet":
-            with pq.ParquetFile(path) as file:
-                for batch in (file.read_row_group(number) for number in range(file.num_row_groups)):
-                    values = batch["features"].combine_chunks().flatten().to_numpy()
-                    yield batch["path"].to_pylist(), values.reshape(batch.num_rows, -1)
-        else:
-            with np.load(path, allow_pickle=False) as arrays:
-                paths, features = arrays["paths"].tolist(), arrays["features"]
-            yield paths, features
-    except _UNREADABLE as error:
-        raise UserError(f"{path} is damaged: make it again with extract.py.") from error
 
 
 def key_of(encoder: FeatureExtractor, images: Dataset, preprocessing: Preprocessing) -> str:
@@ -360,19 +305,7 @@ def key_of(encoder: FeatureExtractor, images: Dataset, preprocessing: Preprocess
 def _whole(path: Path) -> bool:
     try:
         Part.read(path)
-    except _UNREADABLE:
-        return False
-    return True
-
-
-def _holds(path: Path, key: str) -> bool:
-    """Return whether a complete file of features has this key."""
-    try:
-        if read_about(path)["key"] != key:
-            return False
-        for _ in read(path):
-            pass
-    except UserError:
+    except feature_files.UNREADABLE:
         return False
     return True
 
@@ -391,7 +324,7 @@ def _about(
     if not count:
         raise UserError(f"None of the {len(images):,} images can be used; the first: {next(iter(rejected.values()))}")
     return {
-        "format_version": _FORMAT_VERSION,
+        "format_version": feature_files.FORMAT_VERSION,
         "key": key_of(encoder, images, preprocessing),
         "encoder": encoder.fingerprint,
         "crop": preprocessing.crop,
@@ -407,27 +340,4 @@ def _write(path: Path, paths: list[Path], about: dict[str, Any], images: Dataset
             if len(part.indices):
                 yield [images.names[index] for index in part.indices], part.features
 
-    _WRITERS[path.suffix](path, rows(), about)
-
-
-def _write_npz(path: Path, rows: Iterator[tuple[list[str], np.ndarray]], about: dict[str, Any]) -> None:
-    names, features = zip(*rows, strict=True)
-    paths = np.array([name for some in names for name in some])
-    with artifact.atomic_file(path) as file:
-        np.savez(file, features=np.concatenate(features), paths=paths, about=artifact.canonical_json(about))
-
-
-def _write_parquet(path: Path, rows: Iterator[tuple[list[str], np.ndarray]], about: dict[str, Any]) -> None:
-    columns = [("path", pa.string()), ("features", pa.list_(pa.float32(), about["dim"]))]
-    schema = pa.schema(columns, metadata={"about": artifact.canonical_json(about)})
-    with (
-        artifact.atomic_file(path) as file,
-        # Hardly any float occurs twice.
-        pq.ParquetWriter(file, schema, use_dictionary=False) as writer,
-    ):
-        for names, features in rows:
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), about["dim"])
-            writer.write_table(pa.table([pa.array(names), vectors], schema=schema))
-
-
-_WRITERS = {".npz": _write_npz, ".parquet": _write_parquet}
+    feature_files.write(path, rows(), about)

@@ -8,7 +8,7 @@ from vise_jax.data import images as data_images
 from vise_jax.data.datasets import Dataset
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
-from vise_jax.inference import extract
+from vise_jax.inference import feature_files
 from vise_jax.similarity import unit_rows
 
 
@@ -31,7 +31,7 @@ def nearest(encoder: Encoder, path: Path, query: Dataset, k: int, max_image_pixe
         UserError: the features were made by another encoder, or are damaged; several queries, or one that can't be
             read.
     """
-    about = extract.read_about(path)
+    about = feature_files.read_about(path)
     if about["encoder"] != encoder.fingerprint:
         raise UserError(
             f"The features in {path} were made by another encoder: give that one, or make them again with extract.py."
@@ -59,7 +59,7 @@ def nearest_to(query: np.ndarray, path: Path, k: int) -> list[tuple[str, float]]
     """
     best: list[tuple[float, int, str]] = []
     unit, seen = unit_rows(query[None])[0], 0
-    for names, rows in extract.read(path):
+    for names, rows in feature_files.read(path):
         cosines = unit_rows(rows) @ unit
         order = np.argsort(-cosines, kind="stable")[:k].tolist()
         best = sorted(best + [(-float(cosines[row]), seen + row, names[row]) for row in order])[:k]

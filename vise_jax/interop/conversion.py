@@ -1,4 +1,4 @@
-"""From a checkpoint's file to an encoder and back, strictly: every weight has its place, or nothing is made."""
+"""Convert published checkpoints to encoders, strictly: every weight has its place, or the file is refused."""
 
 import dataclasses
 import re
@@ -8,24 +8,19 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
 import vise_jax
-from vise_jax import artifact, models, variables
+from vise_jax import models, variables
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.interop import containers
 from vise_jax.interop.containers import shortened
-from vise_jax.interop.layouts import Layout, prefixed, sequential, torch_name
+from vise_jax.interop.export import EXPORTS, FORMAT_VERSION, OURS
+from vise_jax.interop.layouts import Layout, axes, prefixed, torch_name
 from vise_jax.interop.sources import SOURCES, Source
 from vise_jax.preprocessing import Preprocessing
 
 MAX_BYTES = 4 * 2**30
-# Layouts that encoders are exported in.
-EXPORTS: dict[str, Layout] = {"torchvision": prefixed(""), "vise": sequential}
-# A source of its own: what `export` wrote, which says the rest itself.
-OURS = "vise_jax"
-_FORMAT_VERSION = 1
 
 
 def convert(
@@ -132,58 +127,6 @@ def convert_to(
     return encoder, False
 
 
-def export(encoder: Encoder, layout: str, path: str | Path, *, head: str = "") -> None:
-    """Write an encoder's weights as PyTorch names and lays them out, to a `.safetensors` file.
-
-    Args:
-        encoder: of the ResNet family as torchvision has it.
-        layout: "torchvision", for `torchvision.models` with `fc = torch.nn.Identity()`; or "vise", for
-            `torch.nn.Sequential(*list(resnet.children())[:-2])`, as the authors of VisE publish theirs.
-        path: the file. It is left as it is where it holds just this, and never replaced.
-        head: torchvision: the head that becomes `fc`; "" = none.
-
-    Raises:
-        UserError: no such layout or head, an architecture that torchvision does not have, or a file that holds
-            something else.
-    """
-    path = Path(path)
-    if layout not in EXPORTS:
-        raise UserError(f"There is no layout {layout!r} to export to: choose one of {', '.join(EXPORTS)}.")
-    if path.suffix != ".safetensors":
-        raise UserError(f"{path} must end in .safetensors, the format that is written.")
-    architecture = {key: value for key, value in encoder.architecture.items() if key != "heads"}
-    _check_exportable(architecture)
-    body = {key.removeprefix("encoder/"): value for key, value in encoder.weights.items() if key[:6] != "heads/"}
-    arrays = {EXPORTS[layout](torch_name(key)): _to_torch(key, value) for key, value in body.items()}
-    counters = {key[: -len("running_mean")] + "num_batches_tracked" for key in arrays if key.endswith(".running_mean")}
-    arrays |= {key: np.zeros((), np.int64) for key in counters}
-    if head:
-        heads = sorted({key.split("/")[1] for key in encoder.weights if key[:6] == "heads/"})
-        if layout != "torchvision" or head not in heads:
-            raise UserError(f"There is no head {head!r} to export to {layout}: the encoder has {heads or 'none'}.")
-        arrays |= {
-            torch_name(f"fc/{kind}"): _to_torch(kind, encoder.weights[f"heads/{head}/{kind}"])
-            for kind in ("kernel", "bias")
-        }
-    about = {
-        "format_version": _FORMAT_VERSION,
-        "layout": layout,
-        "architecture": architecture,
-        "preprocessing": encoder.preprocessing.to_json(),
-        "provenance": encoder.provenance,
-        "license": encoder.license,
-    }
-    # A second entry of the metadata would come before or after this one by chance.
-    content = safetensors.numpy.save(dict(sorted(arrays.items())), {OURS: artifact.canonical_json(about)})
-    if path.exists():
-        if path.read_bytes() == content:
-            return
-        raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with artifact.atomic_file(path) as file:
-        file.write(content)
-
-
 def _row(source: str, arch: str | None) -> tuple[Source, str]:
     """Return a source, and the name for `models.build` of one of its architectures."""
     if source not in SOURCES:
@@ -256,8 +199,8 @@ def _fill(
     for key, name in names.items():
         if name not in tensors:
             continue
-        array, axes = tensors[name], _axes(key, len(expected[key].shape))
-        shape = tuple(expected[key].shape[axis] for axis in axes)
+        array, order = tensors[name], axes(key, len(expected[key].shape))
+        shape = tuple(expected[key].shape[axis] for axis in order)
         if array.shape != shape:
             wrong["of another shape"].append(f"{name} is {list(array.shape)} instead of {list(shape)}")
         elif array.dtype != np.float32:
@@ -268,33 +211,13 @@ def _fill(
             wrong["negative"].append(name)
         else:
             # A copy, since `array` may be a view of the file.
-            weights[key] = jnp.array(array.transpose(np.argsort(axes)), jnp.float32)
+            weights[key] = jnp.array(array.transpose(np.argsort(order)), jnp.float32)
     said = [f"{kind}: {shortened(words)}" for kind, words in wrong.items() if words]
     if said:
         if dropped and len(wrong["missing"]) == len(names):
             said.append(f"there, but not of the encoder: {shortened(dropped, 3)}")
         raise UserError(f"{path} doesn't fit {what}: {'; '.join(said)}.")
     return weights
-
-
-def _axes(key: str, ndim: int) -> tuple[int, ...]:
-    """Return our axes in torch's order: of kernels HWIO → OIHW and [in, out] → [out, in]."""
-    if key.rsplit("/", 1)[-1] != "kernel":
-        return tuple(range(ndim))
-    return (3, 2, 0, 1) if ndim == 4 else (1, 0)
-
-
-def _to_torch(key: str, array: Any) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(array).transpose(_axes(key, array.ndim)))
-
-
-def _check_exportable(architecture: Mapping[str, Any]) -> None:
-    name = architecture["name"]
-    if name in ("clip_resnet50", "detectron2_resnet50"):
-        raise UserError(f"torchvision has no {name}: only its own ResNets can be exported.")
-    for key, value in {"stem": "imagenet", "bn_epsilon": 1e-5}.items():
-        if architecture.get(key, value) != value:
-            raise UserError(f"torchvision's ResNets have {key} {value!r}, this encoder has {architecture[key]!r}.")
 
 
 def _convert_ours(path: Path, arch: str | None, *, sha256: str | None, max_bytes: int) -> Encoder:
@@ -304,7 +227,7 @@ def _convert_ours(path: Path, arch: str | None, *, sha256: str | None, max_bytes
     kinds = {"architecture": dict, "preprocessing": dict, "provenance": dict, "license": str}
     if (
         not isinstance(about, dict)
-        or about.get("format_version") != _FORMAT_VERSION
+        or about.get("format_version") != FORMAT_VERSION
         or about.get("layout") not in EXPORTS
         or not all(isinstance(about.get(key), kind) for key, kind in kinds.items())
     ):

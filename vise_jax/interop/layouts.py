@@ -45,3 +45,10 @@ def timm_clip(name: str) -> str:
     name = name.replace("downsample.0", "shortcut.conv.conv").replace("downsample.1", "shortcut.conv.bn")
     name = name.replace("attnpool.positional_embedding", "head.pos_embed").replace("attnpool.c_proj", "head.proj")
     return re.sub(r"^attnpool\.([qkv])_proj", r"head.\1", name)
+
+
+def axes(key: str, ndim: int) -> tuple[int, ...]:
+    """Return our axes in torch's order: of kernels HWIO → OIHW and [in, out] → [out, in]."""
+    if key.rsplit("/", 1)[-1] != "kernel":
+        return tuple(range(ndim))
+    return (3, 2, 0, 1) if ndim == 4 else (1, 0)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from ml_collections import ConfigDict
 
 from vise_jax import artifact
@@ -23,6 +22,7 @@ from vise_jax.engagement import hashing
 from vise_jax.engagement.labeler import Labeler
 from vise_jax.errors import UserError
 from vise_jax.labeling.images import read_image
+from vise_jax.labeling.tables import write_table
 from vise_jax.posts import BadPost, Cursor, Post, RejectLog, is_empty, read, split_file
 
 # Posts whose comments are encoded at a time.
@@ -135,7 +135,7 @@ def label_input_split(
 
     Each post of the training and the validation split becomes an example if it has a valid image and a label. Shards
     with a record are skipped. For each other shard, writes NAME.tfrecord and NAME.validation.tfrecord (unless empty) to
-    `output`, a table of each to `records/` (see `read_table`), and last the record, `records/NAME.json`.
+    `output`, a table of each to `records/` (see `tables.read_table`), and last the record, `records/NAME.json`.
 
     Args:
         input_split: paths of its images are relative to the directory of its file.
@@ -317,21 +317,3 @@ def _write(examples: list[shards.Example], output: Path, name: str, split: str) 
     table["lengths"] = read_index(path, len(examples))[:, 1].astype(np.uint32)
     write_table(output / "records" / f"{name}.safetensors", table)
     return {**described, "table": f"{name}.safetensors"}
-
-
-def write_table(path: Path, table: dict[str, np.ndarray]) -> None:
-    """Write a table for `read_table`."""
-    with artifact.atomic_file(path) as file:
-        file.write(safetensors.numpy.save(table))
-
-
-def read_table(path: Path) -> dict[str, np.ndarray]:
-    """Read the labels of a shard without its images.
-
-    Returns:
-        `post_ids` uint8 [N, 16] (the salted hashes), `comment_labels` int32 [M] (of all examples, concatenated),
-        `comment_counts` int32 [N] (number of labels of each example), `reaction_labels` int32 [N], `lengths`
-        uint32 [N] (bytes of each record's data).
-    """
-    table = safetensors.numpy.load(path.read_bytes())
-    return {**table, "post_ids": table["post_ids"].reshape(-1, 16)}

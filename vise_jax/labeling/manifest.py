@@ -15,10 +15,10 @@ import safetensors.numpy
 
 import vise_jax
 from vise_jax import artifact
-from vise_jax.data import shards
+from vise_jax.data import deletions, shards
 from vise_jax.data.records import read_index
 from vise_jax.errors import UserError
-from vise_jax.labeling.input_split import read_table, write_table
+from vise_jax.labeling.tables import read_table, write_table
 from vise_jax.posts import MAX_NAMED, summary
 
 
@@ -61,11 +61,11 @@ def finish(
     """
     records = read_records(output)
     manifest = {"unmatched": unmatched} | _manifest(job, classes, records, inputs)
-    deletions = before.get("deletions", []) if before else []
+    history = before.get("deletions", []) if before else []
     if before and before["fingerprint"] != manifest["fingerprint"]:
         # The positions of deleted examples, so that runs of the earlier manifest resume.
-        deletions = [*deletions, shards.describe_deletion(output, before, manifest["shards"])]
-    manifest["deletions"] = deletions
+        history = [*history, deletions.describe(output, before, manifest["shards"])]
+    manifest["deletions"] = history
     written = [record["shards"]["train"] for record in records if "train" in record["shards"]]
     statistics = shards.count_labels((read_table(output / "records" / shard["table"]) for shard in written), classes)
     with artifact.atomic_file(output / shards.STATISTICS) as file:

@@ -53,7 +53,7 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
         )
     hosts.initialize(training.distributed, training.heartbeat_seconds)
     # Imported here: a step of this task is built without TensorFlow (benchmarks).
-    from vise_jax.data import shards
+    from vise_jax.data import deletions, shards
     from vise_jax.data.records import CorruptExamples
 
     manifest = shards.read_manifest(Path(config.data.shards), damaged=True)
@@ -69,12 +69,12 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
     build = functools.partial(models.build, **architecture, dtype=config.model.dtype, remat=training.remat)
     nnx.eval_shape(build)  # an invalid model is an error before the run directory is created
     with (
-        run_dir.acquire(workdir, config, shards.fingerprints(manifest), layout.bn_group) as (bn_group, fingerprint),
+        run_dir.acquire(workdir, config, deletions.fingerprints(manifest), layout.bn_group) as (bn_group, fingerprint),
         vise_logging.to_file(workdir / loop.of_process("train.log")),
     ):
         layout = divide(bn_group=bn_group)
         # Posts that were deleted since the first start keep their positions.
-        manifest = shards.as_of(manifest, fingerprint)
+        manifest = deletions.as_of(manifest, fingerprint)
         steps = number_of_steps(config, manifest["examples"])
         corrupt = CorruptExamples(workdir / loop.of_process("corrupt_examples.jsonl"))
         probes: list[Probe] = []

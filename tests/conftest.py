@@ -34,7 +34,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_disable_most_optimizations", True)
 # Two blocks, which compile in a quarter of a ResNet-18's time: for tests of the training step and loop.
 resnet.ENCODERS["tiny"] = {"block": resnet.BasicBlock, "blocks": (1, 1, 0, 0)}
-models.ENCODERS = (*models.ENCODERS, "tiny")
+resnet.ENCODERS["tiny_next"] = {**resnet.ENCODERS["resnext101_32x8d"], "blocks": (1, 1, 0, 0)}
+models.ENCODERS = (*models.ENCODERS, "tiny", "tiny_next")
 
 
 @pytest.fixture(scope="module", autouse=True)

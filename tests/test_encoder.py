@@ -75,7 +75,7 @@ def test_features_are_the_models_on_normalized_images(encoder):
     "architecture",
     [
         {"name": "resnet18", "width": 8},
-        {"name": "resnext101_32x8d", "width": 64, "heads": {"comments": 3}},
+        {"name": "tiny_next", "heads": {"comments": 3}},
         {"name": "clip_resnet50", "width": 16},
     ],
 )
@@ -91,7 +91,7 @@ def test_features_are_computed_in_full_float32(architecture):
     images = jax.ShapeDtypeStruct((1, 224, 224, 3), np.uint8)
     lines = encoder._forward.lower(images, weights).as_text().splitlines()
     products = [line for line in lines if re.search(r"stablehlo\.(dot_general|convolution)\b", line)]
-    assert len(products) >= 20
+    assert len(products) >= 8
     assert not [line for line in products if len(re.findall(r"precision HIGHEST|[\[ ]HIGHEST", line)) < 2]
 
 

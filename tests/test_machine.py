@@ -31,3 +31,15 @@ def test_the_affinity_limits(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5}, raising=False)
     (tmp_path / "cpu.max").write_text("800000 100000")
     assert machine.available_cpus(tmp_path) == 2
+
+
+def test_a_group_above_limits_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(128)), raising=False)
+    mount, own = tmp_path / "mount", tmp_path / "own"
+    (mount / "jobs" / "mine").mkdir(parents=True)
+    own.write_text("0::/jobs/mine\n")
+    (mount / "jobs" / "cpu.max").write_text("400000 100000")
+    assert machine.available_cpus(mount, own) == 4
+    (mount / "jobs" / "mine" / "cpu.max").write_text("100000 100000")
+    assert machine.available_cpus(mount, own) == 1
+    assert machine.available_cpus(mount, tmp_path / "none") == 128

@@ -5,16 +5,29 @@ import os
 from pathlib import Path
 
 
-def available_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+def available_cpus(cgroup: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
     """Return the number of CPUs that this process may use, at least 1.
 
-    It is the smaller of the CPU affinity and the CPU quota of the control group (version 2 or 1), rounded up.
+    It is the smallest of the CPU affinity and the CPU quotas of the control group (version 2 or 1) and of the groups
+    above it, rounded up.
 
     Args:
         cgroup: where control groups are mounted.
+        own: file that names the control group of the process, below `cgroup`.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(affinity, _quota(cgroup))))
+    return max(1, math.ceil(min(affinity, *map(_quota, _groups(cgroup, own)))))
+
+
+def _groups(cgroup: Path, own: Path) -> list[Path]:
+    """Return the directories of the control group of version 2 and of all groups above it, and the mount."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return [cgroup]
+    names = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
+    group = cgroup / (names[0] if names and ".." not in names[0].split("/") else "")
+    return [group, *(parent for parent in group.parents if parent.is_relative_to(cgroup))]
 
 
 def _quota(cgroup: Path) -> float:

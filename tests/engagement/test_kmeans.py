@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
-from vise_jax.engagement import kmeans
+from vise_jax.engagement import kmeans, kmeans_passes
 from vise_jax.errors import UserError
 
 
@@ -98,7 +98,7 @@ def test_points_streamed_from_disk_in_blocks_give_what_points_in_memory_give(
 ) -> None:
     x = blobs(3_001, 8, 12)
     expected = kmeans.fit(x, 12, iterations=6, seed=0)
-    monkeypatch.setattr(kmeans, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(kmeans_passes, "_BLOCK_BYTES", block_bytes)
     streamed = kmeans.fit(on_disk(x, tmp_path / "x.npy"), 12, iterations=6, seed=0)
     np.testing.assert_allclose(streamed.centroids, expected.centroids, rtol=1e-5, atol=1e-5)
     assert streamed.inertia == pytest.approx(expected.inertia, rel=1e-6)

@@ -40,7 +40,7 @@ def test_the_nearest_are_scikit_learn_s(trained, directory, tmp_path, monkeypatc
 
 def test_zeros_and_equal_ones(trained, directory, tmp_path, monkeypatch):
     table = [(["a", "b"], [[0, 0], [1, 1]]), (["c", "d"], [[-1, 0], [2, 2]])]
-    monkeypatch.setattr(extract, "read", lambda _: ((names, np.array(rows, np.float32)) for names, rows in table))
+    monkeypatch.setattr(feature_files, "read", lambda _: ((names, np.array(rows, np.float32)) for names, rows in table))
     found = neighbors.nearest_to(np.array([3, 3], np.float32), tmp_path, 4)
     assert [name for name, _ in found] == ["b", "d", "a", "c"]
     assert [cosine for _, cosine in found] == pytest.approx([1, 1, 0, -(0.5**0.5)])

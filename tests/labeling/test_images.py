@@ -202,6 +202,35 @@ def test_what_follows_the_end_of_an_image_is_removed() -> None:
         assert images.read_image(Post("a", image_bytes=encode(**options) + trailer), 40_000) == encode(**options)
 
 
+def test_previews_in_a_jpeg_are_removed() -> None:
+    plain = encode()
+    profile = encode(icc_profile=b"a profile")
+
+    def with_segment(base: bytes, code: int, payload: bytes) -> bytes:
+        return base[:2] + bytes([0xFF, code]) + (len(payload) + 2).to_bytes(2) + payload + base[2:]
+
+    jfif = plain[6:20]
+    assert jfif.startswith(b"JFIF\0")
+    thumbnail = jfif[:12] + bytes([2, 2]) + b"preview here"
+    previews = (
+        plain[:2] + b"\xff\xe0" + (len(thumbnail) + 2).to_bytes(2) + thumbnail + plain[20:],
+        with_segment(plain, 0xE0, b"JFXX\0\x10preview here"),
+        with_segment(plain, 0xE2, b"MPF\0 preview here"),
+        with_segment(plain, 0xE2, b"FPXR\0preview here"),
+    )
+    for encoded in previews:
+        assert images.read_image(Post("a", image_bytes=encoded), 40_000) == plain
+    assert images.read_image(Post("a", image_bytes=profile), 40_000) == profile
+
+
+def test_gray_fractions_are_not_black() -> None:
+    values = np.linspace(0, 1, 24 * 32, dtype=np.float32).reshape(24, 32)
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "TIFF")
+    with Image.open(io.BytesIO(file.getvalue())) as image:
+        np.testing.assert_allclose(np.asarray(formats.to_rgb(image))[:, :, 0], values * 255, atol=0.51)
+
+
 def test_a_png_with_a_wrong_checksum_is_rejected() -> None:
     encoded = bytearray(encode("PNG"))
     encoded[encoded.index(b"IDAT") + 200] ^= 1

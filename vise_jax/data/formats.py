@@ -19,6 +19,7 @@ PngImagePlugin.MAX_TEXT_MEMORY = 64 * 2**20
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 # Of a JPEG file: EXIF and XMP (APP1), IPTC (APP13), comments (COM).
 _JPEG_METADATA = frozenset({0xE1, 0xED, 0xFE})
+_APP0, _APP2 = 0xE0, 0xE2
 _PNG_METADATA = frozenset({b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME"})
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, b"\xff\xd9"
 # The marker after the data of a scan: neither a stuffed byte, nor a restart, nor a fill byte.
@@ -28,15 +29,17 @@ _AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert a Pillow image to RGB, without transparency. Of 16-bit gray values the upper 8 bits are taken.
 
-    Pillow's own `convert` clips 16-bit gray values to 255.
+    Floating-point gray values up to 1 are fractions of white. Pillow's own `convert` clips to 0 to 255.
     """
+    if image.mode == "F" and 0 < (values := np.asarray(image)).max() <= 1:
+        image = Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8))
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
     return image.convert("RGB")
 
 
 def strip_metadata(encoded: bytes) -> bytes:
-    """Remove EXIF, XMP, IPTC, comments and text from a JPEG or PNG file; the pixels are not encoded again.
+    """Remove EXIF, XMP, IPTC, comments, text and previews from a JPEG or PNG file; the pixels are not encoded again.
 
     Raises:
         ValueError: the file ends within a segment or chunk, or a PNG file has no last chunk.
@@ -64,12 +67,23 @@ def _jpeg_segments(encoded: bytes) -> Iterator[bytes]:
                 raise ValueError("cut off within a JPEG scan")
             end = following.start()
         if code not in _JPEG_METADATA:
-            yield encoded[marker:end]
+            yield _without_preview(code, encoded[marker:offset], encoded[offset + 3 : end], encoded[offset + 1 : end])
         offset = end
         if encoded[offset : offset + 2] == _END_OF_IMAGE:
             # What follows is not part of the image: previews and trailers, with metadata of their own.
             yield _END_OF_IMAGE
             return
+
+
+def _without_preview(code: int, marker: bytes, payload: bytes, segment: bytes) -> bytes:
+    """Return a segment without previews of the image, which other tools may have left uncropped."""
+    if code == _APP0 and payload.startswith(b"JFIF\0") and len(payload) > 14:
+        return marker + bytes([code]) + struct.pack(">H", 16) + payload[:12] + b"\0\0"
+    if (code == _APP0 and payload.startswith(b"JFXX\0")) or (
+        code == _APP2 and not payload.startswith(b"ICC_PROFILE\0")
+    ):
+        return b""
+    return marker + bytes([code]) + segment
 
 
 def _png_chunks(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:

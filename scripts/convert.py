@@ -66,14 +66,14 @@ def _convert(source: str, weights: Path, output: Path) -> None:
         prefix=_PREFIX.value,
         ema=_EMA.value,
     )
-    made = encoder.provenance["converted"]
+    conversion = encoder.provenance["converted"]
     print(
         f"{output}: {'was converted before, ' if before else ''}{encoder.architecture['name']}, "
         f"{encoder.feature_dim:,} features; license {encoder.license}"
     )
-    if not made["layout_verified"]:
+    if not conversion["layout_verified"]:
         print(f"the layout of {source}'s files is not verified: that is written in encoder.json")
-    for note in made.get("notes", []):
+    for note in conversion.get("notes", []):
         print(f"note: {note}")
 
 

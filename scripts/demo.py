@@ -34,10 +34,10 @@ def main(words: list[str]) -> None:
         from vise_jax.engagement import Labeler
         from vise_jax.evaluation import clusters
 
-        found = clusters.agreement(output, Labeler.load(Path(_LABELER.value)))
+        agreement = clusters.agreement(output, Labeler.load(Path(_LABELER.value)))
         print(
             "normalized mutual information of comment clusters, per comment: "
-            f"{found['topic']:.3f} with the hidden topics, {found['affect']:.3f} with the hidden affects"
+            f"{agreement['topic']:.3f} with the hidden topics, {agreement['affect']:.3f} with the hidden affects"
         )
 
 

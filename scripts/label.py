@@ -88,8 +88,8 @@ def _clusters(fit: dict) -> str:
     if not fit["clusters"]:
         return "none: no post of the cluster split has any"
     suppressed = f", {fit['suppressed']:,} suppressed" if fit.get("suppressed") else ""
-    found = f"{fit['clusters']:,} of {fit['points']:,} points, inertia {fit['inertia']:.4g}, {fit['empty']:,} empty"
-    return found + suppressed
+    clusters = f"{fit['clusters']:,} of {fit['points']:,} points, inertia {fit['inertia']:.4g}, {fit['empty']:,} empty"
+    return clusters + suppressed
 
 
 def _run(output: Path, beam_options: list[str] | None) -> None:

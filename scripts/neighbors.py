@@ -40,11 +40,11 @@ def main(words: list[str]) -> None:
 
     query = datasets.open_unlabeled(query_path)
     encoder = Encoder.load(directory)
-    found = neighbors.nearest(encoder, path, query, _K.value, _DEFAULTS.max_image_pixels)
+    ranked = neighbors.nearest(encoder, path, query, _K.value, _DEFAULTS.max_image_pixels)
     if _OUTPUT.value:
         images, output = datasets.open_unlabeled(cli.required(_IMAGES)), Path(_OUTPUT.value)
-        page.write(encoder, query, found, images, output, _DEFAULTS.max_image_pixels)
-    page.show(found)
+        page.write(encoder, query, ranked, images, output, _DEFAULTS.max_image_pixels)
+    page.show(ranked)
     if _OUTPUT.value:
         print(f"written: {_OUTPUT.value}")
 

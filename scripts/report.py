@@ -43,13 +43,13 @@ def main(words: list[str]) -> None:
     about_clusters = any(flag.value for flag in (_LABELER, _SHARDS, _POSTS, _SHOW_EXAMPLES))
     if _RESULTS.value is None and not about_clusters and not _RUNS.value:
         raise UserError("say what to report, --results, --runs or --labeler and --shards: see --help for an example.")
-    found = _read_clusters() if about_clusters else None
+    summary = _read_clusters() if about_clusters else None
     if _RUNS.value:
         _curves([Path(run) for run in _RUNS.value], output)
     if _RESULTS.value is not None:
         _table(Path(_RESULTS.value), output)
-    if found is not None:
-        _page(*found, output)
+    if summary is not None:
+        _page(*summary, output)
 
 
 def _table(directory: Path, output: Path) -> None:
@@ -85,14 +85,14 @@ def _read_clusters() -> tuple[dict[str, Any], dict[int, list[str]]]:
     every = itertools.chain.from_iterable(read(path, RejectLog(path)) for path in paths)
     matched = set()
 
-    def kept() -> Iterator[Post]:
+    def not_excluded() -> Iterator[Post]:
         for post in every:
             if post.post_id in excluded:
                 matched.add(post.post_id)
             else:
                 yield post
 
-    examples = clusters.draw_examples(labeler, track(kept(), "drawing examples", "posts"), _SHOW_EXAMPLES.value)
+    examples = clusters.draw_examples(labeler, track(not_excluded(), "drawing examples", "posts"), _SHOW_EXAMPLES.value)
     if excluded and not matched:
         raise UserError(f"None of the ids in --exclude={_EXCLUDE.value} is that of a post: give one post id per line.")
     return clusters.summarize(labeler, statistics), examples

@@ -168,10 +168,10 @@ def read_description(
         description = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}): write the directory again with `{made_by}`.") from error
-    found = description.get("format_version") if isinstance(description, dict) else None
-    if found not in (version, *older):
+    format_version = description.get("format_version") if isinstance(description, dict) else None
+    if format_version not in (version, *older):
         raise UserError(
-            f"{path} has format version {found}, this vise_jax reads {version}: write the directory again with "
+            f"{path} has format version {format_version}, this vise_jax reads {version}: write it again with "
             f"`{made_by}`."
         )
     return description

@@ -76,9 +76,9 @@ def _parse(program: str) -> list[str]:
         _fail(program, str(error), 1)
     except (AttributeError, KeyError) as error:
         # ml_collections quotes the message more than once, with a suggestion after the key.
-        found = re.findall(r"\w{2,}", str(error).replace("\\n", " "))
-        hint = f", did you mean {found[found.index('mean') + 1]}" if "mean" in found else ""
-        _fail(program, f"the config has no key {found[0]}{hint}: see vise_jax/config.py for the keys there are.", 2)
+        words = re.findall(r"\w{2,}", str(error).replace("\\n", " "))
+        hint = f", did you mean {words[words.index('mean') + 1]}" if "mean" in words else ""
+        _fail(program, f"the config has no key {words[0]}{hint}: see vise_jax/config.py for the keys there are.", 2)
     except OSError as error:
         _fail(program, f"the config can't be loaded: {' '.join(str(error.__cause__ or error).split())}", 2)
     except (flags.Error, TypeError, ValueError) as error:

@@ -32,7 +32,7 @@ Example = Mapping[str, Any]
 
 
 def write_shard(examples: Iterable[Example], path: Path) -> dict[str, Any]:
-    """Write one TFRecord file, whole or not at all; equal examples give equal bytes.
+    """Write one TFRecord file atomically; equal examples give equal bytes.
 
     Args:
         examples: with `image/encoded` and `post_id` as bytes, `comments/labels`, `comments/weights`, `reactions/label`.
@@ -62,10 +62,10 @@ def write_shard(examples: Iterable[Example], path: Path) -> dict[str, Any]:
 
 
 def copy_records(sources: Iterable[tuple[Path, Sequence[bool]]], path: Path) -> dict[str, Any]:
-    """Write the records of TFRecord files that are to be kept into one file, whole or not at all.
+    """Copy selected records of TFRecord files into one file, atomically.
 
     Args:
-        sources: files, and for each of a file's records whether it is kept.
+        sources: files, and for each of a file's records whether it is copied.
         path: the file to write.
 
     Returns:
@@ -76,17 +76,17 @@ def copy_records(sources: Iterable[tuple[Path, Sequence[bool]]], path: Path) -> 
     """
     import tensorflow as tf
 
-    def kept() -> Iterator[bytes]:
+    def selected() -> Iterator[bytes]:
         for source, keep in sources:
             records = tf.data.TFRecordDataset(str(source)).as_numpy_iterator()
             try:
-                yield from (record for record, kept in zip(records, keep, strict=True) if kept)
+                yield from (record for record, is_kept in zip(records, keep, strict=True) if is_kept)
             except (tf.errors.OpError, ValueError) as error:
                 raise UserError(
                     f"The shard {source} is damaged: copy it again, or make it with `{MADE_BY}`."
                 ) from error
 
-    return _write_records(kept(), path)
+    return _write_records(selected(), path)
 
 
 def _write_records(records: Iterable[bytes], path: Path) -> dict[str, Any]:

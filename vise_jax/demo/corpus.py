@@ -45,7 +45,7 @@ T = TypeVar("T")
 def make_corpus(
     output: Path, *, posts: int = 4000, labeled: int = 1200, seed: int = 0, processes: int | None = None
 ) -> dict[str, Any]:
-    """Write the corpus, whole or not at all; do nothing when it is there already.
+    """Write the corpus atomically, unless it exists.
 
     Args:
         output: a new directory.
@@ -69,10 +69,10 @@ def make_corpus(
     settings = {"format_version": FORMAT_VERSION, "simulated": True, "seed": seed, "posts": posts, "labeled": labeled}
     output = Path(output)
     if (output / "corpus.json").exists():
-        found = artifact.read_description(output, "corpus.json", version=FORMAT_VERSION, made_by=_MADE_BY)
-        if any(found.get(key) != value for key, value in settings.items()):
+        description = artifact.read_description(output, "corpus.json", version=FORMAT_VERSION, made_by=_MADE_BY)
+        if any(description.get(key) != value for key, value in settings.items()):
             raise UserError(f"{output} holds another demo corpus: name a new directory, or delete it first.")
-        return found
+        return description
     with artifact.atomic_directory(output) as directory:
         written = {
             "posts": _write_posts(directory, posts, seed, processes),
@@ -165,8 +165,8 @@ def _write_posts(directory: Path, posts: int, seed: int, processes: int | None) 
             stack.enter_context(open(directory / "truth.csv", "w", encoding="utf-8", newline="")), lineterminator="\n"
         )
         truth.writerow(("post_id", "topic", "affect"))
-        made = _spread(partial(_write_post, directory / "posts", seed), posts, processes, "posts")
-        for number, (post, image_hash, hidden) in enumerate(made):
+        written_posts = _spread(partial(_write_post, directory / "posts", seed), posts, processes, "posts")
+        for number, (post, image_hash, hidden) in enumerate(written_posts):
             parts[number * _POST_FILES // posts].write(json.dumps(post, ensure_ascii=False) + "\n")
             truth.writerow((post["post_id"], *hidden))
             if image_hash:

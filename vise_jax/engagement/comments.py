@@ -155,15 +155,15 @@ def fit_encoder(
     if labels.comment_encoder != "lsa":
         if labels.comment_encoder == "static":
             tokenizer_json = static_embeddings.read_tokenizer(labels.vectors)
-            vectors, found = static_embeddings.read_vectors(labels.vectors, _index(vocabulary))
+            vectors, known = static_embeddings.read_vectors(labels.vectors, _index(vocabulary))
         else:
-            vectors, found = word_vectors.read(labels.vectors, _index(vocabulary))
-        if not found.any():
+            vectors, known = word_vectors.read(labels.vectors, _index(vocabulary))
+        if not known.any():
             raise UserError(
                 f"labels.vectors={labels.vectors} holds none of the {len(vocabulary):,} tokens of the comments: name "
                 "vectors of their language."
             )
-        vocabulary, vectors = [vocabulary[row] for row in np.flatnonzero(found)], vectors[found]
+        vocabulary, vectors = [vocabulary[row] for row in np.flatnonzero(known)], vectors[known]
     weights = _weights(vocabulary, document_counts, documents, labels)
     tfidf = _tfidf(_token_numbers(sample, _index(vocabulary)), weights)
     if vectors is None:

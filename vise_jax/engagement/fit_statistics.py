@@ -26,7 +26,7 @@ class Lowest:
     """The items with the lowest ranks, at most `size` of them: an even sample of a stream, in bounded memory.
 
     Args:
-        size: items kept.
+        size: maximum number of items.
         items: pairs of a rank (hex digits, of equal length) and an item.
     """
 
@@ -105,7 +105,7 @@ class Corpus:
         return cls(*samples, Counter(counts), Counter(documents), Counter(rejected), Counter(notes))
 
     def save(self, path: Path) -> None:
-        """Write it whole, for `load`."""
+        """Write the statistics atomically, for `load`."""
         with artifact.atomic_file(path) as file:
             file.write(gzip.compress(json.dumps(self.to_json(), ensure_ascii=False).encode(), 1, mtime=0))
 

@@ -47,7 +47,7 @@ def make_salt(salt_file: str) -> None:
             file.write(secrets.token_bytes(64))
     except OSError as error:
         raise UserError(
-            f"labels.salt_file={salt_file} can't be made ({error.strerror}): name another place."
+            f"labels.salt_file={salt_file} can't be created ({error.strerror}): name another path."
         ) from error
 
 

@@ -45,7 +45,7 @@ class Points(NamedTuple):
     """Points, by block on the devices.
 
     Attributes:
-        blocks: starts a pass: blocks [B, D] of whole tiles, sharded over the mesh, with the number of their rows that
+        blocks: starts a pass: yields blocks [B, D] of full tiles, sharded over the mesh, and the number of rows that
             are points; the other rows are zeros.
         mesh: the devices, along the axis `points`.
         tile: rows whose distances a device holds at a time.
@@ -153,9 +153,13 @@ def _work(x: jax.Array, points: jax.Array, centroids: jax.Array, mesh: Mesh, til
         (sums, counts, _), (labels, distances) = jax.lax.scan(add, start, x.reshape(-1, tile, x.shape[1]))
         return jax.lax.psum(sums, "points"), jax.lax.psum(counts, "points"), labels.ravel(), distances.ravel()
 
-    each, whole = P("points"), P()
+    split, replicated = P("points"), P()
     return jax.shard_map(
-        on_each, mesh=mesh, in_specs=(each, whole, whole), out_specs=(whole, whole, each, each), check_vma=False
+        on_each,
+        mesh=mesh,
+        in_specs=(split, replicated, replicated),
+        out_specs=(replicated, replicated, split, split),
+        check_vma=False,
     )(x, points, centroids)
 
 

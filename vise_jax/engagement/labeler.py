@@ -58,7 +58,7 @@ class Labeler:
             most distinctive first; -1 as padding.
         comment_term_weights: float32 [K_C, T], how much larger their mean TF-IDF weight is over the cluster's comments
             than over all of them, each comment scaled to length 1.
-        suppressed: int32 [S], comment clusters that fewer than `labels.min_posts` posts made: never a label.
+        suppressed: int32 [S], comment clusters with fewer than `labels.min_posts` distinct posts: never a label.
         fitted: description of the fit: counts, inertia, fingerprints.
     """
 
@@ -91,14 +91,16 @@ class Labeler:
         reaction_labels = self._label_reactions(checked)
         counted = self.labels["label_weights"] == "count"
         return [
-            LabeledPost(sorted(found), [float(found[label]) if counted else 1.0 for label in sorted(found)], reaction)
-            for found, reaction in zip(comment_labels, reaction_labels, strict=True)
+            LabeledPost(
+                sorted(counts), [float(counts[label]) if counted else 1.0 for label in sorted(counts)], reaction
+            )
+            for counts, reaction in zip(comment_labels, reaction_labels, strict=True)
         ]
 
     def _label_comments(self, posts: list[Post]) -> list[Counter[int]]:
-        found: list[Counter[int]] = [Counter() for _ in posts]
+        counts: list[Counter[int]] = [Counter() for _ in posts]
         if self.comments is None:
-            return found
+            return counts
         comments, owners = [], []
         for owner, post in enumerate(posts):
             drawn = sample_comments(post.comments, self.labels["max_comments"], self.labels["seed"], post.post_id)
@@ -111,8 +113,8 @@ class Labeler:
         labels = kmeans.assign(phi[known], self.comment_centroids)
         shown = ~np.isin(labels, self.suppressed)
         for comment, label in zip(np.flatnonzero(known)[shown], labels[shown].tolist(), strict=True):
-            found[owners[comment]][label] += 1
-        return found
+            counts[owners[comment]][label] += 1
+        return counts
 
     def _label_reactions(self, posts: list[Post]) -> list[int]:
         phi = reactions.encode([post.reactions for post in posts])
@@ -145,7 +147,7 @@ class Labeler:
         return artifact.fingerprint([FORMAT_VERSION, labels, self.salt_check, self._sha256])
 
     def save(self, directory: Path) -> None:
-        """Write `labeler.json`, `labeler.safetensors`, `vocabulary.json` and a tokenizer's file, whole or not at all.
+        """Write `labeler.json`, `labeler.safetensors`, `vocabulary.json` and a tokenizer's file, atomically.
 
         Raises:
             UserError: the directory exists and holds something.

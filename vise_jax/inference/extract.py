@@ -1,4 +1,4 @@
-"""Features of an image set: computed once, in parts that outlive a stop, and kept in one file."""
+"""Compute the features of a dataset once, in parts that survive an interruption, and write them to one file."""
 
 import contextlib
 import dataclasses
@@ -64,7 +64,7 @@ class Part:
             return cls(**{field.name: arrays[field.name] for field in dataclasses.fields(cls)})
 
     def save(self, path: Path) -> None:
-        """Write the part, whole or not at all."""
+        """Write the part atomically."""
         with artifact.atomic_file(path) as file:
             np.savez(file, **vars(self))
 
@@ -185,8 +185,8 @@ def _compute(
     progress: Progress,
 ) -> Part:
     """Compute the features of the next images."""
-    kept: list[int] = []
-    found: list[np.ndarray] = []
+    indices: list[int] = []
+    outputs: list[np.ndarray] = []
     rejected: dict[int, str] = {}
     for start in range(part.start, part.stop, size):
         batch = []
@@ -194,18 +194,18 @@ def _compute(
             image = next(decoded)
             if not isinstance(image, UserError):
                 batch.append(image)
-                kept.append(index)
+                indices.append(index)
             else:
                 rejected[index] = str(image)
                 progress.print(f"left out: {image}")
         if batch:
-            found.append(encoder.features(np.stack(batch), size))
+            outputs.append(encoder.features(np.stack(batch), size))
         progress.advance(min(size, part.stop - start))
-    features = np.concatenate(found) if found else np.zeros((0, 0), np.float32)
+    features = np.concatenate(outputs) if outputs else np.zeros((0, 0), np.float32)
     if not np.isfinite(features).all():
         raise UserError("The encoder's features are not all finite numbers: its training has gone wrong, take another.")
     return Part(
-        np.array(kept, np.int64), features, np.array([*rejected], np.int64), np.array([*rejected.values()], np.str_)
+        np.array(indices, np.int64), features, np.array([*rejected], np.int64), np.array([*rejected.values()], np.str_)
     )
 
 

@@ -1,4 +1,4 @@
-"""Nearest neighbors of an image among features that were kept, by the cosine, exactly."""
+"""Find the nearest neighbors of an image in a file of features, by exact cosine similarity."""
 
 from pathlib import Path
 

@@ -67,12 +67,12 @@ def check(path: Path, *, sha256: str | None, max_bytes: int) -> str:
             f"{path} has {path.stat().st_size:,} bytes, more than the {max_bytes:,} allowed: raise --max_gigabytes if "
             "it is what you think it is."
         )
-    found = artifact.file_sha256(path)
-    if sha256 is not None and not found.startswith(sha256.lower()):
+    actual = artifact.file_sha256(path)
+    if sha256 is not None and not actual.startswith(sha256.lower()):
         raise UserError(
-            f"{path} has the SHA-256 {found}, not {sha256.lower()}: it was not opened; get it again from its source."
+            f"{path} has the SHA-256 {actual}, not {sha256.lower()}: it was not opened; get it again from its source."
         )
-    return found
+    return actual
 
 
 def read(path: Path, *, max_bytes: int, ema: bool | None = None) -> dict[str, np.ndarray]:

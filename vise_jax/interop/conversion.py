@@ -54,7 +54,7 @@ def convert(
     if source == OURS:
         return _convert_ours(path, arch, sha256=sha256, max_bytes=max_bytes)
     row, name = _row(source, arch)
-    found = _check(path, row, sha256, max_bytes)
+    digest = _check(path, row, sha256, max_bytes)
     tensors = containers.read(path, max_bytes=max_bytes, ema=ema)
     if prefix:
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -72,7 +72,7 @@ def convert(
         raise UserError(f"{error} Its keys are below {wrapper!r}: add --prefix={wrapper}") from error
 
     usual = row.preprocessing.resize
-    resize = next((value for beginning, value in row.resize.items() if found.startswith(beginning)), usual)
+    resize = next((value for beginning, value in row.resize.items() if digest.startswith(beginning)), usual)
     return Encoder(
         architecture,
         weights,
@@ -81,8 +81,8 @@ def convert(
             "converted": {
                 "source": source,
                 "file": path.name,
-                "sha256": found,
-                "published": any(found.startswith(beginning) for beginning in row.published),
+                "sha256": digest,
+                "published": any(digest.startswith(beginning) for beginning in row.published),
                 "layout": label,
                 "layout_verified": row.layout_verified,
                 "where": row.where,
@@ -115,11 +115,11 @@ def convert_to(
     """
     if (Path(directory) / "encoder.json").is_file():
         there = Encoder.load(directory)
-        made = there.provenance.get("converted", {})
+        conversion = there.provenance.get("converted", {})
         named = there.architecture["name"]
         name = arch or named if source == OURS else _row(source, arch)[1]
-        found = containers.check(Path(path), sha256=sha256, max_bytes=max_bytes)
-        if (made.get("source"), made.get("sha256"), named) == (source, found, name):
+        digest = containers.check(Path(path), sha256=sha256, max_bytes=max_bytes)
+        if (conversion.get("source"), conversion.get("sha256"), named) == (source, digest, name):
             return there, True
         raise UserError(f"{directory} holds another encoder: name a new directory, or delete it first.")
     encoder = convert(path, source, arch, sha256=sha256, max_bytes=max_bytes, prefix=prefix, ema=ema)
@@ -222,7 +222,7 @@ def _fill(
 
 def _convert_ours(path: Path, arch: str | None, *, sha256: str | None, max_bytes: int) -> Encoder:
     """Convert a file that `export` wrote, which describes itself."""
-    found = containers.check(path, sha256=sha256, max_bytes=max_bytes)
+    digest = containers.check(path, sha256=sha256, max_bytes=max_bytes)
     about = containers.read_metadata(path, OURS)
     kinds = {"architecture": dict, "preprocessing": dict, "provenance": dict, "license": str}
     if (
@@ -237,7 +237,7 @@ def _convert_ours(path: Path, arch: str | None, *, sha256: str | None, max_bytes
     expected = variables.expected(about["architecture"])
     tensors = containers.read(path, max_bytes=max_bytes)
     weights = _fill(path, "its own description", expected, tensors, EXPORTS[about["layout"]], (r"fc\.(weight|bias)",))
-    made = {"source": OURS, "file": path.name, "sha256": found, "layout": about["layout"], "layout_verified": True}
-    provenance = {"converted": {**made, "of": about["provenance"]}}
+    source = {"source": OURS, "file": path.name, "sha256": digest, "layout": about["layout"], "layout_verified": True}
+    provenance = {"converted": {**source, "of": about["provenance"]}}
     preprocessing = Preprocessing.from_json(about["preprocessing"])
     return Encoder(about["architecture"], weights, preprocessing, provenance, about["license"])

@@ -51,12 +51,12 @@ def delete(output: Path, labels: ConfigDict, labeler: Path, exclude: Path) -> di
             hashing.count_unmatched(exclude, excluded, 0)
         for path in sorted((output / "records").glob("*.json")):
             record = json.loads(path.read_text("utf-8"))
-            kept = {split: without(output, shard, gone) for split, shard in record["shards"].items()}
-            if kept != record["shards"]:
-                left = sum(shard["examples"] for shard in kept.values() if shard)
+            remaining = {split: without(output, shard, gone) for split, shard in record["shards"].items()}
+            if remaining != record["shards"]:
+                left = sum(shard["examples"] for shard in remaining.values() if shard)
                 removed = sum(shard["examples"] for shard in record["shards"].values()) - left
                 record["deleted"] = record.get("deleted", 0) + removed
-                record["shards"] = {split: shard for split, shard in kept.items() if shard}
+                record["shards"] = {split: shard for split, shard in remaining.items() if shard}
                 artifact.write_json(path, record)
         # Exclusion lists grow: ids that were deleted before count as matched.
         unmatched = max(len(gone) - len(matched) - deleted, 0)

@@ -77,10 +77,10 @@ class InputSplit:
 
 def _stat(path: Path) -> tuple[int, int]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}): check the file.") from error
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def split_posts_file(path: Path, labels: ConfigDict) -> list[InputSplit]:

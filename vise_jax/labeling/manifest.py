@@ -97,8 +97,8 @@ def _manifest(
         return dict(sorted(summed.items()))
 
     def of(split: str) -> list[dict[str, Any]]:
-        found = [record["shards"][split] for record in records if split in record["shards"]]
-        return [{key: shard[key] for key in ("name", "examples", "bytes", "sha256")} for shard in found]
+        of_split = [record["shards"][split] for record in records if split in record["shards"]]
+        return [{key: shard[key] for key in ("name", "examples", "bytes", "sha256")} for shard in of_split]
 
     posts, rejected, splits = sum(record["posts"] for record in records), total("rejected"), total("splits")
     if not (train := of("train")):

@@ -27,7 +27,7 @@ class CLIPResNet(nnx.Module):
         norm: from a number of channels to a batch norm.
         dtype: type of activations and products; the attention pool computes in float32.
         rngs: source of the initial weights.
-        remat: stages, 1 to 4, whose activations are computed again in the backward pass instead of kept.
+        remat: stages, 1 to 4, whose activations are recomputed in the backward pass.
     """
 
     feature_layer = "attnpool"

@@ -120,7 +120,7 @@ class ResNet(nnx.Module):
         norm: from a number of channels to a batch norm.
         dtype: type of activations and products.
         rngs: source of the initial weights.
-        remat: stages, 1 to 4, whose activations are computed again in the backward pass instead of kept.
+        remat: stages, 1 to 4, whose activations are recomputed in the backward pass.
         **block_settings: what else the blocks take.
     """
 

@@ -171,11 +171,11 @@ def _parquet_records(path: Path, start: Cursor, end: int | None) -> Iterator[_Re
     with _parquet_file(path) as file:
         wanted = [name for name in (*_PARQUET_NEEDS, "image", "image_bytes") if name in file.schema_arrow.names]
         groups = _row_groups(file)
-        kept = [group for group in range(file.num_row_groups) if groups[group + 1] > start.line]
+        selected = [group for group in range(file.num_row_groups) if groups[group + 1] > start.line]
         if end is not None:
-            kept = [group for group in kept if groups[group] < end]
-        number = groups[kept[0]] if kept else 0
-        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=kept, columns=wanted):
+            selected = [group for group in selected if groups[group] < end]
+        number = groups[selected[0]] if selected else 0
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, row_groups=selected, columns=wanted):
             for row in range(batch.num_rows):
                 number += 1
                 if number > start.line and (end is None or number <= end):
@@ -272,6 +272,6 @@ def _split_lines(path: Path, split_bytes: float) -> tuple[str, list[tuple[Cursor
                 starts.append(Cursor(offset + newline + 1, lines + block.count(b"\n", 0, newline + 1)))
             lines += block.count(b"\n")
             offset += len(block)
-    kept = [start for start in starts if start.offset < offset] or [BEGINNING]
-    ends = [start.offset for start in kept[1:]]
-    return digest.hexdigest(), list(zip(kept, [*ends, offset], strict=True))
+    inner = [start for start in starts if start.offset < offset] or [BEGINNING]
+    ends = [start.offset for start in inner[1:]]
+    return digest.hexdigest(), list(zip(inner, [*ends, offset], strict=True))

@@ -197,9 +197,9 @@ def nearest(centroids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     for start in range(0, len(unit) if count else 0, _CHUNK):
         part = unit[start : start + _CHUNK] @ unit.T
         part[np.arange(len(part)), np.arange(start, start + len(part))] = -np.inf
-        found = np.sort(np.argpartition(-part, count - 1, axis=1)[:, :count], axis=1)
-        order = np.argsort(-np.take_along_axis(part, found, axis=1), axis=1, kind="stable")
-        indices[start : start + _CHUNK] = np.take_along_axis(found, order, axis=1)
+        candidates = np.sort(np.argpartition(-part, count - 1, axis=1)[:, :count], axis=1)
+        order = np.argsort(-np.take_along_axis(part, candidates, axis=1), axis=1, kind="stable")
+        indices[start : start + _CHUNK] = np.take_along_axis(candidates, order, axis=1)
         cosines[start : start + _CHUNK] = np.take_along_axis(part, indices[start : start + _CHUNK], axis=1)
     return indices, cosines
 

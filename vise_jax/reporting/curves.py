@@ -110,7 +110,7 @@ def render(every: Sequence[Run], drawn: Mapping[str, bytes]) -> str:
         default = Run("default", _as_json(vise_config.flat(vise_config.base())), {})
         differing = runs.differences([default, *every])
     columns = [run.name for run in every] if len(every) > 1 else ["default", every[0].name]
-    found = panels(every)
+    shown = panels(every)
     return templates.render(
         "training.html.j2",
         names=[run.name for run in every],
@@ -119,10 +119,10 @@ def render(every: Sequence[Run], drawn: Mapping[str, bytes]) -> str:
         caption=runs.CAPTION,
         columns=columns,
         settings=[(key, [runs.setting(value) for value in values]) for key, values in differing.items()],
-        sections=[section for section in _SECTIONS if any(panel.section == section for panel in found)],
+        sections=[section for section in _SECTIONS if any(panel.section == section for panel in shown)],
         data={
             "runs": [{"name": run.name, "batch": run.config.get("training.batch_size")} for run in every],
-            "panels": [_for_page(panel, every) for panel in found],
+            "panels": [_for_page(panel, every) for panel in shown],
         },
         colors=list(zip(COLORS, DARK_COLORS, strict=True)),
         images={name: base64.b64encode(content).decode() for name, content in drawn.items()},
@@ -130,7 +130,7 @@ def render(every: Sequence[Run], drawn: Mapping[str, bytes]) -> str:
 
 
 def write(every: Sequence[Run], output: Path) -> None:
-    """Write the figures and `training.html` into the directory `output`, each file whole; the page comes last.
+    """Write the figures and `training.html` into the directory `output`, each atomically; the page comes last.
 
     Args:
         every: the runs.

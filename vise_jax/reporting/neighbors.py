@@ -19,13 +19,13 @@ from vise_jax.reporting import templates
 _SIDE = 320
 
 
-def show(found: list[tuple[str, float]]) -> None:
+def show(ranked: list[tuple[str, float]]) -> None:
     """Print the neighbors: as wide as the terminal, as wide as it needs to be elsewhere."""
     table = Table(title="nearest neighbors")
     for title in ("", "cosine"):
         table.add_column(title, justify="right")
     table.add_column("image", overflow="fold")
-    for number, (name, cosine) in enumerate(found, start=1):
+    for number, (name, cosine) in enumerate(ranked, start=1):
         table.add_row(f"{number}", f"{cosine:.4f}", Text(name))
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
 
@@ -33,7 +33,7 @@ def show(found: list[tuple[str, float]]) -> None:
 def write(
     encoder: Encoder,
     query: Dataset,
-    found: list[tuple[str, float]],
+    ranked: list[tuple[str, float]],
     images: Dataset,
     output: Path,
     max_image_pixels: int,
@@ -43,7 +43,7 @@ def write(
     Args:
         encoder: whose features were compared.
         query: a set of one image.
-        found: names and cosines of its neighbors.
+        ranked: names and cosines of its neighbors.
         images: the set that they come from.
         output: a .html file.
         max_image_pixels: an image with more can't be shown.
@@ -54,7 +54,7 @@ def write(
     if output.suffix != ".html":
         raise UserError(f"{output} ends in {output.suffix or 'nothing'}: name a file that ends in .html.")
     places = {name: place for place, name in enumerate(images.names)}
-    missing = [name for name, _ in found if name not in places]
+    missing = [name for name, _ in ranked if name not in places]
     if missing:
         raise UserError(f"The image {missing[0]} is not in {images.title}: give the images that extract.py was given.")
 
@@ -62,6 +62,6 @@ def write(
         picture = base64.b64encode(data_images.thumbnail(images, place, _SIDE, max_image_pixels)).decode()
         return {"image": images.names[place], "cosine": cosine, "picture": picture}
 
-    cards = [card(query, 0, 1.0), *(card(images, places[name], cosine) for name, cosine in found)]
+    cards = [card(query, 0, 1.0), *(card(images, places[name], cosine) for name, cosine in ranked)]
     output.parent.mkdir(parents=True, exist_ok=True)
     artifact.write_text(output, templates.render("neighbors.html.j2", encoder=encoder, cards=cards))

@@ -40,7 +40,7 @@ def render(summary: dict[str, Any], drawn: Mapping[str, bytes], examples: Mappin
 
 
 def write(summary: dict[str, Any], examples: Mapping[int, list[str]], output: Path) -> None:
-    """Write the figures and `index.html` into the directory `output`, each file whole; the page comes last.
+    """Write the figures and `index.html` into the directory `output`, each atomically; the page comes last.
 
     Args:
         summary: what `clusters.summarize` returned.

@@ -95,15 +95,15 @@ def _records(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield each image's index and record, in the order of the dataset."""
     for part in map(extract.Part.read, parts):
-        found: dict[int, dict[str, Any]] = {
+        records: dict[int, dict[str, Any]] = {
             index: {"error": reason}
             for index, reason in zip(part.rejected.tolist(), part.reasons.tolist(), strict=True)
         }
         if len(part.indices):
             predicted = predict.predict(encoder, labeler, part.features, top)
-            found |= dict(zip(part.indices.tolist(), predicted, strict=True))
-        for index in sorted(found):
-            yield index, {"image": images.names[index], **found[index]}
+            records |= dict(zip(part.indices.tolist(), predicted, strict=True))
+        for index in sorted(records):
+            yield index, {"image": images.names[index], **records[index]}
 
 
 def _picture(images: Dataset, index: int, record: dict[str, Any], max_image_pixels: int) -> dict[str, str]:

@@ -91,8 +91,8 @@ def thin(series: Series, most: int) -> Series:
     parts = [slice(start, stop) for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
     lowest = [part.start + int(series.values[part].argmin()) for part in parts]
     highest = [part.start + int(series.values[part].argmax()) for part in parts]
-    kept = np.unique([0, count - 1, *lowest, *highest])
-    return Series(series.steps[kept], series.values[kept])
+    selected = np.unique([0, count - 1, *lowest, *highest])
+    return Series(series.steps[selected], series.values[selected])
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:

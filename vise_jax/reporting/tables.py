@@ -120,7 +120,7 @@ def to_csv(measurements: Sequence[Result]) -> str:
 
 
 def write(measurements: Sequence[Result], output: Path) -> Table:
-    """Write `table.md` and `table.csv` into the directory `output`, each whole, and return the table."""
+    """Write `table.md` and `table.csv` into the directory `output`, each atomically, and return the table."""
     table = build(measurements)
     output.mkdir(parents=True, exist_ok=True)
     artifact.write_text(output / "table.md", to_markdown(table))

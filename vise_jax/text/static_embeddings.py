@@ -100,14 +100,14 @@ def read_vectors(directory: str, wanted: Mapping[str, int]) -> tuple[np.ndarray,
     tokens = _tokens(tokenizer)
     embeddings, rows, weights = _tensors(directory, len(tokens))
     unknown = _unknown(tokenizer, tokens)
-    vectors, found = np.zeros((len(wanted), embeddings.shape[1]), np.float32), np.zeros(len(wanted), bool)
+    vectors, known = np.zeros((len(wanted), embeddings.shape[1]), np.float32), np.zeros(len(wanted), bool)
     for number, token in enumerate(tokens):
         row = wanted.get(token)
         if row is not None and token != unknown:
-            vectors[row], found[row] = embeddings[rows[number]].astype(np.float32) * weights[number], True
+            vectors[row], known[row] = embeddings[rows[number]].astype(np.float32) * weights[number], True
     if not np.isfinite(vectors).all():
         raise _unfit(directory, "model.safetensors holds numbers that are not finite")
-    return vectors, found
+    return vectors, known
 
 
 def _tensors(directory: str, tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Comments to tokens: words, hashtags, emoji and emoticons, each whole. Emoji carry most of the affect."""
+"""Split comments into tokens: words, hashtags, emoji and emoticons. Emoji carry most of the affect."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -59,10 +59,10 @@ def tokenize(text: str) -> list[str]:
 
 def as_token(word: str) -> str | None:
     """Return the token that a single word is, e.g. of a vector file; None if it is none, or would be split."""
-    found = _TOKEN.fullmatch(unicodedata.normalize("NFC", word).translate(_VARIATION_SELECTORS))
-    if not found:
+    match = _TOKEN.fullmatch(unicodedata.normalize("NFC", word).translate(_VARIATION_SELECTORS))
+    if not match:
         return None
-    tag, symbol, plain = found.groups()
+    tag, symbol, plain = match.groups()
     return symbol or (_fold(tag or plain) if tag or plain else None)
 
 
@@ -109,24 +109,24 @@ class Splitter(dict[str, tuple]):
         for comment in comments:
             row = list(chain.from_iterable(map(self.__getitem__, comment.split())))
             if separators and not _SEPARATORS.isdisjoint(comment):
-                row = self._kept(tokenize(mask(comment)))
+                row = self._known(tokenize(mask(comment)))
             elif self._sign in row:
                 slow = _SPANS_SPACES.search(comment)
-                row = self._kept(tokenize(mask(comment))) if slow else [found for found in row if found != self._sign]
+                row = self._known(tokenize(mask(comment))) if slow else [token for token in row if token != self._sign]
             rows.append(row)
         return rows
 
-    def _kept(self, tokens: list[str]) -> list[Any]:
+    def _known(self, tokens: list[str]) -> list[Any]:
         index = self._index
         return tokens if index is None else [index[token] for token in tokens if token in index]
 
     def __missing__(self, chunk: str) -> tuple:
         word = _PLAIN_WORD.fullmatch(chunk)
-        found = tuple(self._kept([word[1].lower()] if word else tokenize(mask(chunk))))
+        tokens = tuple(self._known([word[1].lower()] if word else tokenize(mask(chunk))))
         if not word and _MAY_GO_ON.search(chunk):
-            found = (self._sign, *found)
+            tokens = (self._sign, *tokens)
         if len(chunk) <= _MAX_CHUNK_LENGTH:
             if len(self) >= _MAX_CHUNKS:
                 self.clear()
-            self[chunk] = found
-        return found
+            self[chunk] = tokens
+        return tokens

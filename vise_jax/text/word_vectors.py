@@ -1,6 +1,6 @@
 """Files of word vectors: word2vec (text and binary), GloVe and fastText's `.vec`, plain or gzipped.
 
-A file is read once as a stream, and only the vectors of wanted tokens are kept. Which kind it is follows from its
+A file is read once as a stream, and only the vectors of wanted tokens are read. Its format follows from its
 content: word2vec's and fastText's begin with a line of two whole numbers (how many words, of how many numbers each),
 and what follows is text or not; GloVe's have no such line. Words may hold any character but a line feed, GloVe's even
 spaces, so that lines are taken apart as bytes and from the right.
@@ -73,7 +73,7 @@ def _read(path: str, file: io.BufferedReader, wanted: Mapping[str, int]) -> tupl
         dimensions = _dimensions(path, first)
         file.seek(0)
         entries = _text_entries(path, file, None, dimensions)
-    vectors, found = np.zeros((len(wanted), dimensions), np.float32), np.zeros(len(wanted), bool)
+    vectors, known = np.zeros((len(wanted), dimensions), np.float32), np.zeros(len(wanted), bool)
     places: dict[bytes, str] = {}
     for place, word, numbers in entries:
         token = as_token(word.decode("utf-8", "replace"))
@@ -83,10 +83,10 @@ def _read(path: str, file: io.BufferedReader, wanted: Mapping[str, int]) -> tupl
         if word in places:
             raise UserError(f"{path} holds {token!r} twice, in {places[word]} and in {place}: delete one of them.")
         places[word] = place
-        if found[row] and word != token.encode():
+        if known[row] and word != token.encode():
             continue
-        vectors[row], found[row] = _vector(path, place, numbers), True
-    return vectors, found
+        vectors[row], known[row] = _vector(path, place, numbers), True
+    return vectors, known
 
 
 def _is_binary(start: bytes) -> bool:

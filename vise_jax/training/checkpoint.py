@@ -149,9 +149,9 @@ class Checkpoints:
         if not (self._folder / str(step) / "default" / "_METADATA").exists():
             raise OSError("its files are missing")
         wanted = {name: _signature(leaf) for name, leaf in named_leaves(like).items()}
-        found = {name: _signature(leaf) for name, leaf in self._manager.item_metadata(step).items()}
-        if wanted != found:
-            differing = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
+        stored = {name: _signature(leaf) for name, leaf in self._manager.item_metadata(step).items()}
+        if wanted != stored:
+            differing = sorted(name for name in wanted | stored if wanted.get(name) != stored.get(name))
             raise UserError(
                 f"The checkpoint {self._folder / str(step)} is of another model: {', '.join(differing[:10])} differ: "
                 "use a new --workdir."

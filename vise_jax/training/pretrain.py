@@ -167,12 +167,12 @@ def make_task(
                 )
             )
 
-        found: list[Evaluator] = []
+        chosen: list[Evaluator] = []
         if manifest["validation"]["examples"]:
-            found.append(ValidationEvaluator(validation_batches, graphdef, mesh, layout, to_input))
+            chosen.append(ValidationEvaluator(validation_batches, graphdef, mesh, layout, to_input))
         if with_probe:
-            found.append(FeatureEvaluator(probe, graphdef, mesh, to_input))
-        return tuple(found)
+            chosen.append(FeatureEvaluator(probe, graphdef, mesh, to_input))
+        return tuple(chosen)
 
     return Task(
         build=build,

@@ -68,8 +68,8 @@ class Clock:
 
 def _device_memory() -> dict[str, int]:
     """Return the peak bytes in use on this process's first device, if the backend reports them."""
-    found = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return {} if found is None else {"device_bytes": found}
+    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return {} if peak is None else {"device_bytes": peak}
 
 
 class Trace:

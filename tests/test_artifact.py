@@ -8,7 +8,7 @@ from vise_jax import artifact
 from vise_jax.errors import UserError
 
 
-def test_a_folder_appears_when_it_is_complete(tmp_path):
+def test_a_directory_appears_when_it_is_complete(tmp_path):
     directory = tmp_path / "made" / "here"
     with artifact.atomic_directory(directory) as temporary:
         (temporary / "inner").mkdir()

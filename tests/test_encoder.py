@@ -164,7 +164,7 @@ def test_changed_weights_are_refused(encoder, directory, tmp_path):
         Encoder.load(directory)
 
 
-def test_a_damaged_file_is_said(directory):
+def test_a_damaged_file_is_reported(directory):
     largest = max(
         (path for path in (directory / "weights").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
     )
@@ -187,7 +187,7 @@ def test_a_damaged_file_is_said(directory):
         ({"preprocessing": {**Preprocessing.imagenet().to_json(), "color": "LAB"}}, "no valid 'color'"),
     ],
 )
-def test_a_wrong_description_is_said(directory, changes, words):
+def test_a_wrong_description_is_reported(directory, changes, words):
     _edit(directory, **changes)
     with pytest.raises(UserError, match=words):
         Encoder.load(directory)
@@ -202,7 +202,7 @@ def test_no_encoder_there(tmp_path):
         Encoder.random("random:resnet51", 0)
 
 
-def test_nothing_is_replaced_and_nothing_is_left_behind(encoder, directory, monkeypatch):
+def test_nothing_is_replaced_and_nothing_is_left_over(encoder, directory, monkeypatch):
     with pytest.raises(UserError, match="already exists"):
         encoder.save(directory)
     monkeypatch.setattr("vise_jax.artifact.write_json", lambda *_: 1 / 0)
@@ -214,7 +214,7 @@ def test_nothing_is_replaced_and_nothing_is_left_behind(encoder, directory, monk
 @pytest.mark.parametrize(
     "images", [IMAGES.astype(np.float32), IMAGES[0], IMAGES[..., :1], [[0]]], ids=["float", "one", "gray", "list"]
 )
-def test_wrong_images_are_said(encoder, images):
+def test_wrong_images_are_reported(encoder, images):
     with pytest.raises(UserError, match=r"must be uint8 \[B, H, W, 3\]"):
         encoder.features(images)
 

@@ -79,7 +79,7 @@ def wait_for_step(processes: list[subprocess.Popen], workdir: Path, step: int) -
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_one_goes_on_to_the_same_losses(shards_folder, tmp_path):
+def test_two_processes_stop_together_and_one_resumes_to_the_same_losses(shards_folder, tmp_path):
     alone(shards_folder, tmp_path / "alone", devices=4)
     with two_processes(shards_folder, tmp_path / "run") as processes:
         wait_for_step(processes, tmp_path / "run", 3)

@@ -3,7 +3,7 @@
 from vise_jax.progress import Progress, track
 
 
-def test_the_end_is_said_once(capsys, monkeypatch):
+def test_the_end_is_reported_once(capsys, monkeypatch):
     monkeypatch.setattr("vise_jax.progress._SECONDS_BETWEEN_LINES", 0.0)
     with Progress("labeling", 2_000, "posts") as progress:
         progress.advance(1_500, "loss 1.0")

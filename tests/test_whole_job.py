@@ -92,7 +92,7 @@ def state(run_folder: Path) -> dict[str, np.ndarray]:
         pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow),
     ],
 )
-def test_an_ended_run_goes_on_to_the_same_bits(job, sent, status):
+def test_an_ended_run_resumes_to_the_same_bits(job, sent, status):
     workdir = job / sent.name
     process = subprocess.Popen(
         command("train", *training(job), "--workdir", workdir), env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.DEVNULL

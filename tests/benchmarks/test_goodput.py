@@ -10,7 +10,7 @@ def goodput(load_benchmark):
     return load_benchmark("goodput")
 
 
-def test_what_a_save_blocks_is_found_in_the_record_behind_it(goodput):
+def test_what_a_save_blocks_is_found_in_the_record_after_it(goodput):
     # 64 images a step; steps of 0.5 s, and 2 s more in the record that follows the save at step 20.
     seconds = {10: 5.0, 20: 5.0, 30: 7.0, 40: 5.0}
     records = [
@@ -29,7 +29,7 @@ def test_what_a_save_blocks_is_found_in_the_record_behind_it(goodput):
     assert (found["step_seconds"], found["data_seconds"], found["goodput"]) == (0.5, 0.1, 0.9)
 
 
-def test_shards_are_whole(goodput, tmp_path):
+def test_shards_are_complete(goodput, tmp_path):
     goodput.make_shards(tmp_path / "shards", 100)
     manifest = shards.read_manifest(tmp_path / "shards")
     assert (manifest["examples"], len(manifest["shards"])) == (100, 50)

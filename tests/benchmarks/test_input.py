@@ -38,7 +38,7 @@ def settings(benchmark: ModuleType, tmp_path: Path):
     return benchmark.Settings(tmp_path, batch_size=6, threads=2)
 
 
-def test_photographs_are_always_the_same_and_as_large_as_said(benchmark: ModuleType) -> None:
+def test_photographs_are_always_the_same_and_as_large_as_requested(benchmark: ModuleType) -> None:
     files = [benchmark.photo(number) for number in range(8)]
     assert files == [benchmark.photo(number) for number in range(8)]
     assert len(set(files)) == 8

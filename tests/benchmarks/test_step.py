@@ -35,7 +35,7 @@ def test_quick_run_alone():
     assert 3 * 4 * 11_000_000 < ours["peak_bytes"] < 1e9
 
 
-def test_unknown_peer_is_said():
+def test_unknown_peer_is_reported():
     command = [sys.executable, "benchmarks/step.py", "--quick", "--peers", "lazy"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1

@@ -31,7 +31,7 @@ def test_the_same_seed_gives_the_same_crop_and_another_seed_another():
     assert len({random_crop(encoded, seed).tobytes() for seed in range(8)}) == 8
 
 
-def test_a_crop_has_the_area_and_the_ratio_asked_for():
+def test_a_crop_has_the_area_and_the_ratio_requested():
     # Red grows from left to right and green from top to bottom: a crop's colors say where its edges were.
     width, height = 300, 200
     across, down = np.meshgrid(np.linspace(0, 250, width), np.linspace(0, 250, height))

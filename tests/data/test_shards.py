@@ -103,14 +103,16 @@ def change(directory: Path, **changes: Any) -> None:
         (lambda directory: (directory / "p-00001.tfrecord").write_bytes(b"short"), "has 5 bytes instead of"),
     ],
 )
-def test_a_folder_that_is_not_whole_is_refused(directory: Path, damage: Callable[[Path], Any], words: str) -> None:
+def test_a_directory_that_is_not_complete_is_refused(
+    directory: Path, damage: Callable[[Path], Any], words: str
+) -> None:
     assert shards.read_manifest(directory)["examples"] == 4
     damage(directory)
     with pytest.raises(UserError, match=words):
         shards.read_manifest(directory)
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none does not exist"):
         shards.read_manifest(tmp_path / "none")
 
@@ -121,7 +123,7 @@ def test_a_shard_that_the_manifest_does_not_name_is_refused(directory: Path) -> 
         shards.read_manifest(directory, damaged=True)
 
 
-def test_the_shard_of_another_labeler_is_told_from_a_damaged_one(directory: Path) -> None:
+def test_the_shard_of_another_labeler_is_distinguished_from_a_damaged_one(directory: Path) -> None:
     path = directory / "p-00001.tfrecord"
     whole = path.read_bytes()
     # The same posts and images, as large as before, but another label.

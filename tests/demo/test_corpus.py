@@ -139,7 +139,7 @@ def test_each_topic_and_affect_changes_the_scene() -> None:
     assert len(set(scenes.values())) == len(TOPICS) * len(AFFECTS)
 
 
-def test_the_folder(corpus: Path) -> None:
+def test_the_directory(corpus: Path) -> None:
     assert {path.name for path in corpus.iterdir()} == {"posts", "topic", "affect", "truth.csv", "corpus.json"}
     posts = [json.loads(line) for path in sorted((corpus / "posts").glob("*.jsonl")) for line in path.open()]
     truth = list(csv.DictReader((corpus / "truth.csv").open()))
@@ -187,7 +187,7 @@ def test_wrong_numbers_are_refused(posts: int, seed: int, tmp_path: Path) -> Non
     assert not (tmp_path / "corpus").exists()
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="already exists"):
         demo.make_corpus(tmp_path, posts=4)

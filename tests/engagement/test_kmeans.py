@@ -133,7 +133,7 @@ def kill_at(iteration: int):
 
 
 @pytest.mark.parametrize("batch_size", [0, 200])
-def test_a_stopped_fit_goes_on_to_the_same_bits(tmp_path: Path, batch_size: int) -> None:
+def test_a_stopped_fit_resumes_to_the_same_bits(tmp_path: Path, batch_size: int) -> None:
     x, state = blobs(2_000, 8, 3), tmp_path / "state.safetensors"
     options = {"iterations": 12, "seed": 3, "batch_size": batch_size}
     expected = kmeans.fit(x, 30, **options)

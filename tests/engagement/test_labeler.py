@@ -111,7 +111,7 @@ def test_fitting_holds_no_more_than_it_may() -> None:
     assert labeler.fitted["reaction_clusters"]["points"] == 40
 
 
-def test_save_and_load_keep_everything_and_nobody_s_words(labeler: Labeler, tmp_path: Path) -> None:
+def test_save_and_load_keep_everything_and_no_one_s_words(labeler: Labeler, tmp_path: Path) -> None:
     labeler.save(tmp_path / "labeler")
     loaded = Labeler.load(tmp_path / "labeler")
     assert loaded.fingerprint == labeler.fingerprint
@@ -140,7 +140,7 @@ def test_posts_without_one_engagement_give_a_labeler_without_that_head(missing: 
     assert any(post.reaction_label >= 0 or post.comment_labels for post in found)
 
 
-def test_too_little_to_fit_on_is_said() -> None:
+def test_too_little_to_fit_on_is_reported() -> None:
     nothing = [{"post_id": str(number), "comments": ["", "<url> !!"]} for number in range(50)]
     with pytest.raises(UserError, match=r"None of the 50 posts .* cluster split"):
         fit_labeler(nothing, make_labels())

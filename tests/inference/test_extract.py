@@ -85,7 +85,7 @@ def test_the_cache_is_read_only_for_the_same_encoder_images_and_preprocessing(im
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"text" * 9])
-def test_a_damaged_cache_is_made_again(image_set, tmp_path, damage):
+def test_a_damaged_cache_is_computed_again(image_set, tmp_path, damage):
     encoder = CountingEncoder()
     first, *_ = extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)
     (file,) = (tmp_path / "kept").iterdir()
@@ -156,7 +156,7 @@ class StoppingEncoder(CountingEncoder):
 
 
 @pytest.mark.parametrize("ending", ["npz", "parquet"])
-def test_a_stopped_export_goes_on_to_the_same_bytes(image_set, tmp_path, monkeypatch, ending):
+def test_a_stopped_export_resumes_to_the_same_bytes(image_set, tmp_path, monkeypatch, ending):
     monkeypatch.setattr(extract, "_PART", 2)
     (tmp_path / "images" / "3.png").write_bytes(b"no image")
     image_set = datasets.open_unlabeled(tmp_path / "images")
@@ -223,7 +223,7 @@ def test_corrupt_images_are_tried_again(image_set, tmp_path):
     assert cached(500) == {}
 
 
-def test_what_is_no_file_of_features_is_said(tmp_path):
+def test_what_is_no_file_of_features_is_reported(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         feature_files.read_about(tmp_path / "none.npz")
     np.savez(tmp_path / "other.npz", features=np.zeros((1, 1)))

@@ -67,7 +67,7 @@ def test_good_images_come_back_as_they_are(encoded: bytes, tmp_path: Path) -> No
         (bomb(100, 100), "image_truncated"),
     ],
 )
-def test_bad_images_say_why(encoded: bytes, reason: str) -> None:
+def test_invalid_images_have_a_reason(encoded: bytes, reason: str) -> None:
     with pytest.raises(BadPost) as caught:
         images.read_image(Post("a", image_bytes=encoded), 40_000)
     assert caught.value.reason == reason
@@ -87,7 +87,7 @@ def test_a_file_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch, tmp
         images.read_image(Post("a", "a.jpg", source=tmp_path / "p.jsonl"), 40_000)
 
 
-def test_paths_stay_in_the_folder_of_the_posts(tmp_path: Path) -> None:
+def test_paths_stay_in_the_directory_of_the_posts(tmp_path: Path) -> None:
     directory = tmp_path / "posts"
     (directory / "i").mkdir(parents=True)
     (tmp_path / "secret.jpg").write_bytes(encode())

@@ -130,7 +130,7 @@ def test_examples_hold_the_images_and_labels_of_the_training_split(
     assert b"post-1" not in written
 
 
-def test_every_bad_image_has_its_reason(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
+def test_every_invalid_image_has_its_reason(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
     directory = tmp_path / "posts"
     path = write_posts(directory / "p.jsonl", 40, first=1000)
     posts = [json.loads(line) for line in path.read_text().splitlines()]
@@ -197,7 +197,7 @@ def kill_at(calls: int, done: list[str]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("kill", [1, 2, 7, 12])
-def test_a_stopped_job_goes_on_without_writing_a_finished_shard_again(
+def test_a_stopped_job_resumes_without_writing_a_finished_shard_again(
     corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: int
 ) -> None:
     paths, directory = corpus
@@ -222,7 +222,7 @@ def test_a_stopped_job_goes_on_without_writing_a_finished_shard_again(
     assert not list(tmp_path.glob("shards/.*"))
 
 
-def test_a_job_that_goes_on_remembers_how_many_posts_were_bad(
+def test_a_job_that_resumes_remembers_how_many_posts_were_rejected(
     corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_posts(tmp_path / "p.jsonl", 60, first=4000)
@@ -279,7 +279,7 @@ def test_workers_and_runners_give_the_same_bytes(corpus: tuple[list[Path], Path]
 
 
 @pytest.mark.parametrize("options", [{"workers": 1}, {"beam_options": ["--runner=DirectRunner"]}])
-def test_a_mistake_in_a_worker_is_told_as_one_sentence(
+def test_a_mistake_in_a_worker_is_reported_in_one_sentence(
     corpus: tuple[list[Path], Path], tmp_path: Path, options: dict[str, Any]
 ) -> None:
     (tmp_path / "p.jsonl").write_text('{"post_id": "a"\n' * 3)
@@ -495,7 +495,7 @@ def test_statistics_count_the_examples_labels(corpus: tuple[list[Path], Path], t
         shards.read_statistics(tmp_path / "shards", manifest)
 
 
-def test_two_jobs_in_one_folder(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
+def test_two_jobs_in_one_directory(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
     paths, directory = corpus
     with (
         output_dir.locked(tmp_path),
@@ -537,7 +537,7 @@ def test_an_input_that_changes_during_the_job(
     assert manifest["posts"] == 40
 
 
-def test_a_full_disk_is_one_sentence_and_the_job_goes_on_when_there_is_room(
+def test_a_full_disk_is_one_sentence_and_the_job_resumes_when_there_is_room(
     corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths, directory = corpus
@@ -563,7 +563,7 @@ def test_a_full_disk_is_one_sentence_and_the_job_goes_on_when_there_is_room(
 
 
 @pytest.mark.parametrize("writes", [2, 6, 9, 14])
-def test_a_full_disk_stops_a_fit_that_goes_on_when_there_is_room(
+def test_a_full_disk_stops_a_fit_that_resumes_when_there_is_room(
     corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
     paths, directory = corpus
@@ -820,7 +820,7 @@ def test_a_published_labeler_has_no_paths(corpus: tuple[list[Path], Path], tmp_p
         assert str(tmp_path).encode() not in path.read_bytes()
 
 
-def test_images_behind_links_into_link_roots_are_labeled(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
+def test_images_of_links_into_link_roots_are_labeled(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
     paths, labeler = corpus
     directory = tmp_path / "posts"
     directory.mkdir()

@@ -149,7 +149,7 @@ def test_first_weights_spread_as_torchvisions():
         ({"name": "resnext101_32x16d", "width": 2}, "width"),
     ],
 )
-def test_bad_arguments_are_said(arguments, words):
+def test_invalid_arguments_are_reported(arguments, words):
     with pytest.raises(UserError, match=words):
         models.build(**arguments)
 

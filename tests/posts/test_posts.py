@@ -75,7 +75,7 @@ def test_image_comments_and_reactions_may_be_missing(empty: dict) -> None:
         ({"image_bytes": "text"}, "image_bytes_text"),
     ],
 )
-def test_bad_records_say_why(record: Any, reason: str) -> None:
+def test_malformed_records_have_a_reason(record: Any, reason: str) -> None:
     if isinstance(record, dict) and record and "post_id" not in record:
         record = GOOD | record
     with pytest.raises(BadPost) as caught:
@@ -175,7 +175,7 @@ def test_few_posts_do_not_stop_the_reading() -> None:
         reject_log.check()
 
 
-def test_bad_lines_are_named_and_the_others_are_read(tmp_path: Path) -> None:
+def test_malformed_lines_are_named_and_the_others_are_read(tmp_path: Path) -> None:
     path = write(
         tmp_path / "p.jsonl",
         b"\xef\xbb\xbf" + json.dumps(GOOD).encode(),
@@ -224,7 +224,7 @@ def test_gzip_and_parquet_give_the_same_posts(tmp_path: Path) -> None:
     assert bare("p.jsonl.gz") == bare("struct.parquet") == bare("map.parquet") == bare("p.jsonl")
 
 
-def test_parquet_holds_image_bytes_and_bad_text_costs_one_row(tmp_path: Path) -> None:
+def test_parquet_holds_image_bytes_and_malformed_text_costs_one_row(tmp_path: Path) -> None:
     offsets = np.arange(4, dtype=np.int32)
     ids = pa.StringArray.from_buffers(3, pa.py_buffer(offsets), pa.py_buffer(b"a\xffc"))
     nothing = pa.nulls(3)
@@ -250,7 +250,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, name: str) -> None:
         read(tmp_path / name)
 
 
-def test_too_many_bad_posts_stop_the_reading(tmp_path: Path) -> None:
+def test_too_many_rejected_posts_stop_the_reading(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", GOOD, "x", "y")
     assert read(path, share=0.67)[1].rejected == {"malformed_json": 2}
     with pytest.raises(
@@ -259,7 +259,7 @@ def test_too_many_bad_posts_stop_the_reading(tmp_path: Path) -> None:
         read(path, share=0.5)
 
 
-def test_a_long_bad_file_is_not_read_to_its_end(tmp_path: Path) -> None:
+def test_a_long_malformed_file_is_not_read_to_its_end(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", *["x"] * 5000)
     reject_log = RejectLog(path, 0.5)
     with pytest.raises(UserError):
@@ -327,7 +327,7 @@ def test_parts_of_a_file_hold_every_post_once(
     assert all(part_bytes <= size < part_bytes + 200 for size in sizes[:-1])
 
 
-def test_reading_goes_on_behind_any_post(tmp_path: Path) -> None:
+def test_reading_continues_after_any_post(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", *(post_line(number) for number in range(20)))
     (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
     table = pa.Table.from_pylist([json.loads(post_line(n)) | {"reactions": {"love": n}} for n in range(20)])
@@ -353,7 +353,7 @@ def test_parts_of_a_parquet_file_are_row_groups(tmp_path: Path) -> None:
     assert posts.split_file(path, max(sizes) + 1)[1] == [((0, 0), 12), ((12, 12), 20)]
 
 
-def test_reading_goes_on_behind_an_endless_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_continues_after_an_endless_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "MAX_LINE_BYTES", 100)
     path = write(tmp_path / "p.jsonl", post_line(1), "x" * 350, post_line(2), post_line(3))
     whole, reject_log = read(path)

@@ -128,7 +128,7 @@ def test_nearest_against_all_cosines(monkeypatch: pytest.MonkeyPatch, count: int
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_nobody_is_near_who_is_alone(rows: int) -> None:
+def test_a_lone_row_has_no_neighbors(rows: int) -> None:
     indices, cosines = clusters.nearest(np.ones((rows, 3), np.float32), 4)
     assert indices.shape == cosines.shape == (rows, 0)
 
@@ -230,7 +230,7 @@ def test_words_stay_words() -> None:
     assert "insertAdjacentHTML" not in text
 
 
-def test_the_page_needs_nothing_else_and_shows_no_comments_unasked() -> None:
+def test_the_page_needs_nothing_else_and_shows_no_comments_unless_requested() -> None:
     text = render(make_labeler(), make_statistics())
     read = Reader(text)
     assert "://" not in text

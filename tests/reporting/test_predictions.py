@@ -93,7 +93,9 @@ class Stopped(Exception):
     pass
 
 
-def test_a_stop_loses_no_part_and_what_is_there_is_not_made_again(trained, labeler, directory, tmp_path, monkeypatch):
+def test_a_stop_loses_no_part_and_what_is_there_is_not_computed_again(
+    trained, labeler, directory, tmp_path, monkeypatch
+):
     images, output = datasets.open_unlabeled(directory), tmp_path / "p.jsonl"
     monkeypatch.setattr(extract, "_PART", 2)
     settings = SETTINGS | {"batch_size": 2}

@@ -63,13 +63,13 @@ def test_what_was_recorded_last_counts(tmp_path):
     assert run.series["loss"].values.tolist() == [1.0, 4.0, 5.0]
 
 
-def test_a_run_that_has_only_begun(tmp_path):
+def test_a_run_that_has_only_started(tmp_path):
     (run,) = runs.read([write_run(tmp_path / "run", [])])
     assert run.series == {}
     assert runs.summary([run])["last step"] == ["–"]
 
 
-def test_folders_that_are_no_runs(tmp_path):
+def test_directories_that_are_no_runs(tmp_path):
     with pytest.raises(UserError, match="is no run"):
         runs.read([tmp_path])
     for content in ("{", "[]", '{"config": 3}', "{}"):

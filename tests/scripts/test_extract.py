@@ -48,7 +48,7 @@ def made(trained, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_killed_extraction_goes_on_to_the_same_bytes(made: Path, tmp_path: Path) -> None:
+def test_a_killed_extraction_resumes_to_the_same_bytes(made: Path, tmp_path: Path) -> None:
     given = ("--encoder", made / "encoder", "--images", made / "images.zip", "--output")
     undisturbed = run(*given, tmp_path / "whole.npz")
     assert undisturbed.returncode == 0, undisturbed.stderr

@@ -66,7 +66,7 @@ def test_results_alone(made: Path, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"table.md", "table.csv"}
 
 
-def test_clusters_without_anybody_s_comments(made: Path, tmp_path: Path) -> None:
+def test_clusters_without_anyone_s_comments(made: Path, tmp_path: Path) -> None:
     command = ("--labeler", made / "labeler", "--shards", made / "shards", "--output", tmp_path / "report")
     result = report(*command)
     assert result.returncode == 0, result.stderr

@@ -147,7 +147,7 @@ def test_a_model_with_scores_has_an_unknown_token_too(tmp_path: Path) -> None:
     np.testing.assert_allclose(encoder.encode(["hi seas z"])[0], np.array([0, 1, 1, 1, 1]) / 2, atol=1e-6)
 
 
-def test_the_model_is_told_by_its_content(tmp_path: Path) -> None:
+def test_the_model_is_recognized_by_its_content(tmp_path: Path) -> None:
     labels = make_labels(make_model(tmp_path / "model"))
     before = vectors_sha256(labels)
     assert list(before) == ["model.safetensors", "tokenizer.json", "config.json"]
@@ -199,7 +199,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_a_damaged_folder_is_said_in_a_sentence(what: str, tmp_path: Path) -> None:
+def test_a_damaged_directory_is_reported_in_a_sentence(what: str, tmp_path: Path) -> None:
     directory = make_model(tmp_path / "model")
     name, content, message = BAD[what]
     if content is None:

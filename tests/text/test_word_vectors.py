@@ -142,7 +142,7 @@ def test_a_file_that_does_not_fit_says_where(what: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_nobody_wants_does_no_harm(tmp_path: Path) -> None:
+def test_unused_fields_do_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "odd.vec"
     path.write_bytes(b"5 2\na 1 2\nb 3 4\nc 5 x\nd nan 1\nb! 1 1\n")
     assert word_vectors.read(str(path), {"a": 0})[0].tolist() == [[1, 2]]
@@ -152,7 +152,7 @@ def test_what_nobody_wants_does_no_harm(tmp_path: Path) -> None:
     assert word_vectors.read(str(path), {"a": 0})[1].all()
 
 
-def test_a_path_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing.txt"):
         with pytest.raises(UserError, match=r"labels\.vectors=.* can't be read"):
             word_vectors.read(str(path), {"a": 0})
@@ -210,7 +210,7 @@ def test_vocabulary_is_chosen_before_vectors_are_looked_up(path: Path) -> None:
         fit_encoder(Counter({"flood": 3, "the": 2}), 3, [], labels)
 
 
-def test_the_file_is_told_by_its_content(path: Path, tmp_path: Path) -> None:
+def test_the_file_is_recognized_by_its_content(path: Path, tmp_path: Path) -> None:
     before = vectors_sha256(make_labels(path))
     assert list(before) == ["some.vec"]
     path.write_bytes(FILES["GloVe"])

@@ -78,7 +78,7 @@ def test_a_half_deleted_checkpoint_is_set_aside_and_the_one_before_is_read(three
     assert (three / "damaged" / "30").exists()
 
 
-def test_when_none_can_be_read_it_is_said_each_time(three):
+def test_when_none_can_be_read_it_is_reported_each_time(three):
     for step in (10, 20, 30):
         shutil.rmtree(three / "checkpoints" / str(step) / "default")
     for words in (r"No checkpoint in .* can be read \(step 30: .*step 10: ", "holds no checkpoint, but .*damaged some"):
@@ -100,7 +100,7 @@ def test_another_models_checkpoint_is_refused(three):
     assert not (three / "damaged").exists()
 
 
-def test_a_save_that_fails_is_said_once_and_the_next_one_succeeds(tmp_path, monkeypatch, caplog):
+def test_a_save_that_fails_is_reported_once_and_the_next_one_succeeds(tmp_path, monkeypatch, caplog):
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         checkpoints.save(1, state(1))
         checkpoints.wait()

@@ -48,7 +48,7 @@ def test_a_coordinator_can_be_named(calls):
     assert calls == [where | {"heartbeat_timeout_seconds": 100}]
 
 
-def test_who_can_not_be_joined_is_said(calls, monkeypatch):
+def test_processes_that_can_not_be_joined_are_reported(calls, monkeypatch):
     def refuse(**_):
         raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out\nmore")
 

@@ -45,7 +45,7 @@ def test_a_run_resumes_after_a_deletion(tmp_path):
         assert acquired == (8, "first")
 
 
-def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+def test_a_directory_that_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("...")
     with pytest.raises(UserError, match="no run directory"), run_dir.acquire(tmp_path, vise_config.base(), [""], 8):
         pass

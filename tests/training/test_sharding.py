@@ -46,7 +46,7 @@ def test_a_run_keeps_the_groups_it_began_with():
         ((2, 32, 0, 4), "groups of 32, but they must divide a microbatch's 8 examples"),
     ],
 )
-def test_what_can_not_be_divided_is_said(keys, words):
+def test_what_can_not_be_divided_is_reported(keys, words):
     with pytest.raises(UserError, match=words):
         layout(*keys)
 

@@ -19,7 +19,7 @@ HEADS = {"comments": 3, "reactions": 2}
 
 def test_a_run_of_other_shards_is_refused(tmp_path):
     def claim(shards: str, bn_group: int) -> int:
-        with run_dir.acquire(tmp_path / "run", config, [shards], bn_group) as (size, _):
+        with run_dir.acquire(tmp_path / "run", vise_config.flat(config), [shards], bn_group) as (size, _):
             return size
 
     config = vise_config.base()
@@ -39,15 +39,18 @@ def test_a_run_of_other_shards_is_refused(tmp_path):
 
 def test_a_run_resumes_after_a_deletion(tmp_path):
     config = vise_config.base()
-    with run_dir.acquire(tmp_path / "run", config, ["first"], 8) as acquired:
+    with run_dir.acquire(tmp_path / "run", vise_config.flat(config), ["first"], 8) as acquired:
         assert acquired == (8, "first")
-    with run_dir.acquire(tmp_path / "run", config, ["third", "first", "second"], 8) as acquired:
+    with run_dir.acquire(tmp_path / "run", vise_config.flat(config), ["third", "first", "second"], 8) as acquired:
         assert acquired == (8, "first")
 
 
 def test_a_directory_that_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("...")
-    with pytest.raises(UserError, match="no run directory"), run_dir.acquire(tmp_path, vise_config.base(), [""], 8):
+    with (
+        pytest.raises(UserError, match="no run directory"),
+        run_dir.acquire(tmp_path, vise_config.flat(vise_config.base()), [""], 8),
+    ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -55,12 +58,12 @@ def test_a_directory_that_is_no_run_is_left_alone(tmp_path):
 def test_a_second_process_in_a_run_directory_is_refused(tmp_path):
     config = vise_config.base()
     with (
-        run_dir.acquire(tmp_path / "run", config, ["shards"], 8),
+        run_dir.acquire(tmp_path / "run", vise_config.flat(config), ["shards"], 8),
         pytest.raises(UserError, match=r"Another process trains in .*run"),
-        run_dir.acquire(tmp_path / "run", config, ["shards"], 8),
+        run_dir.acquire(tmp_path / "run", vise_config.flat(config), ["shards"], 8),
     ):
         pass
-    with run_dir.acquire(tmp_path / "run", config, ["shards"], 8):
+    with run_dir.acquire(tmp_path / "run", vise_config.flat(config), ["shards"], 8):
         pass
 
 

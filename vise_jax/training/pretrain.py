@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from vise_jax import config as vise_config
 from vise_jax import logging as vise_logging
 from vise_jax import models
+from vise_jax.data.records import CorruptExamples
 from vise_jax.errors import UserError
 from vise_jax.preprocessing import Preprocessing, normalize
 from vise_jax.training import engagement_loss, hosts, loop, optimizer, run_dir, sharding
@@ -54,7 +55,6 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
     hosts.initialize(training.distributed, training.heartbeat_seconds)
     # Imported here: a step of this task is built without TensorFlow (benchmarks).
     from vise_jax.data import deletions, shards
-    from vise_jax.data.records import CorruptExamples
 
     manifest = shards.read_manifest(Path(config.data.shards), damaged=True)
     if manifest["examples"] < training.batch_size:
@@ -62,14 +62,14 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
             f"The shards {config.data.shards} hold {manifest['examples']:,} examples, fewer than a batch "
             f"(training.batch_size is {training.batch_size:,}): lower it, or label more posts."
         )
-    architecture = describe_model(config, manifest["classes"])
+    architecture, values = describe_model(config, manifest["classes"]), vise_config.flat(config)
     mesh = sharding.data_mesh()
     divide = functools.partial(sharding.layout, training.batch_size, mesh.size, microbatches=training.microbatches)
     layout = divide(bn_group=config.model.bn_group)
     build = functools.partial(models.build, **architecture, dtype=config.model.dtype, remat=training.remat)
     nnx.eval_shape(build)  # an invalid model is an error before the run directory is created
     with (
-        run_dir.acquire(workdir, config, deletions.fingerprints(manifest), layout.bn_group) as (bn_group, fingerprint),
+        run_dir.acquire(workdir, values, deletions.fingerprints(manifest), layout.bn_group) as (bn_group, fingerprint),
         vise_logging.to_file(workdir / loop.of_process("train.log")),
     ):
         layout = divide(bn_group=bn_group)
@@ -109,14 +109,15 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
                 log.info(line)
         start = f"starting from the encoder {training.init_from}" if training.init_from else "starting from scratch"
         model = loop.fit(task, update, rate, workdir, settings, mesh=mesh, layout=layout, start=start)
-        return run_dir.export(workdir, config, architecture, manifest, cast(models.VisE, model))
+        preprocessing = Preprocessing.imagenet(config.data.image_size)
+        return run_dir.export(workdir, values, architecture, preprocessing, manifest, cast(models.VisE, model))
 
 
 def make_task(
     config: ConfigDict,
     manifest: dict[str, Any],
     build: Callable[[int], nnx.Module],
-    corrupt: Any = None,
+    corrupt: CorruptExamples | None = None,
     probe: Probe | None = None,
     with_probe: bool = False,
 ) -> Task:
@@ -126,13 +127,18 @@ def make_task(
         config: the whole config.
         manifest: of the shards.
         build: from the size of a batch-norm group to the model.
-        corrupt: `vise_jax.data.records.CorruptExamples` that logs the corrupt examples of this process.
+        corrupt: log of the corrupt examples of this process; needed to yield batches.
         probe: measures features, on the first process.
         with_probe: whether the first process has a probe; all must know.
     """
     preprocessing = Preprocessing.imagenet(config.data.image_size)
     to_input = functools.partial(normalize, preprocessing=preprocessing)
     data, training, directory = config.data, config.training, Path(config.data.shards)
+
+    def log_of_corrupt() -> CorruptExamples:
+        if corrupt is None:
+            raise ValueError("a task without a log of corrupt examples has no batches")
+        return corrupt
 
     def batches(first_step: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         from vise_jax.data import loader
@@ -143,7 +149,7 @@ def make_task(
                 manifest,
                 batch_size=training.batch_size,
                 seed=training.seed,
-                corrupt=corrupt,
+                corrupt=log_of_corrupt(),
                 first_step=first_step,
                 rows=rows,
                 **loader_settings(data),
@@ -161,7 +167,7 @@ def make_task(
                     manifest,
                     preprocessing,
                     batch_size=layout.batch_size,
-                    corrupt=corrupt,
+                    corrupt=log_of_corrupt(),
                     threads=data.threads,
                     rows=rows,
                 )

@@ -2,17 +2,15 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from flax import nnx
-from ml_collections import ConfigDict
 
 import vise_jax
 from vise_jax import artifact, models, variables
-from vise_jax import config as vise_config
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.preprocessing import Preprocessing
@@ -42,12 +40,14 @@ _PRIVATE_KEYS = _FREE_KEYS | {"training.init_from", "labels.salt_file", "labels.
 
 
 @contextlib.contextmanager
-def acquire(workdir: Path, config: ConfigDict, fingerprints: Sequence[str], bn_group: int) -> Iterator[tuple[int, str]]:
+def acquire(
+    workdir: Path, config: Mapping[str, Any], fingerprints: Sequence[str], bn_group: int
+) -> Iterator[tuple[int, str]]:
     """Lock the run directory, and write `config.json` or compare with the one that is there.
 
     Args:
         workdir: the run directory, created if it doesn't exist.
-        config: the whole config.
+        config: the values of the config by dotted key.
         fingerprints: of the shards, and of these before posts were deleted from them.
         bn_group: size of a batch-norm group of a new run.
 
@@ -66,7 +66,7 @@ def acquire(workdir: Path, config: ConfigDict, fingerprints: Sequence[str], bn_g
     with contextlib.ExitStack() as stack:
         hosts.on_first(lambda: stack.enter_context(_locked(workdir)))
         # Through JSON, so that tuples compare equal to the lists that they are read back as.
-        mine = json.loads(json.dumps({"config": vise_config.flat(config), "shards": fingerprints[0]}))
+        mine = json.loads(json.dumps({"config": dict(config), "shards": fingerprints[0]}))
         begun = path.exists()
         hosts.barrier("compare the run directory")
         if begun:
@@ -137,7 +137,12 @@ def warm_start(model: models.VisE, directory: Path, preprocessing: Preprocessing
 
 
 def export(
-    workdir: Path, config: ConfigDict, architecture: dict[str, Any], manifest: dict[str, Any], model: models.VisE
+    workdir: Path,
+    config: Mapping[str, Any],
+    architecture: dict[str, Any],
+    preprocessing: Preprocessing,
+    manifest: dict[str, Any],
+    model: models.VisE,
 ) -> Path:
     """Write the trained encoder, unless it exists, and return its directory.
 
@@ -147,14 +152,14 @@ def export(
     if jax.process_index() == 0 and not directory.exists():
         trained = {
             "vise_jax": vise_jax.__version__,
-            "config": {key: value for key, value in vise_config.flat(config).items() if key not in _PRIVATE_KEYS},
+            "config": {key: value for key, value in config.items() if key not in _PRIVATE_KEYS},
             "shards": manifest["fingerprint"],
             "labeler": manifest["labeler"],
         }
         Encoder.from_model(
             model,
             architecture=architecture,
-            preprocessing=Preprocessing.imagenet(config.data.image_size),
+            preprocessing=preprocessing,
             provenance={"trained": trained},
             license="not stated: to be decided by the trainer of this encoder, within the rights to the posts",
         ).save(directory)

@@ -115,7 +115,7 @@ def make_post(seed: int, number: int) -> tuple[dict[str, Any], bytes | None, tup
 
 
 def make_labeled(seed: int, task: str, number: int) -> tuple[str, bytes]:
-    """Make one labeled image: its class of `task` ("topic" or "affect"), and the bytes of a JPEG file.
+    """Draw one labeled image: return its class of `task` ("topic" or "affect") and the bytes of a JPEG file.
 
     Classes alternate by number; the attribute that is not the task's is drawn at random.
     """

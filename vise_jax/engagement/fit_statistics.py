@@ -1,7 +1,7 @@
-"""What fitting has to know of the posts of the cluster split: counts that can be added, and even samples.
+"""Sufficient statistics of the posts of the cluster split, for the fit: counts that add up, and uniform samples.
 
-A `Corpus` of each part of the posts is gathered on any number of machines; merged in any order, they are the `Corpus`
-of all posts.
+The `Corpus` of each input split is gathered on any number of machines. Merged in any order, they are the `Corpus` of
+all posts.
 """
 
 import gzip
@@ -23,7 +23,7 @@ from vise_jax.text import encoding
 
 
 class Lowest:
-    """The items with the lowest ranks, at most `size` of them: an even sample of a stream, in bounded memory.
+    """The `size` items with the lowest ranks: a uniform sample of a stream, in bounded memory.
 
     Args:
         size: maximum number of items.
@@ -37,7 +37,7 @@ class Lowest:
             self.add(rank, item)
 
     def add(self, rank: str, item: Any) -> None:
-        """Keep an item if its rank is among the lowest."""
+        """Add an item if its rank is among the lowest."""
         key = -int(rank, 16)
         if len(self._heap) < self.size:
             heapq.heappush(self._heap, (key, rank, item))
@@ -57,12 +57,12 @@ class Lowest:
 
 @dataclass
 class Corpus:
-    """What fitting has to know of posts.
+    """Sufficient statistics of posts.
 
     Attributes:
-        counts: `posts` read, `cluster_posts` among them, `excluded`, and of the cluster split `comments` that hold a
-            token and posts with `reactions`.
-        documents: how many comments of the cluster split hold each token.
+        counts: number of `posts` read, of `cluster_posts` among them and of `excluded` ones; of the cluster split,
+            number of `comments` with a token and of posts with `reactions`.
+        documents: document frequency of each token in the cluster split.
         comments: a sample of pairs of a post's hash and the tokens of a comment, joined by `SEPARATOR`.
         reactions: a sample of reaction counts.
         rejected: posts that could not be read, by reason.
@@ -82,7 +82,7 @@ class Corpus:
         return cls(Lowest(labels.max_fit_comments), Lowest(labels.max_fit_reactions))
 
     def merge(self, other: "Corpus") -> "Corpus":
-        """Add what another one has gathered; returns itself."""
+        """Add the statistics of other posts; return self."""
         for mine, theirs in zip(self._counters(), other._counters(), strict=True):
             mine.update(theirs)
         for sample, added in ((self.comments, other.comments), (self.reactions, other.reactions)):
@@ -116,10 +116,10 @@ class Corpus:
 
 
 def gather(posts: Iterable[Post], labels: ConfigDict, excluded: frozenset[bytes] = frozenset()) -> Corpus:
-    """Gather what fitting has to know of the posts of the cluster split; the others are passed over.
+    """Gather the sufficient statistics of the posts of the cluster split; others are skipped.
 
-    Where there are more comments or reactions than `labels.max_fit_comments` or `max_fit_reactions`, those with the
-    lowest hashes are taken: the same ones in whatever order or parts the posts come.
+    With more comments or reactions than `labels.max_fit_comments` or `max_fit_reactions`, those with the lowest hashes
+    are sampled, whatever the order and the splits of the posts.
 
     Args:
         posts: read once, as a stream.

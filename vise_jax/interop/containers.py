@@ -1,4 +1,4 @@
-"""Weights in other people's files, read without running anything that is in them.
+"""Read weights from untrusted files, without running anything in them.
 
 A `.pth` file is a pickle, and a pickle is a program. PyTorch's `weights_only` reader interprets it itself and knows no
 other calls than those that make tensors; that reader is the only one used here. It refuses TorchScript archives (CLIP's
@@ -47,7 +47,7 @@ _TAGS = {
 
 
 def check(path: Path, *, sha256: str | None, max_bytes: int) -> str:
-    """Check a file before anything in it is looked at.
+    """Check size, name and SHA-256 of a file before its content is read.
 
     Args:
         path: the file.
@@ -198,7 +198,7 @@ def _torch(path: Path) -> Any:
 
 
 class _Box:
-    """What stands for an object of any class of a TorchScript archive."""
+    """Placeholder for an object of any class of a TorchScript archive."""
 
 
 def _first(value: Any, *_: Any) -> Any:

@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import numpy as np
@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 from vise_jax import config as vise_config
 from vise_jax import logging as vise_logging
 from vise_jax import models
-from vise_jax.data.records import CorruptExamples
 from vise_jax.errors import UserError
 from vise_jax.preprocessing import Preprocessing, normalize
 from vise_jax.training import engagement_loss, hosts, loop, optimizer, run_dir, sharding
@@ -25,6 +24,9 @@ from vise_jax.training.evaluators import FeatureEvaluator, Probe, ValidationEval
 from vise_jax.training.optimizer import Rate
 from vise_jax.training.sharding import Layout
 from vise_jax.training.task import Evaluator, Task
+
+if TYPE_CHECKING:
+    from vise_jax.data.records import CorruptExamples
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
     hosts.initialize(training.distributed, training.heartbeat_seconds)
     # Imported here: a step of this task is built without TensorFlow (benchmarks).
     from vise_jax.data import deletions, shards
+    from vise_jax.data.records import CorruptExamples
 
     manifest = shards.read_manifest(Path(config.data.shards), damaged=True)
     if manifest["examples"] < training.batch_size:
@@ -117,7 +120,7 @@ def make_task(
     config: ConfigDict,
     manifest: dict[str, Any],
     build: Callable[[int], nnx.Module],
-    corrupt: CorruptExamples | None = None,
+    corrupt: "CorruptExamples | None" = None,
     probe: Probe | None = None,
     with_probe: bool = False,
 ) -> Task:
@@ -135,7 +138,7 @@ def make_task(
     to_input = functools.partial(normalize, preprocessing=preprocessing)
     data, training, directory = config.data, config.training, Path(config.data.shards)
 
-    def log_of_corrupt() -> CorruptExamples:
+    def log_of_corrupt() -> "CorruptExamples":
         if corrupt is None:
             raise ValueError("a task without a log of corrupt examples has no batches")
         return corrupt

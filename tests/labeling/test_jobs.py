@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vise_jax import config
-from vise_jax.data import loader, shards
+from vise_jax.data import deletions, loader, shards
 from vise_jax.data.epoch_order import Shuffle
 from vise_jax.data.records import CorruptExamples
 from vise_jax.engagement import Labeler, hashing
@@ -32,6 +32,7 @@ from vise_jax.labeling.delete import delete as delete_job
 from vise_jax.labeling.fit import fit as fit_job
 from vise_jax.labeling.label import label as label_job
 from vise_jax.posts import RejectLog
+from vise_jax.preprocessing import Preprocessing
 
 SECRET = "unmistakable"
 
@@ -404,14 +405,14 @@ def test_a_run_keeps_the_positions_of_deleted_examples(
     hashes = {hashing.hash_id(f"post-{number}", salt): f"post-{number}" for number in range(100)}
     examples = [[record["post_id"][0] for record in of_shard(output / shard["name"])] for shard in before["shards"]]
     # A whole shard, and in two deletions the first and the last example of others.
-    deletions = [[examples[0][0], *examples[1]], [examples[0][-1], examples[2][0]]]
-    for deleted in deletions:
+    id_lists = [[examples[0][0], *examples[1]], [examples[0][-1], examples[2][0]]]
+    for deleted in id_lists:
         (tmp_path / "ids.txt").write_text("\n".join(hashes[post] for post in deleted))
         after = delete_job(output, labels, directory, tmp_path / "ids.txt")
-    assert after["examples"] == before["examples"] - sum(map(len, deletions))
+    assert after["examples"] == before["examples"] - sum(map(len, id_lists))
     if moment == "between two runs":
         running = batches_of(output, deletions.as_of(shards.read_manifest(output), before["fingerprint"]), log, 1)
-    gone = set(itertools.chain.from_iterable(deletions))
+    gone = set(itertools.chain.from_iterable(id_lists))
     empty = 0
     for batch, found in zip(expected[1:], running, strict=False):
         assert found.keys() == batch.keys()
@@ -432,6 +433,23 @@ def test_a_run_keeps_the_positions_of_deleted_examples(
     # A new run has fewer examples, and none is empty.
     fresh = list(itertools.islice(batches_of(output, shards.read_manifest(output), log), after["examples"] // 6))
     assert not (gone | {b""}) & {post for batch in fresh for post in batch["post_id"]}
+
+
+def test_a_run_evaluates_on_what_a_deletion_leaves(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
+    paths, directory = corpus
+    labels, output = make_labels(validation_fraction=0.3), tmp_path / "shards"
+    before = label_job(paths, directory, labels, output)
+    held_out = [record["post_id"][0] for record in of_shard(output / before["validation"]["shards"][0]["name"])]
+    salt = hashing.salt("", 0)
+    gone = next(f"post-{n}" for n in range(100) if hashing.hash_id(f"post-{n}", salt) == held_out[0])
+    (tmp_path / "ids.txt").write_text(gone)
+    delete_job(output, labels, directory, tmp_path / "ids.txt")
+    batches = loader.validation_batches(
+        output, before, Preprocessing.imagenet(8), batch_size=4, corrupt=CorruptExamples(tmp_path / "corrupt.jsonl")
+    )
+    seen = [post for batch in batches for post in batch["post_id"] if post]
+    assert len(seen) == before["validation"]["examples"] - 1
+    assert held_out[0] not in seen
 
 
 def test_relabel_refuses_what_is_not_finished_or_of_another_labeler(

@@ -116,12 +116,15 @@ def validation_batches(
 ) -> Iterator[Batch]:
     """Yield each example of the validation shards once, as a center crop; see `batches`.
 
-    The last batch is padded with black images without labels.
+    The last batch is padded with black images without labels. Examples that were deleted since `manifest` are left out.
 
     Args:
         preprocessing: its `resize`, `crop` and `interpolation`.
     """
     described = manifest["validation"]["shards"]
+    if not all((directory / entry["name"]).exists() for entry in described):
+        # A deletion has replaced them since the run began.
+        described = shards.read_manifest(directory, damaged=True)["validation"]["shards"]
     is_local = _mask(batch_size, rows)
     read = _reader(directory, described, corrupt, 1, "")
 

@@ -6,6 +6,7 @@ PyTorch is only needed to read its own files (pip install -e '.[convert]'); .saf
 Example:
     python scripts/convert.py --list
     python scripts/convert.py --source torchvision --arch resnet50 --weights resnet50-0676ba61.pth --output ENCODER
+    python scripts/convert.py --source roberta --weights roberta-base/ --output TEXT_ENCODER
     python scripts/convert.py --encoder RUN/encoder --to torchvision --output vise_resnet50.safetensors
 """
 
@@ -22,7 +23,9 @@ _SOURCE = flags.DEFINE_string(
     "source", None, "Whose checkpoint it is, see --list; vise_jax for a file that --to has written."
 )
 _ARCH = flags.DEFINE_string("arch", None, "Its architecture, e.g. resnet50; by default the source's first one.")
-_WEIGHTS = flags.DEFINE_string("weights", None, "The file: .pth, .pt, .th, .safetensors or .npz.")
+_WEIGHTS = flags.DEFINE_string(
+    "weights", None, "The file: .pth, .pt, .th, .safetensors or .npz; for roberta and bert, the directory of the model."
+)
 _SHA256 = flags.DEFINE_string("sha256", None, "Expected SHA-256 of the file; checked before it is opened.")
 _PREFIX = flags.DEFINE_string("prefix", "", "What stands before every key of the encoder in the file, e.g. module.")
 _EMA = flags.DEFINE_bool("ema", None, "Of weights and their moving average in one file, take the average, or not.")
@@ -91,7 +94,7 @@ def _show_sources() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from vise_jax.interop import SOURCES
+    from vise_jax.interop import SOURCES, TEXT_SOURCES
 
     table = Table("--source", "--arch", "images", "license", show_lines=True)
     table.add_column("what, and where it is to be had", overflow="fold")
@@ -109,6 +112,10 @@ def _show_sources() -> None:
             "\n".join([source.title, *source.notes, source.where, *files]),
         )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+    texts = Table("--source", "license", "what, and where it is to be had", title="text encoders", show_lines=True)
+    for name, text_source in TEXT_SOURCES.items():
+        texts.add_row(name, text_source.license, f"{text_source.title}\n{text_source.where}")
+    Console(width=None if sys.stdout.isatty() else 160).print(texts)
     print("--source vise_jax reads what --to has written. None of these files comes with vise_jax.")
 
 

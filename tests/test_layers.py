@@ -15,6 +15,7 @@ FLOORS = [
     {"data", "models"},
     {"variables"},
     {"encoder", "demo"},
+    {"text_encoder"},
     {"engagement", "interop", "training"},
     {"labeling", "inference"},
     {"evaluation"},

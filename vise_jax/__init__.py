@@ -8,11 +8,12 @@ if TYPE_CHECKING:
     from vise_jax import engagement, models
     from vise_jax.encoder import Encoder
     from vise_jax.engagement import Labeler
+    from vise_jax.text_encoder import TextEncoder
 
 __version__ = "0.1.0"
-__all__ = ["Encoder", "Labeler", "engagement", "load_encoder", "models"]
+__all__ = ["Encoder", "Labeler", "TextEncoder", "engagement", "load_encoder", "models"]
 
-_MODULES = {"Encoder": "vise_jax.encoder", "Labeler": "vise_jax.engagement"}
+_MODULES = {"Encoder": "vise_jax.encoder", "Labeler": "vise_jax.engagement", "TextEncoder": "vise_jax.text_encoder"}
 
 
 def load_encoder(directory: str | Path) -> "Encoder":

@@ -23,10 +23,11 @@ from vise_jax.preprocessing import Preprocessing, normalize
 
 FORMAT_VERSION = 2
 _DESCRIPTION = "encoder.json"
-_WEIGHTS = "weights"
-_MADE_BY = "train.py or convert.py"
+WEIGHTS = "weights"
+MADE_BY = "train.py or convert.py"
 # The key that describes the input of a modality.
 _INPUTS = {"image": "preprocessing", "text": "tokenizer"}
+_NOUNS = {"image": "images", "text": "text"}
 # Version 1 left settings out that had these values.
 _VERSION_1_SETTINGS = {
     "width": 64,
@@ -97,7 +98,7 @@ class Encoder:
             if not Path(source).is_dir():
                 names = ", ".join(models.ENCODERS)
                 raise UserError(f"random:{source} is neither an encoder's name ({names}) nor an encoder's directory.")
-            description = _read_description(Path(source))
+            description = read_description(Path(source), "image")
             architecture = description["architecture"]
             preprocessing = Preprocessing.from_json(description["preprocessing"])
         architecture = {key: value for key, value in architecture.items() if key != "seed"}
@@ -118,12 +119,12 @@ class Encoder:
                 them), or of another SHA-256 than described.
         """
         directory = Path(directory)
-        description = _read_description(directory)
-        arrays = variables.read(directory / _WEIGHTS, variables.expected(description["architecture"]))
+        description = read_description(directory, "image")
+        arrays = variables.read(directory / WEIGHTS, variables.expected(description["architecture"]))
         if variables.sha256(arrays) != description["sha256"]:
             raise UserError(
-                f"The weights in {directory / _WEIGHTS} are not those that {_DESCRIPTION} was written for: write the "
-                f"directory again with {_MADE_BY}."
+                f"The weights in {directory / WEIGHTS} are not those that {_DESCRIPTION} was written for: write the "
+                f"directory again with {MADE_BY}."
             )
         return cls(
             description["architecture"],
@@ -141,7 +142,7 @@ class Encoder:
         """
         arrays = {key: np.asarray(value) for key, value in self.weights.items()}
         with artifact.atomic_directory(Path(directory)) as temporary:
-            variables.write(temporary / _WEIGHTS, arrays)
+            variables.write(temporary / WEIGHTS, arrays)
             description = {
                 "format_version": FORMAT_VERSION,
                 "modality": "image",
@@ -223,9 +224,18 @@ class Encoder:
         return jax.jit(forward)
 
 
-def _read_description(directory: Path) -> dict[str, Any]:
+def read_description(directory: Path, modality: str) -> dict[str, Any]:
+    """Read and check `encoder.json`.
+
+    Args:
+        directory: of the encoder.
+        modality: "image" or "text", that the caller needs.
+
+    Raises:
+        UserError: no encoder there, an invalid description, or an encoder of the other modality.
+    """
     description = artifact.read_description(
-        directory, _DESCRIPTION, version=FORMAT_VERSION, made_by=_MADE_BY, older=(1,)
+        directory, _DESCRIPTION, version=FORMAT_VERSION, made_by=MADE_BY, older=(1,)
     )
     if description["format_version"] == 1 and isinstance(description.get("architecture"), dict):
         description |= {
@@ -235,26 +245,27 @@ def _read_description(directory: Path) -> dict[str, Any]:
         }
     if description.get("modality") not in _INPUTS:
         raise UserError(
-            f"{directory / _DESCRIPTION} has no valid 'modality': write the directory again with {_MADE_BY}."
+            f"{directory / _DESCRIPTION} has no valid 'modality': write the directory again with {MADE_BY}."
         )
-    if description["modality"] != "image":
-        raise UserError(f"{directory} holds an encoder of text, not of images: give an image encoder.")
+    if description["modality"] != modality:
+        theirs, ours = _NOUNS[description["modality"]], _NOUNS[modality]
+        raise UserError(f"{directory} holds an encoder of {theirs}, not of {ours}: give an encoder of {ours}.")
     if isinstance(description.get("architecture"), dict) and not models.is_resolved(description["architecture"]):
         raise UserError(
             f"{directory / _DESCRIPTION} holds no architecture of an encoder, or leaves settings to defaults: write "
-            f"the directory again with {_MADE_BY}."
+            f"the directory again with {MADE_BY}."
         )
     kinds = {"architecture": dict, "provenance": dict, "license": str, "sha256": str}
     for key, kind in {**kinds, _INPUTS[description["modality"]]: dict}.items():
         if not isinstance(description.get(key), kind):
             raise UserError(
-                f"{directory / _DESCRIPTION} has no valid {key!r}: write the directory again with {_MADE_BY}."
+                f"{directory / _DESCRIPTION} has no valid {key!r}: write the directory again with {MADE_BY}."
             )
     unused = _INPUTS.keys() - {description["modality"]}
     if wrong := [_INPUTS[modality] for modality in unused if _INPUTS[modality] in description]:
         raise UserError(
-            f"{directory / _DESCRIPTION} describes an encoder of images, which has no {wrong[0]!r}: write the "
-            f"directory again with {_MADE_BY}."
+            f"{directory / _DESCRIPTION} describes an encoder of {_NOUNS[modality]}, which has no {wrong[0]!r}: write "
+            f"the directory again with {MADE_BY}."
         )
     return description
 

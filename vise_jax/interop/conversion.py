@@ -21,6 +21,8 @@ from vise_jax.interop.sources import SOURCES, Source
 from vise_jax.preprocessing import Preprocessing
 
 MAX_BYTES = 4 * 2**30
+# Sources of text encoders, see `vise_jax.interop.text`.
+TEXT_NAMES = ("roberta", "bert")
 
 
 def convert(
@@ -58,14 +60,14 @@ def convert(
     tensors = containers.read(path, max_bytes=max_bytes, ema=ema)
     if prefix:
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    tensors, half = _upcast(tensors)
+    tensors, half = upcast(tensors)
     architecture = models.resolve(name, **settings)
     expected = variables.expected(architecture)
     layouts = row.layouts or _any_prefix(tensors)
     # Of several layouts, the one that most keys follow; the error lists what it lacks.
     label = max(layouts, key=lambda one: sum(layouts[one](torch_name(key)) in tensors for key in expected))
     try:
-        weights = _fill(path, f"{source}'s {name}", expected, tensors, layouts[label], row.drop)
+        weights = fill(path, f"{source}'s {name}", expected, tensors, layouts[label], row.drop)
     except UserError as error:
         if not (wrapper := _wrapper(tensors, [torch_name(key) for key in expected], layouts)):
             raise
@@ -94,43 +96,15 @@ def convert(
     )
 
 
-def convert_to(
-    directory: str | Path,
-    path: str | Path,
-    source: str,
-    arch: str | None = None,
-    *,
-    sha256: str | None = None,
-    max_bytes: int = MAX_BYTES,
-    prefix: str = "",
-    ema: bool | None = None,
-) -> tuple[Encoder, bool]:
-    """Convert and save an encoder, or load it if the same file was converted to that directory before.
-
-    Returns:
-        The encoder, and whether it was there already.
-
-    Raises:
-        UserError: see `convert`; or the directory holds something else.
-    """
-    if (Path(directory) / "encoder.json").is_file():
-        there = Encoder.load(directory)
-        conversion = there.provenance.get("converted", {})
-        named = there.architecture["name"]
-        name = arch or named if source == OURS else _row(source, arch)[1]
-        digest = containers.check(Path(path), sha256=sha256, max_bytes=max_bytes)
-        if (conversion.get("source"), conversion.get("sha256"), named) == (source, digest, name):
-            return there, True
-        raise UserError(f"{directory} holds another encoder: name a new directory, or delete it first.")
-    encoder = convert(path, source, arch, sha256=sha256, max_bytes=max_bytes, prefix=prefix, ema=ema)
-    encoder.save(directory)
-    return encoder, False
+def architecture_of(source: str, arch: str | None) -> str:
+    """Return the name for `models.build` of one of a source's architectures; None = its first."""
+    return _row(source, arch)[1]
 
 
 def _row(source: str, arch: str | None) -> tuple[Source, str]:
     """Return a source, and the name for `models.build` of one of its architectures."""
     if source not in SOURCES:
-        raise UserError(f"There is no source {source!r}: choose one of {', '.join([*SOURCES, OURS])}.")
+        raise UserError(f"There is no source {source!r}: choose one of {', '.join([*SOURCES, *TEXT_NAMES, OURS])}.")
     names = SOURCES[source].architectures
     arch = arch or next(iter(names))
     if arch not in names and arch not in names.values():
@@ -167,14 +141,14 @@ def _wrapper(tensors: Mapping[str, Any], names: list[str], layouts: Mapping[str,
     return ""
 
 
-def _upcast(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+def upcast(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
     """Convert half-precision weights to float32, and return a note that says so."""
     half = sorted({str(array.dtype) for array in tensors.values()} & {"float16", "bfloat16"})
     upcast = {key: array.astype(np.float32) if str(array.dtype) in half else array for key, array in tensors.items()}
     return upcast, [f"weights in {' and '.join(half)} were converted to float32"] if half else []
 
 
-def _fill(
+def fill(
     path: Path,
     what: str,
     expected: Mapping[str, Any],
@@ -236,7 +210,7 @@ def _convert_ours(path: Path, arch: str | None, *, sha256: str | None, max_bytes
         raise UserError(f"{path} holds a {about['architecture'].get('name')}, not a {arch}: leave --arch out.")
     expected = variables.expected(about["architecture"])
     tensors = containers.read(path, max_bytes=max_bytes)
-    weights = _fill(path, "its own description", expected, tensors, EXPORTS[about["layout"]], (r"fc\.(weight|bias)",))
+    weights = fill(path, "its own description", expected, tensors, EXPORTS[about["layout"]], (r"fc\.(weight|bias)",))
     source = {"source": OURS, "file": path.name, "sha256": digest, "layout": about["layout"], "layout_verified": True}
     provenance = {"converted": {**source, "of": about["provenance"]}}
     preprocessing = Preprocessing.from_json(about["preprocessing"])

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 Layout = Callable[[str], str]
 
-_KINDS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+_KINDS = {"kernel": "weight", "scale": "weight", "embedding": "weight", "mean": "running_mean", "var": "running_var"}
 
 
 def torch_name(path: str) -> str:

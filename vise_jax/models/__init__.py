@@ -12,20 +12,43 @@ from vise_jax.models.clip_resnet import CLIPResNet
 from vise_jax.models.norm import BatchNorm, FrozenBatchNorm
 from vise_jax.models.precision import compute_dtype
 from vise_jax.models.resnet import ResNet
+from vise_jax.models.transformer import TextTransformer
 from vise_jax.models.vise import VisE
 
-__all__ = ["ENCODERS", "CLIPResNet", "ResNet", "VisE", "build", "is_resolved", "resolve"]
+__all__ = [
+    "ENCODERS",
+    "TEXT_ENCODER",
+    "CLIPResNet",
+    "ResNet",
+    "TextTransformer",
+    "VisE",
+    "build",
+    "is_resolved",
+    "resolve",
+]
 
-# Names of encoders.
+# Names of image encoders, and of the text encoder.
 ENCODERS = (*resnet.ENCODERS, "clip_resnet50")
+TEXT_ENCODER = "transformer"
 
-# Settings of every encoder: default, and the rule for its value in words.
+# Settings of every image encoder: default, and the rule for its value in words.
 _SETTINGS: dict[str, tuple[int | float | str | bool, str, Callable[[Any], bool]]] = {
     "width": (64, "an integer of at least 1", lambda value: isinstance(value, int) and value >= 1),
     "stem": ("imagenet", '"imagenet" or "cifar"', lambda value: value in ("imagenet", "cifar")),
     "bn_momentum": (0.9, "a number between 0 and 1", lambda value: _is_number(value) and 0 <= value <= 1),
     "bn_epsilon": (1e-5, "a number above 0", lambda value: _is_number(value) and value > 0),
     "zero_init_last_bn": (True, "True or False", lambda value: isinstance(value, bool)),
+}
+
+_COUNT = "an integer of at least 1", lambda value: isinstance(value, int) and value >= 1
+# Settings of the text encoder: the rule for the value. Checkpoints state all of them, so that there are no defaults.
+_TEXT_SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("layers", "width", "attention_heads", "intermediate_width"), _COUNT),
+    **dict.fromkeys(("vocabulary", "positions", "segments"), _COUNT),
+    "first_position": ("an integer of at least 0", lambda value: isinstance(value, int) and value >= 0),
+    "epsilon": ("a number above 0", lambda value: _is_number(value) and value > 0),
+    "pooling": ('"mean" or "first"', lambda value: value in ("mean", "first")),
+    "unit_length": ("True or False", lambda value: isinstance(value, bool)),
 }
 
 
@@ -38,7 +61,7 @@ def resolve(
         name: one of `ENCODERS`.
         heads: from the name of a head to its number of classes; None for the bare encoder.
         **settings: `width`, `stem`, `bn_momentum`, `bn_epsilon`, `zero_init_last_bn`; the config's section `model`
-            explains them.
+            explains them. For the text encoder, all arguments of `TextTransformer`.
 
     Returns:
         JSON values, the arguments of `build`.
@@ -46,6 +69,8 @@ def resolve(
     Raises:
         UserError: an unknown encoder or setting, or an invalid value.
     """
+    if name == TEXT_ENCODER:
+        return {"name": name} | _resolve_text(settings)
     if name not in ENCODERS:
         raise UserError(f"There is no encoder {name!r}: choose one of {', '.join(ENCODERS)}.")
     unknown = sorted(settings.keys() - _SETTINGS.keys())
@@ -62,8 +87,23 @@ def resolve(
     return resolved if heads is None else resolved | {"heads": dict(heads)}
 
 
+def _resolve_text(settings: Mapping[str, Any]) -> dict[str, Any]:
+    if differing := sorted(settings.keys() ^ _TEXT_SETTINGS.keys()):
+        raise UserError(f"The text encoder's settings are {', '.join(_TEXT_SETTINGS)}: check {differing[0]!r}.")
+    for key, (words, allowed) in _TEXT_SETTINGS.items():
+        if not allowed(settings[key]):
+            raise UserError(f"The text encoder's setting {key} is {settings[key]!r}, but must be {words}.")
+    if settings["width"] % settings["attention_heads"]:
+        raise UserError(
+            f"The text encoder's width of {settings['width']} can't be divided into {settings['attention_heads']} heads."
+        )
+    return {key: settings[key] for key in _TEXT_SETTINGS}
+
+
 def is_resolved(architecture: Mapping[str, Any]) -> bool:
     """Return whether an architecture leaves no setting to a default."""
+    if architecture.get("name") == TEXT_ENCODER:
+        return {"name", *_TEXT_SETTINGS} == architecture.keys()
     return {"name", *_SETTINGS} <= architecture.keys()
 
 
@@ -80,11 +120,11 @@ def build(
     remat: Iterable[int] = (),
     seed: int = 0,
     **settings: int | float | str | bool,
-) -> ResNet | CLIPResNet | VisE:
+) -> ResNet | CLIPResNet | VisE | TextTransformer:
     """Build a model with fresh float32 weights.
 
     Args:
-        name: one of `ENCODERS`. The batch norms of "detectron2_resnet50" are frozen, whatever `bn_group` and
+        name: one of `ENCODERS`, or "transformer" for a text encoder. The batch norms of "detectron2_resnet50" are frozen, whatever `bn_group` and
             `bn_momentum` are.
         heads: from the name of a linear head to its number of classes; None for the bare encoder.
         bn_group: number of examples that share batch statistics; 0 = the whole batch.
@@ -95,7 +135,7 @@ def build(
 
     Returns:
         The encoder, or `VisE` with heads. Both map (images: float32 [B, H, W, 3], train=) to a result and
-        intermediates, and have `feature_dim`.
+        intermediates, and have `feature_dim`. A text encoder maps token ids and their mask.
 
     Raises:
         UserError: an unknown encoder or setting, or an invalid value.
@@ -106,6 +146,9 @@ def build(
     if dtype not in ("auto", "float32", "bfloat16"):
         raise UserError(f'dtype is {dtype!r}, but must be "auto", "float32" or "bfloat16".')
     rngs = nnx.Rngs(seed)
+    if name == TEXT_ENCODER:
+        arguments = {key: value for key, value in model.items() if key != "name"}
+        return TextTransformer(**arguments, dtype=compute_dtype(dtype), rngs=rngs)
     encoder = _encoder(model, int(bn_group), dtype, tuple(remat), rngs)
     return encoder if heads is None else VisE(encoder, heads, rngs=rngs)
 

@@ -134,7 +134,7 @@ def test_the_shards_hold_no_words(job):
 def test_the_encoder_is_evaluated_and_reported(job):
     for encoder in (job / "run" / "encoder", f"random:{job / 'run' / 'encoder'}"):
         words = ["--encoder", encoder, "--data", job / "corpus" / "affect", "--output", job / "results"]
-        run("evaluate", "--config", "configs/eval.py:folder,linear", "--config.iterations=20", *words)
+        run("evaluate", "--config", "configs/eval.py:folder,linear", "--config.linear.iterations=20", *words)
     results = [json.loads(path.read_text()) for path in (job / "results").glob("*.json")]
     assert len(results) == 2
     means = [result["metrics"][result["primary"]]["mean"] for result in results]

@@ -32,6 +32,10 @@ def _below_one(value: Any) -> bool:
     return 0 <= value < 1
 
 
+def _is_positive_int(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
 ANY: Rule = lambda value: True, "anything"
 POSITIVE: Rule = lambda value: value > 0, "above 0"
 AT_LEAST_1: Rule = lambda value: value >= 1, "at least 1"
@@ -40,6 +44,7 @@ FRACTION: Rule = lambda value: 0 <= value <= 1, "between 0 and 1"
 OPEN_FRACTION: Rule = lambda value: 0 < value < 1, "above 0 and below 1"
 BELOW_1: Rule = _below_one, "at least 0 and below 1"
 PATHS: Rule = lambda value: all(isinstance(path, str) and path for path in value), "paths of directories"
+GRID: Rule = lambda value: value and all(number > 0 for number in value), "one or more numbers above 0"
 # The default None of an integer key.
 OPTIONAL_INT = object()
 
@@ -233,29 +238,24 @@ PROFILE: Section = {
     ),
 }
 
-# One evaluation; `configs/eval.py:TASK,PROTOCOL` fills in the first two keys.
+# One evaluation; `configs/eval.py:TASK,PROTOCOL[,SETTING]` fills in the first three keys.
 EVALUATION: Section = {
     "task": ("folder", ANY),
     "protocol": ("linear", ANY),
+    # Modalities, see `vise_jax.evaluation.tasks.SETTINGS`; "" = the task's default.
+    "setting": ("", ANY),
     # Batch size of feature extraction.
     "batch_size": (64, AT_LEAST_1),
     # Side of the test crop in pixels; 0 = the encoder's own. Another size is recorded in the result.
     "image_size": (0, NOT_NEGATIVE),
+    # Texts are truncated to this number of tokens, or to the text encoder's if that is smaller.
+    "max_tokens": (512, AT_LEAST_1),
     # Without an official split: fractions of train and validation (the rest is test), drawn `splits` times (Sec. 4.3).
     "train_fraction": (0.7, OPEN_FRACTION),
     "validation_fraction": (0.1, OPEN_FRACTION),
     "splits": (5, AT_LEAST_1),
     # With official train and test splits only: fraction of train to validate on (Sec. 4.3, Politics).
     "held_out_fraction": (0.1, OPEN_FRACTION),
-    # Grid of L2 penalties. The best on validation is reported on test. Not in the paper.
-    "l2": (
-        (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
-        (lambda value: value and all(strength > 0 for strength in value), "one or more numbers above 0"),
-    ),
-    # Maximum number of L-BFGS iterations per penalty.
-    "iterations": (200, AT_LEAST_1),
-    # Largest absolute gradient entry at which L-BFGS has converged.
-    "tolerance": (1e-5, POSITIVE),
     # Decoding threads; 0 = one per available CPU.
     "threads": (0, NOT_NEGATIVE),
     # Refuse images with more pixels before they are decoded.
@@ -264,8 +264,65 @@ EVALUATION: Section = {
     "max_corrupt_fraction": (0.0, FRACTION),
     # Directories that symbolic links to images may point into, beside that of the dataset.
     "link_roots": ((), PATHS),
+    # Seed of the first split, of random encoders, and of heads and batches of the fine-tuned protocol.
     "seed": (0, NOT_NEGATIVE),
 }
+
+LINEAR: Section = {
+    # Grid of L2 penalties. The best on validation is reported on test. Not in the paper, nor are the next two.
+    "l2": ((1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1), GRID),
+    # Maximum number of L-BFGS iterations per penalty.
+    "iterations": (500, AT_LEAST_1),
+    # Largest absolute gradient entry at which L-BFGS has converged.
+    "tolerance": (1e-5, POSITIVE),
+}
+
+KNN: Section = {
+    # Numbers of neighbors; the best on validation is reported on test.
+    "k": ((1, 5, 20, 50, 200), (lambda value: value and all(map(_is_positive_int, value)), "integers of at least 1")),
+    # A neighbor of cosine similarity s has exp(s / temperature) votes (Wu et al. 2018).
+    "temperature": (0.07, POSITIVE),
+}
+
+LOWSHOT: Section = {
+    # Numbers of training examples per class.
+    "shots": ((1, 2, 4, 8, 16), (lambda value: value and all(map(_is_positive_int, value)), "integers of at least 1")),
+    # Number of draws of these examples.
+    "draws": (5, AT_LEAST_1),
+    # Grid of L2 penalties of the ridge regression, for features of mean variance 1.
+    "l2": ((1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0), GRID),
+}
+
+FINETUNE: Section = {
+    # Grids of the peak learning rate per 256 examples and of the weight decay. Not in the paper, nor are the next
+    # eight.
+    "learning_rates": ((0.01, 0.1), GRID),
+    "weight_decays": ((1e-4, 1e-3), (lambda value: value and min(value) >= 0, "one or more numbers of at least 0")),
+    # Batch size over all devices.
+    "batch_size": (64, AT_LEAST_1),
+    "epochs": (30.0, POSITIVE),
+    # Momentum of SGD.
+    "momentum": (0.9, BELOW_1),
+    # Fraction of the steps with linear warm-up; then cosine to 0.
+    "warmup_fraction": (0.05, FRACTION),
+    # "all": encoders and head train. "head": the encoders are frozen.
+    "trainable": ("all", one_of("all", "head")),
+    # "train": normalize by the batch and update running statistics. "frozen": running statistics and affines stay.
+    "batch_norm": ("train", one_of("train", "frozen")),
+    # Initial weights of the head, batches and crops are drawn this many times, with the seeds `seed`, `seed` + 1, …
+    "seeds": (1, AT_LEAST_1),
+    # Random resized crop and horizontal flip, as torchvision's; "center" for the center crop without flips.
+    "augment": ("crop_flip", one_of("crop_flip", "flip", "center")),
+    "crop_area": ((0.08, 1.0), (lambda value: _is_range(value) and value[1] <= 1, "two fractions, the smaller first")),
+    "crop_ratio": ((3 / 4, 4 / 3), (_is_range, "two ratios, the smaller first")),
+    # Epochs between evaluations on validation; the weights that are best there are tested.
+    "evaluate_every": (1.0, POSITIVE),
+    # Steps between checkpoints, from which an interrupted run resumes.
+    "checkpoint_every": (500, AT_LEAST_1),
+}
+
+# Sections of the protocols.
+PROTOCOLS = {"linear": LINEAR, "knn": KNN, "lowshot": LOWSHOT, "finetune": FINETUNE}
 
 
 PRE_TRAINING = {"labels": LABELS, "data": DATA, "model": MODEL, "training": TRAINING, "profile": PROFILE}
@@ -280,8 +337,9 @@ def base() -> ConfigDict:
 
 
 def evaluation() -> ConfigDict:
-    """Return the config of one evaluation, locked."""
-    return ConfigDict(_defaults(EVALUATION)).lock()
+    """Return the config of one evaluation, with a section for each protocol, locked."""
+    sections = {name: _defaults(section) for name, section in PROTOCOLS.items()}
+    return ConfigDict(_defaults(EVALUATION) | sections).lock()
 
 
 def _defaults(section: Section) -> dict[str, Any]:
@@ -298,7 +356,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
         UserError: a value breaks its rule, or a key is unknown or missing. The message names the first such key.
     """
-    rules = _rules(PRE_TRAINING if "training" in config else EVALUATION)
+    rules = _rules(PRE_TRAINING) if "training" in config else _rules(PROTOCOLS, EVALUATION)
     for key, value in flat(config).items():
         if key not in rules:
             raise UserError(f"The config has an unknown key {key}: see vise_jax/config.py for the keys there are.")
@@ -321,10 +379,10 @@ def validate(config: ConfigDict) -> None:
         raise UserError("train_fraction and validation_fraction leave nothing for test: lower one of them.")
 
 
-def _rules(sections: Any) -> dict[str, Rule]:
-    if sections is EVALUATION:
-        return {key: rule for key, (_, rule) in EVALUATION.items()}
-    return {f"{name}.{key}": rule for name, section in sections.items() for key, (_, rule) in section.items()}
+def _rules(sections: dict[str, Section], top: Section | None = None) -> dict[str, Rule]:
+    """Return the rule of each dotted key, of sections and of a config's top level."""
+    of_sections = {f"{name}.{key}": rule for name, section in sections.items() for key, (_, rule) in section.items()}
+    return {key: rule for key, (_, rule) in (top or {}).items()} | of_sections
 
 
 def flat(config: ConfigDict) -> dict[str, Any]:

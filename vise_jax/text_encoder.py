@@ -78,8 +78,8 @@ class TextEncoder:
             ) from error
         if not is_same or variables.sha256(arrays) != description["sha256"]:
             raise UserError(
-                f"The weights or the tokenizer in {directory} are not those that encoder.json was written for: write the "
-                f"directory again with {MADE_BY}."
+                f"The weights or the tokenizer in {directory} are not those that encoder.json was written for: write "
+                f"the directory again with {MADE_BY}."
             )
         return cls(
             description["architecture"],

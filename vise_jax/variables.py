@@ -20,21 +20,25 @@ def of_model(model: nnx.Module) -> dict[str, jax.Array]:
     return dict(sorted(("/".join(map(str, path)), variable.get_value()) for path, variable in state))
 
 
-def abstract_model(architecture: Mapping[str, Any]) -> Any:
+def abstract_model(architecture: Mapping[str, Any], **computation: Any) -> Any:
     """Return the network of an architecture with shapes and types in the place of arrays.
+
+    Args:
+        architecture: arguments of `models.build` that decide what is computed.
+        **computation: those that decide how: `bn_group`, `dtype`, `remat`.
 
     Raises:
         UserError: `models.build` doesn't take these arguments.
     """
     try:
-        return nnx.eval_shape(lambda: models.build(**architecture))
+        return nnx.eval_shape(lambda: models.build(**architecture, **computation))
     except (TypeError, AttributeError) as error:
         raise UserError(f"{dict(architecture)} is no architecture of an encoder: {_first_line(error)}.") from error
 
 
-def with_weights(architecture: Mapping[str, Any], weights: Mapping[str, jax.Array]) -> Any:
-    """Return the network of an architecture with the arrays of `weights`."""
-    graph, state = nnx.split(abstract_model(architecture))
+def with_weights(architecture: Mapping[str, Any], weights: Mapping[str, jax.Array], **computation: Any) -> Any:
+    """Return the network of an architecture with the arrays of `weights`; see `abstract_model` for `computation`."""
+    graph, state = nnx.split(abstract_model(architecture, **computation))
     filled = [
         (path, variable.replace(weights["/".join(map(str, path))])) for path, variable in nnx.to_flat_state(state)
     ]

@@ -46,21 +46,27 @@ def pictures(tmp_path_factory) -> Path:
 
 def configured(**changes):
     config = vise_config.evaluation()
-    config.update({"splits": 3, "l2": (1e-3, 1e-1), "batch_size": 16, **changes})
+    config.linear.l2 = (1e-3, 1e-1)
+    config.update({"splits": 3, "batch_size": 16, **changes})
     return config
 
 
 def test_a_measurement(encoder, pictures, tmp_path):
     result, path = measure.measure(configured(), str(encoder), pictures, tmp_path)
     assert result["primary"] == "accuracy"
-    assert result["metrics"]["accuracy"] == {"mean": 1.0, "std": 0.0, "values": [1.0, 1.0, 1.0]}
+    assert result["metrics"]["accuracy"] == {
+        "mean": 1.0,
+        "std": 0.0,
+        "values": [1.0, 1.0, 1.0],
+        "interval": [1.0, 1.0],
+    }
+    assert {"roc_auc", "average_precision", "calibration_error"} < result["metrics"].keys()
     assert result["metrics"]["majority_accuracy"]["mean"] == pytest.approx(2 / 3)
     assert result["selection"] == {
-        "key": "l2",
         "split": "validation",
         "metric": "accuracy",
-        "grid": [1e-3, 1e-1],
-        "selected": [0.1] * 3,
+        "grid": {"l2": [1e-1, 1e-3]},
+        "selected": [{"l2": 0.1}] * 3,
     }
     assert path.name.startswith(f"folder-linear-{encoder.parent.name}-pictures-")
     assert json.loads(path.read_text()) == result
@@ -176,10 +182,14 @@ def test_links_into_named_roots_are_read(encoder, pictures, tmp_path):
 
 
 def test_what_does_not_exist_is_refused(encoder, pictures, tmp_path):
-    with pytest.raises(UserError, match=r"no task 'cub' to evaluate: this version has folder\."):
-        measure.measure(configured(task="cub"), str(encoder), pictures, tmp_path)
-    with pytest.raises(UserError, match=r"no protocol 'knn' to evaluate: this version has linear\."):
-        measure.measure(configured(protocol="knn"), str(encoder), pictures, tmp_path)
+    with pytest.raises(UserError, match=r"no task 'birds' to evaluate: this version has .*, cub, folder\."):
+        measure.measure(configured(task="birds"), str(encoder), pictures, tmp_path)
+    with pytest.raises(UserError, match=r"no protocol 'zero' to evaluate: this version has linear, "):
+        measure.measure(configured(protocol="zero"), str(encoder), pictures, tmp_path)
+    with pytest.raises(UserError, match=r"no setting 'sound' to evaluate: this version has image, "):
+        measure.measure(configured(setting="sound"), str(encoder), pictures, tmp_path)
+    with pytest.raises(UserError, match=r"image_frozen_text is of the protocol finetune"):
+        measure.measure(configured(setting="image_frozen_text"), str(encoder), pictures, tmp_path)
     with pytest.raises(UserError, match="splits is 0"):
         measure.measure(configured(splits=0), str(encoder), pictures, tmp_path)
     with pytest.raises(UserError, match=r"has no encoder\.json"):
@@ -198,7 +208,7 @@ def test_features_that_are_not_finite_are_refused(encoder, pictures, tmp_path):
 
 
 VALID = {
-    "format_version": 2,
+    "format_version": 3,
     "task": "folder",
     "protocol": "linear",
     "metrics": {"accuracy": {"mean": 0.5, "std": None, "values": [0.5]}},
@@ -224,8 +234,8 @@ def test_nan_is_never_written(tmp_path):
         ("{", "is not valid JSON"),
         ("[]", "format version None"),
         ('{"format_version": 99}', "format version 99"),
-        ('{"format_version": 1}', "format version 1, .*evaluate.py"),
-        ('{"format_version": 2, "task": "folder"}', "no valid 'protocol'"),
+        ('{"format_version": 2}', "format version 2, .*evaluate.py"),
+        ('{"format_version": 3, "task": "folder"}', "no valid 'protocol'"),
         (json.dumps(VALID | {"data": {"name": "b"}}), "has no data fingerprint"),
         (json.dumps(VALID | {"primary": "auc"}), "no valid metric 'auc'"),
         (json.dumps(VALID).replace("0.5", "NaN"), "no valid metric 'accuracy'"),

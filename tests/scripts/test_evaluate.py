@@ -53,7 +53,7 @@ def test_evaluate_and_report(tmp_path):
     report = run(SCRIPTS / "report.py", "--results", tmp_path / "results", "--output", tmp_path / "report")
     assert report.returncode == 0, report.stderr
     assert "| tiny one | 100.00 |" in (tmp_path / "report" / "table.md").read_text()
-    failed = run(SCRIPTS / "evaluate.py", "--config", "configs/eval.py:politics,linear", *arguments, tmp_path)
+    failed = run(SCRIPTS / "evaluate.py", "--config", "configs/eval.py:birds,linear", *arguments, tmp_path)
     assert failed.returncode == 1
-    assert "no task 'politics'" in failed.stderr
+    assert "no task 'birds'" in failed.stderr
     assert len(failed.stderr.strip().splitlines()) == 1

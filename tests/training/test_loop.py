@@ -231,7 +231,7 @@ def test_a_run_is_evaluated_and_logged(config, tmp_path, caplog):
     said = caplog.text
     assert (tmp_path / "run" / "train.log").read_text().count("starting from scratch") == 1
     assert "training.evaluate_every = 2 (default 5000)" in said
-    assert "starting from scratch: 5 steps of 8 images out of 31, on 4 x cpu, batch norm over 2" in said
+    assert "starting from scratch: 5 steps of 8 examples out of 31, on 4 x cpu, batch norm over 2" in said
     # The exported encoder is the last step's, with merged statistics: its validation loss is the last one's.
     encoder = Encoder.load(tmp_path / "run" / "encoder")
     assert encoder.feature_dim == 8

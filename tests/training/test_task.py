@@ -20,8 +20,8 @@ BATCH = 8
 def task() -> Task:
     """Classify images by a linear head on a frozen encoder."""
 
-    def forward(model, images):
-        _, intermediates = model.encoder(images, train=False)
+    def forward(model, batch):
+        _, intermediates = model.encoder(batch["images"], train=False)
         return {"class": model.heads["class"](intermediates["features"])}
 
     def loss_sums(output, batch):

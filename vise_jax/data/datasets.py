@@ -11,7 +11,7 @@ import numpy as np
 
 from vise_jax import artifact
 from vise_jax.data import dataset_layouts, dataset_tables
-from vise_jax.data.listing import ImageFile, file_inside, is_image, list_images
+from vise_jax.data.listing import MISSING, ImageFile, file_inside, is_image, list_images
 from vise_jax.errors import UserError
 
 # A longer file is no photo; an archive could otherwise unpack into all of the memory.
@@ -55,6 +55,8 @@ class Dataset:
             UserError: the file is gone, damaged in its archive, or longer than any photo.
         """
         file = self._files[index]
+        if file.stamp == MISSING:
+            raise UserError(f"The image {self.names[index]} in {self.title} is missing: restore it or drop it.")
         if file.stamp[0] > _MAX_FILE_BYTES:
             raise UserError(f"The image {self.names[index]} has {file.stamp[0]:,} bytes: that is too long for a photo.")
         try:
@@ -99,14 +101,15 @@ def open_labeled(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dat
         link_roots: directories that links may point into.
 
     Raises:
-        UserError: nothing there, a single class, an image without a class, a class without images, a missing or
-            repeated image, an unknown split, classes that differ between splits, a path that leaves its directory.
+        UserError: nothing there, a single class, an image without a class, a class without images, a repeated image, an
+            unknown split, classes that differ between splits, a path that leaves its directory. An image of a CSV file
+            that is missing is an error when it is read.
     """
     path, roots = Path(path), [Path(root) for root in link_roots]
     texts = groups = None
     if path.suffix.lower() == ".csv":
         rows = dataset_tables.read_csv(path, ("image", "label"))
-        files = {row["image"]: file_inside(path.parent, row["image"], path, roots) for row in rows}
+        files = {row["image"]: file_inside(path.parent, row["image"], path, roots, must_exist=False) for row in rows}
         labels = {row["image"]: row["label"] for row in rows}
         splits = dataset_tables.read_splits(rows, path)
         texts, groups = dataset_tables.read_column(rows, "text"), dataset_tables.read_column(rows, "group")
@@ -114,12 +117,7 @@ def open_labeled(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dat
     else:
         files, directories = list_images(path, roots)
         labels, splits = dataset_layouts.read_layout(path, files, directories)
-    classes = sorted(set(labels.values()))
-    if len(classes) < 2:
-        raise UserError(f"{path} has one class only ({classes[0]}): a classifier needs at least two.")
-    if splits:
-        dataset_layouts.check_splits(path, labels, splits)
-    return _dataset(path, files, labels, splits, texts, groups)
+    return build(path, files, labels, splits, texts, groups)
 
 
 def open_unlabeled(path: str | Path) -> Dataset:
@@ -135,17 +133,17 @@ def open_unlabeled(path: str | Path) -> Dataset:
     path = Path(path)
     if path.suffix.lower() == ".csv":
         names = [row["image"] for row in dataset_tables.read_csv(path, ("image",))]
-        return _dataset(path, {name: file_inside(path.parent, name, path, ()) for name in names})
+        return build(path, {name: file_inside(path.parent, name, path, ()) for name in names})
     if path.is_file() and is_image(path):
-        return _dataset(path, {path.name: file_inside(path.parent, path.name, path.parent, ())})
-    return _dataset(path, list_images(path, ())[0])
+        return build(path, {path.name: file_inside(path.parent, path.name, path.parent, ())})
+    return build(path, list_images(path, ())[0])
 
 
 # Values by the name of an image.
 _Column = dict[str, str] | None
 
 
-def _dataset(
+def build(
     path: Path,
     files: dict[str, ImageFile],
     labels: _Column = None,
@@ -153,6 +151,25 @@ def _dataset(
     texts: _Column = None,
     groups: _Column = None,
 ) -> Dataset:
+    """Return the dataset of some files, sorted by name.
+
+    Args:
+        path: gives the title.
+        files: by name.
+        labels: class by name; None for a dataset without labels.
+        splits: split by name; None without official splits.
+        texts: text by name; None without texts.
+        groups: group by name; None without groups.
+
+    Raises:
+        UserError: one class only, a class that one of the splits lacks, or a name that is no UTF-8.
+    """
+    if labels is not None:
+        if len(set(labels.values())) < 2:
+            only = next(iter(labels.values()), "none")
+            raise UserError(f"{path} has one class only ({only}): a classifier needs at least two.")
+        if splits:
+            dataset_layouts.check_splits(path, labels, splits)
     names = tuple(sorted(files))
     odd = [name for name in names if name != name.encode(errors="replace").decode()]
     if odd:

@@ -23,7 +23,7 @@ from vise_jax.preprocessing import Preprocessing
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # Formats that are decoded. Of several frames the first is used.
-_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 # What Pillow raises on truncated or corrupt files, depending on the position.
 DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
 # Every caller bounds the number of pixels.
@@ -52,7 +52,7 @@ def decode_for_evaluation(encoded: bytes, resize: int, crop: int, interpolation:
     Raises:
         one of `DAMAGE`: a truncated or corrupt file.
     """
-    with Image.open(io.BytesIO(encoded), formats=_FORMATS) as file:
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as file:
         image = to_rgb(file)
     width, height = (side * resize // min(image.size) for side in image.size)
     # Round half to even, as torchvision.
@@ -94,7 +94,7 @@ def decode_each(
         except UserError as error:
             return error
         except DAMAGE:
-            return UserError(f"{_named(dataset, index)} can't be decoded: replace it or drop it.")
+            return UserError(f"{named(dataset, index)} can't be decoded: replace it or drop it.")
 
     # Pillow releases Python's lock while it decodes and resizes.
     with ThreadPoolExecutor(threads or available_cpus()) as pool:
@@ -182,14 +182,14 @@ def read_bounded(dataset: Dataset, index: int, resize: int, max_pixels: int) -> 
         UserError: the image can't be read, has another format, or is too large. The message names it.
     """
     encoded = dataset.read(index)
-    too_large = f"{_named(dataset, index)} has more than {max_pixels:,} pixels (max_image_pixels), as it is or resized."
+    too_large = f"{named(dataset, index)} has more than {max_pixels:,} pixels (max_image_pixels), as it is or resized."
     try:
-        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as header:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as header:
             shorter, longer = sorted(header.size)
     except Image.DecompressionBombError as error:
         raise UserError(too_large) from error
     except DAMAGE as error:
-        raise UserError(f"{_named(dataset, index)} is no image that can be read: replace it or drop it.") from error
+        raise UserError(f"{named(dataset, index)} is no image that can be read: replace it or drop it.") from error
     # A line of pixels becomes large only when its shorter side is resized.
     if max(shorter * longer, resize * resize * longer // max(shorter, 1)) > max_pixels:
         raise UserError(too_large)
@@ -210,11 +210,11 @@ def thumbnail(dataset: Dataset, index: int, side: int, max_pixels: int) -> bytes
     """
     encoded = read_bounded(dataset, index, 1, max_pixels)
     try:
-        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             image.draft("RGB", (side, side))
             small = to_rgb(image)
     except DAMAGE as error:
-        raise UserError(f"{_named(dataset, index)} can't be decoded: replace it or drop it.") from error
+        raise UserError(f"{named(dataset, index)} can't be decoded: replace it or drop it.") from error
     small.thumbnail((side, side))
     file = io.BytesIO()
     # Pillow copies a JPEG's comment unless another is given.
@@ -222,5 +222,6 @@ def thumbnail(dataset: Dataset, index: int, side: int, max_pixels: int) -> bytes
     return file.getvalue()
 
 
-def _named(dataset: Dataset, index: int) -> str:
+def named(dataset: Dataset, index: int) -> str:
+    """Return the subject of a message about an image."""
     return f"The image {dataset.names[index]} in {dataset.title}"

@@ -33,6 +33,8 @@ _SPLIT_NAME = re.compile(
 _SYSTEM = frozenset(
     {"@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__macosx", "thumbs.db"}
 )
+# Stamp of a file that is missing.
+MISSING = (-1, -1)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class ImageFile:
     Attributes:
         path: the file, or the zip archive that has it.
         member: its name in the archive, or None.
-        stamp: size and modification time of a file, size and CRC of a member.
+        stamp: size and modification time of a file, size and CRC of a member; `MISSING`.
     """
 
     path: Path
@@ -97,7 +99,9 @@ def is_image(path: Path) -> bool:
     return _is_image(path.name, partial(_first_bytes, path))
 
 
-def file_inside(root: Path, name: str, named_by: Path, link_roots: Sequence[Path]) -> ImageFile:
+def file_inside(
+    root: Path, name: str, named_by: Path, link_roots: Sequence[str | Path], *, must_exist: bool = True
+) -> ImageFile:
     """Return the file `name` below `root`.
 
     Args:
@@ -105,6 +109,7 @@ def file_inside(root: Path, name: str, named_by: Path, link_roots: Sequence[Path
         name: its path below `root`, with forward slashes.
         named_by: the directory or CSV file that names it, for messages.
         link_roots: directories that links may point into.
+        must_exist: raise an error for a missing file; otherwise reading it raises one.
 
     Raises:
         UserError: the path is absolute or leaves `root`, or the file is missing.
@@ -117,6 +122,8 @@ def file_inside(root: Path, name: str, named_by: Path, link_roots: Sequence[Path
         real = os.path.realpath(path, strict=True)
         status = os.stat(real)
     except OSError as error:
+        if not must_exist:
+            return ImageFile(path, None, MISSING)
         raise UserError(f"The file {name} that {named_by} names is missing: restore it or drop it.") from error
     if not _is_inside(real, (root, *link_roots)):
         raise UserError(
@@ -128,7 +135,7 @@ def file_inside(root: Path, name: str, named_by: Path, link_roots: Sequence[Path
     return ImageFile(path, None, (status.st_size, status.st_mtime_ns))
 
 
-def _is_inside(real: str, roots: Sequence[Path]) -> bool:
+def _is_inside(real: str, roots: Sequence[str | Path]) -> bool:
     return any(Path(real).is_relative_to(os.path.realpath(root)) for root in roots)
 
 

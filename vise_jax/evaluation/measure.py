@@ -1,10 +1,11 @@
-"""One measurement: an encoder, a task and a protocol give a result."""
+"""One measurement: encoders, a task and a protocol give a result."""
 
+import dataclasses
 import logging
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,103 +13,164 @@ from ml_collections import ConfigDict
 from vise_jax import artifact
 from vise_jax import config as vise_config
 from vise_jax.data import images as data_images
+from vise_jax.data.augmented import Augmentation
 from vise_jax.data.datasets import Dataset
-from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
-from vise_jax.evaluation import results
+from vise_jax.evaluation import heads, outcomes, predictions, results
+from vise_jax.evaluation.encoders import Encoders
+from vise_jax.evaluation.outcomes import Outcome
+from vise_jax.evaluation.protocols.finetune import FinetuneEvaluator, Grid
+from vise_jax.evaluation.protocols.knn import KNNEvaluator
 from vise_jax.evaluation.protocols.linear import LinearEvaluator
-from vise_jax.evaluation.results import EncoderId, Result, Summary
-from vise_jax.evaluation.splits import SplitSettings
-from vise_jax.evaluation.tasks import TASKS, Task
-from vise_jax.inference import extract
-from vise_jax.preprocessing import Preprocessing
+from vise_jax.evaluation.protocols.lowshot import LowShotEvaluator
+from vise_jax.evaluation.results import Result, Selection
+from vise_jax.evaluation.splits import Split, SplitSettings
+from vise_jax.evaluation.tasks import SETTINGS, TASKS, Setting, Task, describe_counts
+from vise_jax.training.finetune import Settings
 
 log = logging.getLogger(__name__)
 
 # Keys that don't change what is measured: they set the speed, or say where files are.
-_FREE_KEYS = ("batch_size", "threads", "link_roots", "max_corrupt_fraction")
+_FREE_KEYS = ("batch_size", "threads", "link_roots", "max_corrupt_fraction", "finetune.checkpoint_every")
 # Keys that are not published.
 _PRIVATE_KEYS = ("link_roots",)
 # Number of images that can't be decoded and are listed by name.
 _MAX_NAMED = 10
 
 
-def measure(config: ConfigDict, source: str, data: Path, output: Path, name: str = "") -> tuple[Result, Path]:
-    """Measure an encoder and write the result, or read the result of the same measurement.
+class Evaluator(Protocol):
+    """Measures encoders by a protocol.
+
+    Attributes:
+        outcomes: of the last run.
+    """
+
+    outcomes: list[Outcome]
+
+    def run(self, state: Encoders) -> dict[str, float]:
+        """Return the mean of each metric."""
+
+    def selection(self) -> Selection:
+        """Describe how the reported settings were selected."""
+
+
+def measure(
+    config: ConfigDict,
+    source: str,
+    data: Path,
+    output: Path,
+    name: str = "",
+    text_source: str = "",
+) -> tuple[Result, Path]:
+    """Measure encoders and write the result, or read the result of the same measurement.
+
+    Beside the result `NAME.json` lie the test predictions, `NAME.predictions.npz`, and the linear head of each split,
+    `NAME.head-SEED.safetensors`.
 
     Args:
         config: as `vise_jax.config.evaluation()`.
-        source: an encoder's directory, `random:NAME` or `random:DIRECTORY`.
-        data: the dataset, see `vise_jax.data.datasets.open_labeled`.
+        source: an image encoder's directory, `random:NAME` or `random:DIRECTORY`; "" in the setting "text".
+        data: the dataset, see the task.
         output: directory of results; features are cached in its subdirectory `features`.
         name: of the encoder in tables; "" = derived from `source`.
+        text_source: a text encoder's directory; "" in the setting "image".
 
     Returns:
         The result, see `results.read`, and the path of its file.
 
     Raises:
-        UserError: an invalid config, an unknown task or protocol, an invalid encoder or dataset, or too many images
-            that can't be decoded.
+        UserError: an invalid config, an unknown task, protocol or setting, an invalid encoder or dataset, or too many
+            images that can't be decoded.
     """
     vise_config.validate(config)
     _check_choice("task", config.task, TASKS)
     _check_choice("protocol", config.protocol, PROTOCOLS)
     task = TASKS[config.task]
+    setting_name = config.setting or task.setting.get(config.protocol, "image")
+    _check_choice("setting", setting_name, SETTINGS)
+    setting = SETTINGS[setting_name]
+    if setting.frozen_text and config.protocol != "finetune":
+        raise UserError(
+            f"The setting {setting_name} is of the protocol finetune: with {config.protocol} use image_text."
+        )
     dataset = task.open(data, config.link_roots)
-    encoder = extract.open_encoder(source, config.seed)
-    name = name or name_of(source)
-    preprocessing = encoder.preprocessing.at(config.image_size)
+    if setting.text:
+        _check_texts(dataset)
+    encoders = Encoders.open(
+        source if setting.image else "", text_source, setting, config.seed, config.image_size, config.max_tokens
+    )
+    name = name or name_of(source if setting.image else text_source)
     start = time.monotonic()
 
-    settings = {key: value for key, value in vise_config.flat(config).items() if key not in _FREE_KEYS}
-    fingerprint = artifact.fingerprint([results.FORMAT_VERSION, settings, encoder.fingerprint, dataset.fingerprint])
-    path = results.path_of(output, config.task, config.protocol, name, dataset.title, fingerprint)
+    chosen = {
+        key: value
+        for key, value in vise_config.flat(config).items()
+        if "." not in key or key.startswith(f"{config.protocol}.")
+    }
+    settings = {key: value for key, value in chosen.items() if key not in _FREE_KEYS} | {"setting": setting_name}
+    fingerprint = artifact.fingerprint([results.FORMAT_VERSION, settings, encoders.fingerprint, dataset.fingerprint])
+    what = config.protocol if setting_name == "image" else f"{config.protocol}-{setting_name}"
+    path = results.path_of(output, config.task, what, name, dataset.title, fingerprint)
     if path.is_file():
         earlier = results.read(path)
         if earlier["data"]["left_out"]["images"] <= config.max_corrupt_fraction * len(dataset):
             log.info(f"already measured: {path}")
             return earlier, path
+    if counts := describe_counts(task, dataset) if task.examples else "":
+        log.warning(counts)
     # A dataset that can't be divided is an error before features are computed.
     task.split(dataset, SplitSettings.of(config))
 
-    left_out: dict[str, str] = {}
+    used, left_out = dataset, dict[str, str]()
 
-    def features_of(encoder: Encoder) -> tuple[np.ndarray, Dataset]:
-        features, indices, rejected = extract.cached(
-            output / "features",
-            encoder,
-            dataset,
-            preprocessing,
-            batch_size=config.batch_size,
-            threads=config.threads,
-            max_image_pixels=config.max_image_pixels,
-        )
+    def accept(rejected: Mapping[str, str]) -> Dataset:
+        """Return the dataset without images that can't be decoded."""
+        nonlocal used
         _check_rejected(dataset, rejected, config.max_corrupt_fraction)
         left_out.update(rejected)
-        return features, dataset.subset(indices) if rejected else dataset
+        used = dataset
+        if rejected:
+            used = dataset.subset(np.flatnonzero([name not in rejected for name in dataset.names]))
+        return used
 
-    evaluator = PROTOCOLS[config.protocol](config, task, features_of)
-    means = evaluator.run(encoder)
+    evaluator = PROTOCOLS[config.protocol](_Context(config, task, setting, dataset, accept, output, path))
+    evaluator.run(encoders)
+    summaries, described = {}, outcomes.describe(evaluator.outcomes, used)
+    intervals = outcomes.intervals(evaluator.outcomes, used)
+    for metric, summary in outcomes.summaries(described).items():
+        summaries[metric] = summary | ({"interval": intervals[metric]} if metric in intervals else {})
+    encoder_id, text_encoder_id = encoders.describe(name, name_of(text_source))
     result: Result = {
         "task": config.task,
         "protocol": config.protocol,
-        "primary": task.primary,
-        "metrics": {name: _summary([split["metrics"][name] for split in evaluator.splits]) for name in means},
+        "setting": setting_name,
+        # Of several variants, the last one is reported first.
+        "primary": f"{task.primary}{described[-1]['variant']}",
+        "metrics": summaries,
         "selection": evaluator.selection(),
-        "splits": evaluator.splits,
-        "encoder": _describe_encoder(name, encoder, preprocessing),
+        "splits": described,
+        "encoder": encoder_id,
+        "text_encoder": text_encoder_id,
         "data": {
             "name": dataset.title,
             "fingerprint": dataset.fingerprint,
-            "images": len(dataset) - len(left_out),
+            "images": len(used),
             "left_out": {"images": len(left_out), "names": sorted(left_out)[:_MAX_NAMED]},
+            "truncated_texts": encoders.count_truncated(used) if setting.text else 0,
             "classes": list(dataset.classes),
             "official_splits": dataset.splits is not None,
         },
-        "config": {key: value for key, value in vise_config.flat(config).items() if key not in _PRIVATE_KEYS},
+        "config": {key: value for key, value in chosen.items() if key not in _PRIVATE_KEYS},
         "seconds": round(time.monotonic() - start, 1),
     }
+    output.mkdir(parents=True, exist_ok=True)
+    predictions.write(predictions.path_of(path), evaluator.outcomes, used)
+    for outcome in evaluator.outcomes:
+        if outcome.head:
+            heads.write(heads.path_of(path, outcome.split.seed), outcome.head)
     results.write(path, result)
+    if isinstance(evaluator, FinetuneEvaluator):
+        evaluator.clear()
     return results.read(path), path
 
 
@@ -121,21 +183,101 @@ def name_of(source: str) -> str:
     return path.parent.name if path.name == "encoder" else path.name
 
 
-def _linear(
-    config: ConfigDict, task: Task, features_of: Callable[[Encoder], tuple[np.ndarray, Dataset]]
-) -> LinearEvaluator:
+# From the images that can't be decoded, by name, to the dataset without them.
+Accept = Callable[[Mapping[str, str]], Dataset]
+
+
+class _Context(NamedTuple):
+    """What a protocol's evaluator is made from.
+
+    Attributes:
+        config: the whole config.
+        task: the task.
+        setting: the modalities.
+        dataset: the dataset.
+        accept: from the images that can't be decoded, by name, to the dataset without them.
+        output: directory of results.
+        path: of the result.
+    """
+
+    config: ConfigDict
+    task: Task
+    setting: Setting
+    dataset: Dataset
+    accept: Accept
+    output: Path
+    path: Path
+
+    def divide(self, dataset: Dataset) -> list[Split]:
+        return self.task.split(dataset, SplitSettings.of(self.config))
+
+    def extract(self, encoders: Encoders) -> tuple[np.ndarray, Dataset]:
+        """Return cached features of the dataset, and the dataset that they are of."""
+        config = self.config
+        features, rejected = encoders.features(
+            self.dataset,
+            self.output / "features",
+            batch_size=config.batch_size,
+            threads=config.threads,
+            max_image_pixels=config.max_image_pixels,
+        )
+        return features, self.accept(rejected)
+
+
+def _linear(context: _Context) -> LinearEvaluator:
+    task = context.task
     return LinearEvaluator(
-        features_of,
-        lambda dataset: task.split(dataset, SplitSettings.of(config)),
-        primary=task.primary,
-        l2=config.l2,
-        iterations=config.iterations,
-        tolerance=config.tolerance,
+        context.extract, context.divide, primary=task.primary, refit=task.refit, **context.config.linear
     )
 
 
-# From the config, the task and a feature function to an evaluator of encoders.
-PROTOCOLS = {"linear": _linear}
+def _knn(context: _Context) -> KNNEvaluator:
+    return KNNEvaluator(context.extract, context.divide, primary=context.task.primary, **context.config.knn)
+
+
+def _lowshot(context: _Context) -> LowShotEvaluator:
+    return LowShotEvaluator(context.extract, context.divide, primary=context.task.primary, **context.config.lowshot)
+
+
+def _finetune(context: _Context) -> FinetuneEvaluator:
+    config, section = context.config, context.config.finetune
+    return FinetuneEvaluator(
+        context.dataset,
+        context.accept,
+        context.divide,
+        context.path.with_name(f".{context.path.stem}.runs"),
+        primary=context.task.primary,
+        refit=context.task.refit,
+        frozen_text=context.setting.frozen_text,
+        grid=Grid(section.learning_rates, section.weight_decays, section.seeds, config.seed),
+        settings=Settings(*(section[field.name] for field in dataclasses.fields(Settings))),
+        augmentation=Augmentation(section.augment, tuple(section.crop_area), tuple(section.crop_ratio)),
+        cache=context.output / "features",
+        batch_size=config.batch_size,
+        threads=config.threads,
+        max_image_pixels=config.max_image_pixels,
+    )
+
+
+PROTOCOLS: Mapping[str, Callable[[_Context], Evaluator]] = {
+    "linear": _linear,
+    "finetune": _finetune,
+    "knn": _knn,
+    "lowshot": _lowshot,
+}
+
+
+def _check_texts(dataset: Dataset) -> None:
+    if dataset.texts is None:
+        raise UserError(
+            f"{dataset.title} has no texts: choose the setting image, or give a dataset with a column 'text'."
+        )
+    missing = [name for name, text in zip(dataset.names, dataset.texts, strict=True) if not text.strip()]
+    if missing:
+        raise UserError(
+            f"{len(missing):,} of {len(dataset):,} examples of {dataset.title} have no text ({missing[0]} is the "
+            "first): fill it in or drop them."
+        )
 
 
 def _check_rejected(dataset: Dataset, rejected: Mapping[str, str], max_fraction: float) -> None:
@@ -144,24 +286,6 @@ def _check_rejected(dataset: Dataset, rejected: Mapping[str, str], max_fraction:
             f"{data_images.describe_corrupt(dataset, rejected).removesuffix('.')}, or leave them out with a larger "
             f"--config.max_corrupt_fraction than {max_fraction:g} (the other features are kept)."
         )
-
-
-def _summary(values: list[float]) -> Summary:
-    """Return mean, sample standard deviation (None for a single value) and values."""
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "std": deviation, "values": values}
-
-
-def _describe_encoder(name: str, encoder: Encoder, preprocessing: Preprocessing) -> EncoderId:
-    return {
-        "name": name,
-        "fingerprint": encoder.fingerprint,
-        "architecture": encoder.architecture,
-        "preprocessing": preprocessing.to_json(),
-        "feature_dim": encoder.feature_dim,
-        "provenance": encoder.provenance,
-        "license": encoder.license,
-    }
 
 
 def _check_choice(key: str, value: str, choices: Mapping[str, object]) -> None:

@@ -12,64 +12,84 @@ import vise_jax
 from vise_jax import artifact
 from vise_jax.errors import UserError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _MADE_BY = "evaluate.py"
 
 
 class Summary(TypedDict):
-    """A metric over the splits: mean, sample standard deviation (None for a single split), and the values."""
+    """A metric over the splits: mean, sample standard deviation (None for a single split), and the values.
+
+    `interval` is the 95% bootstrap interval of the mean, over the test examples.
+    """
 
     mean: float
     std: float | None
     values: list[float]
+    interval: NotRequired[tuple[float, float]]
 
 
 class SweepRow(TypedDict):
-    """A penalty that was tried, with its metric on validation."""
+    """A setting that was tried.
 
-    l2: float
+    Attributes:
+        settings: value by config key.
+        validation: primary metric on validation, which selects.
+        test: primary metric on test, for sensitivity; selects nothing.
+        details: of the fit, e.g. `iterations` and `converged`.
+    """
+
+    settings: dict[str, float]
     validation: float
-    iterations: int
-    converged: bool
+    test: float
+    details: dict[str, float]
 
 
-class Fit(SweepRow):
-    """The selected penalty, and all that were tried."""
+class SplitResult(TypedDict):
+    """The result of one split.
 
+    Attributes:
+        seed: of the split.
+        variant: suffix of the names of its metrics in the result, e.g. "_4shot".
+        sizes: number of examples of train, validation and test.
+        metrics: on test, by name.
+        per_class_accuracy: of the classes on test; None for a class without an example.
+        confusion: number of test examples by true (row) and predicted class (column).
+        selected: the reported row of the sweep.
+        sweep: all settings that were tried.
+    """
+
+    seed: int
+    variant: str
+    sizes: dict[str, int]
+    metrics: dict[str, float]
+    per_class_accuracy: list[float | None]
+    confusion: list[list[int]]
+    selected: SweepRow
     sweep: list[SweepRow]
 
 
-class SplitResult(Fit):
-    """The result of one split: sizes of train, validation and test, and metrics on test by name."""
-
-    seed: int
-    sizes: dict[str, int]
-    metrics: dict[str, float]
-
-
 class Selection(TypedDict):
-    """How the reported setting was selected.
+    """How the reported settings were selected.
 
     Attributes:
-        key: config key of the grid.
-        split: the part of the data that it was selected on.
-        metric: the metric that it was selected by.
-        grid: values that were tried.
-        selected: the selected value of each split.
+        split: the part of the data that they were selected on.
+        metric: the metric that they were selected by.
+        grid: values that were tried, by config key.
+        selected: the selected settings of each split.
     """
 
-    key: str
     split: str
     metric: str
-    grid: list[float]
-    selected: list[float]
+    grid: dict[str, list[float]]
+    selected: list[dict[str, float]]
 
 
 class EncoderId(TypedDict):
-    """The encoder that was measured; `preprocessing` is what was used."""
+    """An encoder that was measured; `preprocessing` is what was used, and empty for an encoder of text."""
 
     name: str
     fingerprint: str
+    modality: str
     architecture: dict[str, object]
     preprocessing: dict[str, object]
     feature_dim: int
@@ -85,18 +105,22 @@ class LeftOut(TypedDict):
 
 
 class DataId(TypedDict):
-    """The dataset; `images` were used."""
+    """The dataset; `images` examples were used, of which `truncated_texts` have more tokens than the text encoder."""
 
     name: str
     fingerprint: str
     images: int
     left_out: LeftOut
+    truncated_texts: int
     classes: list[str]
     official_splits: bool
 
 
 class Result(TypedDict):
-    """A measurement. `write` adds `format_version`, `versions` and `device`; `read_all` adds `file`."""
+    """A measurement. `setting` names the modalities, see `vise_jax.evaluation.tasks.SETTINGS`.
+
+    `write` adds `format_version`, `versions` and `device`; `read_all` adds `file`.
+    """
 
     task: str
     protocol: str
@@ -106,6 +130,8 @@ class Result(TypedDict):
     selection: Selection
     splits: list[SplitResult]
     encoder: EncoderId
+    text_encoder: EncoderId | None
+    setting: str
     data: DataId
     seconds: float
     file: NotRequired[str]

@@ -3,10 +3,11 @@
 import contextlib
 import dataclasses
 import glob
+import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from vise_jax.errors import Interrupted, UserError
 from vise_jax.inference import feature_files
 from vise_jax.preprocessing import Preprocessing
 from vise_jax.progress import Progress
+from vise_jax.text_encoder import TextEncoder
 
 log = logging.getLogger(__name__)
 
@@ -247,6 +249,67 @@ def cached(
     return features, np.array(indices, np.int64), rejected
 
 
+def cached_texts(
+    directory: Path, encoder: TextEncoder, texts: Sequence[str], max_tokens: int, batch_size: int
+) -> np.ndarray:
+    """Compute the features of texts, or read them from `directory` where they were computed before.
+
+    Args:
+        directory: created if it doesn't exist.
+        encoder: computes the features.
+        texts: N of them.
+        max_tokens: see `TextEncoder.features`.
+        batch_size: number of texts through the encoder at a time.
+
+    Returns:
+        float32 [N, D].
+    """
+    key = artifact.fingerprint([encoder.fingerprint, list(texts), max_tokens, _computed_on()])
+    path = directory / f"{key[:32]}.text.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            features = arrays["features"]
+        if features.shape == (len(texts), encoder.feature_dim):
+            return features
+    except feature_files.UNREADABLE:
+        pass
+    with Progress("text features", len(texts), "texts") as progress:
+        features = encoder.features(texts, batch_size, max_tokens=max_tokens, after_each=progress.advance)
+    directory.mkdir(parents=True, exist_ok=True)
+    # No text is written.
+    with artifact.atomic_file(path) as file:
+        np.savez(file, features=features)
+    return features
+
+
+def undecodable(
+    directory: Path, images: Dataset, preprocessing: Preprocessing, *, threads: int, max_image_pixels: int
+) -> dict[str, str]:
+    """Return a reason for each image that can't be decoded, by name; decodes all images once and caches the answer.
+
+    Args:
+        directory: of the cached answer.
+        images: the dataset.
+        preprocessing: of the images.
+        threads: see `computed`.
+        max_image_pixels: see `computed`.
+    """
+    key = artifact.fingerprint([images.fingerprint, preprocessing.to_json(), max_image_pixels])
+    path = directory / f"{key[:32]}.undecodable.json"
+    if path.is_file():
+        return json.loads(path.read_text("utf-8"))
+    rejected: dict[str, str] = {}
+    decoded = data_images.decode_each(images, np.arange(len(images)), preprocessing, threads, max_image_pixels)
+    with Progress("check images", len(images), "images") as progress, contextlib.closing(decoded):
+        for name, image in zip(images.names, decoded, strict=True):
+            if isinstance(image, UserError):
+                rejected[name] = str(image)
+            progress.advance(1)
+    directory.mkdir(parents=True, exist_ok=True)
+    artifact.write_json(path, rejected)
+    return rejected
+
+
 def _any_decodable(
     images: Dataset,
     names: Mapping[str, str],
@@ -298,8 +361,11 @@ def key_of(encoder: FeatureExtractor, images: Dataset, preprocessing: Preprocess
 
     The kind of device and the precision of products belong to it: they change the last bits.
     """
-    computed_on = [jax.local_devices()[0].device_kind, "float32, highest precision"]
-    return artifact.fingerprint([encoder.fingerprint, preprocessing.to_json(), images.fingerprint, computed_on])
+    return artifact.fingerprint([encoder.fingerprint, preprocessing.to_json(), images.fingerprint, _computed_on()])
+
+
+def _computed_on() -> list[str]:
+    return [jax.local_devices()[0].device_kind, "float32, highest precision"]
 
 
 def _whole(path: Path) -> bool:

@@ -95,7 +95,8 @@ def _resolve_text(settings: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"The text encoder's setting {key} is {settings[key]!r}, but must be {words}.")
     if settings["width"] % settings["attention_heads"]:
         raise UserError(
-            f"The text encoder's width of {settings['width']} can't be divided into {settings['attention_heads']} heads."
+            f"The text encoder's width of {settings['width']} can't be divided into {settings['attention_heads']} "
+            "heads."
         )
     return {key: settings[key] for key in _TEXT_SETTINGS}
 
@@ -124,8 +125,8 @@ def build(
     """Build a model with fresh float32 weights.
 
     Args:
-        name: one of `ENCODERS`, or "transformer" for a text encoder. The batch norms of "detectron2_resnet50" are frozen, whatever `bn_group` and
-            `bn_momentum` are.
+        name: one of `ENCODERS`, or "transformer" for a text encoder. The batch norms of "detectron2_resnet50" are
+            frozen, whatever `bn_group` and `bn_momentum` are.
         heads: from the name of a linear head to its number of classes; None for the bare encoder.
         bn_group: number of examples that share batch statistics; 0 = the whole batch.
         dtype: of activations and matrix products: "float32", "bfloat16" or "auto", as the config key `model.dtype`.

@@ -91,6 +91,26 @@ def to_rich(table: Table) -> RichTable:
     return shown
 
 
+def show_metrics(result: Result) -> None:
+    """Print all metrics of a result, with their bootstrap intervals, and fits that have not converged."""
+    shown = RichTable("metric", "mean", "std", "95% interval", caption="percent; the interval is over test examples")
+    for name, summary in result["metrics"].items():
+        low, high = summary.get("interval", (None, None))
+        interval = _NOTHING if low is None or high is None else f"{100 * low:.2f} to {100 * high:.2f}"
+        std = _NOTHING if summary["std"] is None else f"{100 * summary['std']:.2f}"
+        style = "bold" if name == result["primary"] else ""
+        shown.add_row(name, f"{100 * summary['mean']:.2f}", std, interval, style=style)
+    console = Console(width=None if sys.stdout.isatty() else 10_000)
+    console.print(shown)
+    fits = [row for split in result["splits"] for row in split["sweep"] if "converged" in row["details"]]
+    if fits:
+        converged = sum(bool(row["details"]["converged"]) for row in fits)
+        more = "" if converged == len(fits) else ": --config.linear.iterations allows more"
+        console.print(f"{converged:,} of {len(fits):,} fits converged{more}")
+    if truncated := result["data"]["truncated_texts"]:
+        console.print(f"{truncated:,} texts have more tokens than the text encoder takes, and were truncated")
+
+
 def to_markdown(table: Table) -> str:
     """Return the table in Markdown."""
 
@@ -133,7 +153,13 @@ def _row_key(one: Result) -> _Key:
 
 
 def _column_key(one: Result) -> _Key:
-    return f"{one['data']['name']} {one['protocol']}", one["task"], one["primary"], one["data"]["fingerprint"][:8]
+    setting = "" if one.get("setting", "image") == "image" else f" {one['setting'].replace('_', ' ')}"
+    return (
+        f"{one['data']['name']} {one['protocol']}{setting}",
+        one["task"],
+        one["primary"],
+        one["data"]["fingerprint"][:8],
+    )
 
 
 def _titles(keys: Iterable[_Key]) -> dict[_Key, str]:

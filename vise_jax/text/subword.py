@@ -33,8 +33,8 @@ class SubwordTokenizer:
         largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         if largest >= vocabulary:
             raise UserError(
-                f"The tokenizer has {largest + 1:,} tokens, but the weights know {vocabulary:,}: take tokenizer.json and "
-                "weights from the same model."
+                f"The tokenizer has {largest + 1:,} tokens, but the weights know {vocabulary:,}: take tokenizer.json "
+                "and weights from the same model."
             )
         self._max_tokens = max_tokens
 

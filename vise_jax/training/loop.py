@@ -75,6 +75,7 @@ def fit(
     mesh: Mesh,
     layout: Layout,
     start: str = "starting from scratch",
+    make_step: Callable[..., TrainStep] = make_train_step,
 ) -> nnx.Module:
     """Train a task to its last step, resuming from the newest checkpoint in `workdir`.
 
@@ -89,6 +90,7 @@ def fit(
         mesh: all devices.
         layout: how a batch is divided.
         start: for the log, where a new run starts from.
+        make_step: makes the training step; called like `make_train_step`.
 
     Returns:
         The trained model, with merged batch statistics, on this process's first device.
@@ -107,7 +109,7 @@ def fit(
             start = f"resuming from step {done:,}"
         if jax.process_index() == 0:
             _introduce(task, settings, layout, start if done < settings.steps else "nothing left to train")
-        train_step = make_train_step(graphdef, task, optimizer, rate, seed=settings.seed, mesh=mesh, layout=layout)
+        train_step = make_step(graphdef, task, optimizer, rate, seed=settings.seed, mesh=mesh, layout=layout)
         evaluators = task.evaluators(graphdef, mesh, layout)
         loop = _Loop(task, workdir, settings, mesh, layout, checkpoints, evaluators)
         state = loop.run(train_step, state, range(done, settings.steps))
@@ -117,7 +119,7 @@ def fit(
 def _introduce(task: Task, settings: Settings, layout: Layout, start: str) -> None:
     processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     log.info(
-        f"{start}: {settings.steps:,} steps of {layout.batch_size:,} images out of {task.examples:,}, "
+        f"{start}: {settings.steps:,} steps of {layout.batch_size:,} examples out of {task.examples:,}, "
         f"on {layout.devices} x {jax.devices()[0].device_kind}{processes}, batch norm over {layout.bn_group:,}"
     )
 
@@ -180,7 +182,7 @@ class _Loop:
 
     def _bar(self, steps: range) -> Progress:
         size, quiet = self._batch_size, jax.process_index() > 0
-        return Progress("training", steps.stop * size, "images", done=steps.start * size, quiet=quiet)
+        return Progress("training", steps.stop * size, "examples", done=steps.start * size, quiet=quiet)
 
     def _log(self, message: str) -> None:
         if jax.process_index() == 0:

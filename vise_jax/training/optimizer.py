@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,43 @@ def sgd(rate: Rate, *, momentum: float, weight_decay: float) -> optax.GradientTr
         optax.trace(momentum),
         optax.scale_by_learning_rate(rate),
     )
+
+
+class GridState(NamedTuple):
+    """State of `sgd_of_grid`: float32 scalars `peak_rate` and `weight_decay`, and the momentum of each parameter."""
+
+    step: jax.Array
+    peak_rate: jax.Array
+    weight_decay: jax.Array
+    momentum: optax.Params
+
+
+def sgd_of_grid(shape: Rate, *, momentum: float, peak_rate: float, weight_decay: float) -> optax.GradientTransformation:
+    """Return `sgd` with learning rate and weight decay in its state, so that a grid of them shares one program.
+
+    Args:
+        shape: learning rate divided by its peak.
+        momentum: of SGD.
+        peak_rate: largest learning rate.
+        weight_decay: see `sgd`.
+    """
+
+    def init(params: optax.Params) -> GridState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return GridState(jnp.int32(0), jnp.float32(peak_rate), jnp.float32(weight_decay), zeros)
+
+    def update(
+        gradient: optax.Updates, state: GridState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, GridState]:
+        rate = state.peak_rate * shape(state.step)
+
+        def of_leaf(gradient: jax.Array, parameter: jax.Array, decays: bool, velocity: jax.Array) -> jax.Array:
+            return gradient + (state.weight_decay * parameter if decays else 0) + momentum * velocity
+
+        velocity = jax.tree.map(of_leaf, gradient, params, _decays(params), state.momentum)
+        return jax.tree.map(lambda leaf: -rate * leaf, velocity), state._replace(step=state.step + 1, momentum=velocity)
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
 
 def adamw(

@@ -64,9 +64,12 @@ def make_train_step(
 
         def loss_of(params: nnx.State, microbatch: Batch) -> tuple[jax.Array, tuple[Terms, nnx.State]]:
             model = nnx.merge(graphdef, params, frozen, batch_stats, copy=True)
-            flipped, images = microbatch["flipped"][:, None, None, None], microbatch["images"]
-            images = jnp.where(flipped, images[:, :, ::-1], images)
-            output = task.forward(model, task.normalize(images))
+            inputs = dict(microbatch)
+            if "images" in inputs:
+                flipped, images = inputs.pop("flipped")[:, None, None, None], inputs["images"]
+                images = jnp.where(flipped, images[:, :, ::-1], images) if task.flip else images
+                inputs["images"] = task.normalize(images)
+            output = task.forward(model, inputs)
             sums = task.loss_sums(output, microbatch)
             terms = {name: value / jnp.maximum(counts[name], 1.0) for name, value in sums.items()}
             return sum(terms.values(), start=jnp.float32(0.0)), (terms, nnx.state(model, nnx.BatchStat))
@@ -112,7 +115,8 @@ def make_train_step(
         metrics = {
             "loss": sum(terms.values(), start=jnp.float32(0.0)),
             **{f"loss_{name}": term for name, term in terms.items()},
-            "learning_rate": rate(state.step),
+            # A grid of learning rates shares one program: the peak is then part of the state.
+            "learning_rate": rate(state.step) * optax.tree.get(opt_state, "peak_rate", 1.0),
             "gradient_norm": optax.tree.norm(grads),
             "parameter_norm": optax.tree.norm(params),
             "corrupt_examples": corrupt_examples,

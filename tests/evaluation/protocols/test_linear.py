@@ -1,10 +1,13 @@
-import jax.numpy as jnp
+"""Linear classifiers against scikit-learn, and which of them is reported."""
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from vise_jax.evaluation import metrics
+from vise_jax.data.datasets import Dataset
+from vise_jax.evaluation import heads
 from vise_jax.evaluation.protocols import linear
+from vise_jax.evaluation.protocols.linear import LinearEvaluator
 from vise_jax.evaluation.splits import Split
 
 
@@ -16,9 +19,23 @@ def blobs(count: int, dim: int, classes: int, spread: float, seed: int = 0) -> t
     return (centers[labels] + spread * random.normal(size=(count, dim))).astype(np.float32), labels
 
 
-def minimize(features, labels, classes, l2, iterations=500, tolerance=1e-6):
-    start = linear.Classifier(jnp.zeros((features.shape[1], classes)), jnp.zeros(classes))
-    return linear.minimize(start, jnp.asarray(features), jnp.asarray(labels), jnp.float32(l2), iterations, tolerance)
+def dataset_of(labels: np.ndarray, classes: int) -> Dataset:
+    names = tuple(f"{number:04d}" for number in range(len(labels)))
+    return Dataset("blobs", names, labels, tuple("abcdefgh"[:classes]), None, None, None, "0", ())
+
+
+def solve(features, labels, classes, l2, iterations=500, tolerance=1e-6, weights=None):
+    weights = np.ones(len(labels), np.float32) if weights is None else weights
+    solved = linear.solve(
+        features[None],
+        labels[None],
+        weights[None],
+        np.array(l2, np.float32),
+        classes=classes,
+        iterations=iterations,
+        tolerance=tolerance,
+    )
+    return linear.Classifiers(*(np.asarray(part)[0] for part in solved))
 
 
 def objective_by_hand(kernel, bias, features, labels, l2) -> float:
@@ -28,86 +45,153 @@ def objective_by_hand(kernel, bias, features, labels, l2) -> float:
     return -log_probabilities[np.arange(len(labels)), labels].mean() + l2 / 2 * np.sum(kernel**2)
 
 
-@pytest.mark.parametrize("l2", [1e-1, 1e-3])
-@pytest.mark.parametrize("classes", [2, 5])
-def test_reaches_scikit_learns_minimum(classes, l2):
-    features, labels = blobs(400, 20, classes, spread=2.0)
-    classifier, _, converged = minimize(features, labels, classes, l2)
-    theirs = LogisticRegression(C=1 / (l2 * len(labels)), tol=1e-8, max_iter=5000)
+def scikit_learns(features, labels, classes, l2):
     # Two classes have one score in scikit-learn, and half the penalty then: the symmetric solution of ours.
-    if classes == 2:
-        theirs.set_params(C=2 / (l2 * len(labels)))
-    theirs.fit(features.astype(np.float64), labels)
-    kernel, bias = theirs.coef_.T, theirs.intercept_
+    factor = 2 if classes == 2 else 1
+    peer = LogisticRegression(C=factor / (l2 * len(labels)), tol=1e-8, max_iter=5000)
+    peer.fit(features.astype(np.float64), labels)
+    kernel, bias = peer.coef_.T, peer.intercept_
     if classes == 2:
         kernel, bias = np.concatenate([-kernel, kernel], 1) / 2, np.concatenate([-bias, bias]) / 2
-    expected = objective_by_hand(kernel, bias, features, labels, l2)
-    reached = objective_by_hand(*(np.asarray(part, np.float64) for part in classifier), features, labels, l2)
-    assert converged
-    assert reached == pytest.approx(expected, rel=1e-5)
-    np.testing.assert_allclose(classifier.kernel, kernel, atol=2e-3)
+    return peer, kernel, bias
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_every_penalty_reaches_scikit_learns_minimum(classes, scale):
+    features, labels = blobs(400, 20, classes, spread=2.0)
+    features[:, 3] *= scale
+    penalties = [1.0, 1e-1, 1e-3, 1e-5]
+    solved = solve(features, labels, classes, penalties)
     fresh, _ = blobs(1000, 20, classes, spread=2.0, seed=1)
-    assert np.mean(linear.predict(classifier, fresh) == theirs.predict(fresh)) >= 0.999
+    fresh[:, 3] *= scale
+    for number, l2 in enumerate(penalties):
+        peer, kernel, bias = scikit_learns(features, labels, classes, l2)
+        expected = objective_by_hand(kernel, bias, features, labels, l2)
+        ours = solved.kernel[number].astype(np.float64), solved.bias[number].astype(np.float64)
+        assert objective_by_hand(*ours, features, labels, l2) == pytest.approx(expected, rel=1e-5)
+        assert solved.loss[number] == pytest.approx(expected, rel=1e-4)
+        np.testing.assert_allclose(ours[0], kernel, atol=5e-3)
+        assert np.mean((fresh @ ours[0] + ours[1]).argmax(1) == peer.predict(fresh)) >= 0.998
+    assert solved.converged.all()
 
 
-def test_the_objective_by_hand():
-    features, labels = blobs(30, 4, 3, spread=1.0)
-    random = np.random.default_rng(1)
-    kernel, bias = random.normal(size=(4, 3)).astype(np.float32), random.normal(size=3).astype(np.float32)
-    value = linear.objective(linear.Classifier(jnp.asarray(kernel), jnp.asarray(bias)), features, labels, 0.3)
-    assert float(value) == pytest.approx(objective_by_hand(kernel, bias, features, labels, 0.3), rel=1e-5)
+def test_padding_is_no_example():
+    features, labels = blobs(200, 10, 3, spread=2.0)
+    alone = solve(features[:150], labels[:150], 3, [1e-2])
+    weights = (np.arange(200) < 150).astype(np.float32)
+    padded = solve(features, labels, 3, [1e-2], weights=weights)
+    np.testing.assert_allclose(padded.kernel, alone.kernel, atol=1e-4)
+    np.testing.assert_allclose(padded.loss, alone.loss, rtol=1e-5)
 
 
-def test_says_when_it_did_not_converge():
+def test_reports_which_fits_converged():
     features, labels = blobs(400, 20, 5, spread=2.0)
-    _, count, converged = minimize(features, labels, 5, 1e-4, iterations=3)
-    assert count == 3
-    assert not converged
-    _, count, converged = minimize(features, labels, 5, 1e-4)
-    assert 3 < count < 500
-    assert converged
+    solved = solve(features, labels, 5, [10.0, 1e-4], iterations=8, tolerance=1e-4)
+    assert solved.converged.tolist() == [True, False]
+    assert solved.iterations[0] < solved.iterations[1] == 8
+    assert 8 < solve(features, labels, 5, [1e-4]).iterations[0] < 100
 
 
-def test_standardize_looks_at_train_only():
+def test_more_dimensions_than_examples():
+    features, labels = blobs(40, 100, 3, spread=3.0)
+    solved = solve(features, labels, 3, [1e-2])
+    _, kernel, bias = scikit_learns(features, labels, 3, 1e-2)
+    assert solved.converged.all()
+    assert solved.loss[0] == pytest.approx(objective_by_hand(kernel, bias, features, labels, 1e-2), rel=1e-4)
+
+
+def test_standardization_looks_at_train_only():
     features = np.random.default_rng(0).normal(3, [1, 10, 0], size=(50, 3)).astype(np.float32)
     features[40:] += 100
-    prepared = linear.standardize(features, np.arange(40))
+    mean, scale = linear.statistics(features, np.arange(40))
+    prepared = (features - mean) * scale
     np.testing.assert_allclose(prepared[:40].mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(prepared[:40].std(axis=0), [1, 1, 0], atol=1e-5)
     np.testing.assert_allclose(prepared[40:, 2], 100, atol=1e-4)
-    assert prepared.dtype == np.float32
 
 
-def evaluate(features, labels, classes, split, l2=(1e-4, 1e-2, 1.0)):
-    predicted, fitted = linear.fit_and_select(features, labels, classes, split, l2=l2, iterations=300, tolerance=1e-5)
-    return {"test": metrics.accuracy(predicted, labels[split.test]), **fitted}
+def evaluate(features, labels, classes, splits, *, l2=(1e-4, 1e-2, 1.0), refit=False, primary="accuracy"):
+    dataset = dataset_of(labels, classes)
+    evaluator = LinearEvaluator(
+        lambda encoders: (features, dataset),
+        lambda dataset: splits,
+        primary=primary,
+        refit=refit,
+        l2=l2,
+        iterations=300,
+        tolerance=1e-5,
+    )
+    return evaluator, evaluator.run(None)
 
 
-def test_the_penalty_is_chosen_on_validation_and_the_strongest_wins_a_tie():
+def thirds(count: int, seed: int = 0) -> Split:
+    return Split(seed, *np.split(np.arange(count), 3))
+
+
+def test_the_strongest_penalty_wins_a_tie():
     features, labels = blobs(300, 5, 3, spread=0.05)
-    split = Split(0, np.arange(100), np.arange(100, 200), np.arange(200, 300))
-    result = evaluate(features, labels, 3, split)
-    assert [one["validation"] for one in result["sweep"]] == [1.0, 1.0, 1.0]
-    assert result["l2"] == 1.0
-    assert result["test"] == 1.0
-    # Noise features: what was learned by heart with a weak penalty hurts on validation, and test has no say in it.
+    evaluator, values = evaluate(features, labels, 3, [thirds(300)])
+    (outcome,) = evaluator.outcomes
+    assert [row["validation"] for row in outcome.sweep] == [1.0, 1.0, 1.0]
+    assert outcome.sweep[outcome.selected]["settings"] == {"l2": 1.0}
+    assert values["accuracy"] == 1.0
+    assert evaluator.selection()["grid"] == {"l2": [1.0, 1e-2, 1e-4]}
+
+
+def test_validation_selects_and_test_has_no_say():
+    # Noise features: a weak penalty overfits.
     features, labels = blobs(240, 60, 2, spread=6.0)
-    split = Split(0, np.arange(80), np.arange(80, 160), np.arange(160, 240))
-    result = evaluate(features, labels, 2, split)
-    best = max(one["validation"] for one in result["sweep"])
-    assert result["validation"] == best
-    assert result["l2"] == max(one["l2"] for one in result["sweep"] if one["validation"] == best)
-    labels_of_test_changed = labels.copy()
-    labels_of_test_changed[160:] = 1 - labels[160:]
-    other = evaluate(features, labels_of_test_changed, 2, split)
-    assert other["sweep"] == result["sweep"]
-    assert other["test"] == pytest.approx(1 - result["test"])
+    evaluator, values = evaluate(features, labels, 2, [thirds(240)])
+    (outcome,) = evaluator.outcomes
+    best = max(row["validation"] for row in outcome.sweep)
+    selected = outcome.sweep[outcome.selected]
+    assert selected["validation"] == best
+    assert selected["settings"]["l2"] == max(
+        row["settings"]["l2"] for row in outcome.sweep if row["validation"] == best
+    )
+    assert selected["test"] == values["accuracy"]
+    changed = labels.copy()
+    changed[160:] = 1 - labels[160:]
+    other, swapped = evaluate(features, changed, 2, [thirds(240)])
+    assert other.outcomes[0].selected == outcome.selected
+    assert swapped["accuracy"] == pytest.approx(1 - values["accuracy"])
 
 
-def test_the_sweep_matches_a_fresh_start():
+def test_splits_that_are_solved_together_equal_those_that_are_solved_alone(monkeypatch):
     features, labels = blobs(300, 10, 4, spread=2.0)
-    split = Split(0, np.arange(200), np.arange(200, 250), np.arange(250, 300))
-    swept = evaluate(features, labels, 4, split)["sweep"]
-    for one in swept:
-        assert evaluate(features, labels, 4, split, l2=[one["l2"]])["validation"] == one["validation"]
-        assert one["converged"]
+    random = np.random.default_rng(0)
+    parts = [random.permutation(300) for _ in range(3)]
+    # Of different sizes.
+    splits = [Split(n, order[: 150 + n], order[200:250], order[250:]) for n, order in enumerate(parts)]
+    together, _ = evaluate(features, labels, 4, splits)
+    monkeypatch.setattr(linear, "_MAX_BYTES", 1)
+    alone, _ = evaluate(features, labels, 4, splits)
+    for one, other in zip(together.outcomes, alone.outcomes, strict=True):
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+
+
+def test_refit_uses_validation_for_the_reported_classifier():
+    features, labels = blobs(300, 10, 3, spread=2.0)
+    split = thirds(300)
+    evaluator, _ = evaluate(features, labels, 3, [split], l2=[1e-2], refit=True)
+    both = np.arange(200)
+    mean, scale = linear.statistics(features, both)
+    _, kernel, bias = scikit_learns((features[both] - mean) * scale, labels[both], 3, 1e-2)
+    expected = heads.probabilities(heads.Head(kernel, bias, mean, scale), features[split.test])
+    np.testing.assert_allclose(evaluator.outcomes[0].scores, expected, atol=2e-3)
+    # The sweep is of classifiers that did not see validation.
+    without, _ = evaluate(features, labels, 3, [split], l2=[1e-2])
+    assert evaluator.outcomes[0].sweep == without.outcomes[0].sweep
+    assert np.abs(evaluator.outcomes[0].scores - without.outcomes[0].scores).max() > 0.01
+
+
+def test_a_head_is_read_as_it_was_written(tmp_path):
+    random = np.random.default_rng(0)
+    head = heads.Head(*(random.normal(size=shape).astype(np.float32) for shape in ((5, 3), 3, 5, 5)))
+    heads.write(tmp_path / "head.safetensors", head)
+    features = random.normal(size=(4, 5)).astype(np.float32)
+    loaded = heads.read(tmp_path / "head.safetensors")
+    np.testing.assert_array_equal(heads.logits(loaded, features), heads.logits(head, features))
+    expected = ((features - head.mean) * head.scale) @ head.kernel + head.bias
+    np.testing.assert_allclose(heads.logits(head, features), expected, rtol=1e-5)

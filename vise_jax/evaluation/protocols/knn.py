@@ -1,5 +1,6 @@
 """kNN classification of features. It fits nothing, and is cheap enough to run during training."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,47 +8,115 @@ import numpy as np
 from vise_jax import config as vise_config
 from vise_jax.data import datasets
 from vise_jax.data import images as data_images
-from vise_jax.evaluation import metrics, splits
-from vise_jax.evaluation.splits import SplitSettings
+from vise_jax.data.datasets import Dataset
+from vise_jax.evaluation import metrics, outcomes, splits
+from vise_jax.evaluation.encoders import Encoders
+from vise_jax.evaluation.results import Selection
+from vise_jax.evaluation.splits import Split, SplitSettings
 from vise_jax.preprocessing import Preprocessing
+from vise_jax.similarity import unit_rows
 from vise_jax.training.evaluators import Features, Probe
 
 # Rows of similarities in memory at a time.
 _ROWS = 1024
 
 
-def predict(
-    train: np.ndarray, labels: np.ndarray, test: np.ndarray, classes: int, *, k: int, temperature: float
+def votes(
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, classes: int, *, k: Sequence[int], temperature: float
 ) -> np.ndarray:
-    """Classify by a weighted vote of the k nearest neighbors (Wu et al. 2018, Sec. 3.4).
+    """Return the fraction of weighted votes of the k nearest neighbors for each class (Wu et al. 2018, Sec. 3.4).
 
     Args:
         train: float32 [N, D], features.
         labels: int32 [N], classes of the rows of `train`.
         test: float32 [M, D], features to classify.
-        classes: number of classes.
-        k: number of neighbors. A `k` above N is N.
+        classes: number of classes, C.
+        k: numbers of neighbors, Q of them. A number above N is N.
         temperature: a neighbor of cosine similarity s has exp(s / temperature) votes.
 
     Returns:
-        The class with most votes for each row of `test`, int64 [M]; the first one of a tie.
+        float64 [Q, M, C].
     """
-    train, test = _unit(train), _unit(test)
-    k = min(k, len(train))
-    predicted = np.empty(len(test), np.int64)
+    train, test = unit_rows(train), unit_rows(test)
+    largest = min(max(k), len(train))
+    shares = np.zeros((len(k), len(test), classes))
     for start in range(0, len(test), _ROWS):
         similarity = test[start : start + _ROWS] @ train.T
-        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        votes = np.exp((np.take_along_axis(similarity, nearest, axis=1) - 1) / temperature)
-        tally = np.zeros((len(similarity), classes))
-        np.add.at(tally, (np.arange(len(similarity))[:, None], labels[nearest]), votes)
-        predicted[start : start + _ROWS] = tally.argmax(axis=1)
-    return predicted
+        nearest = np.argpartition(-similarity, largest - 1, axis=1)[:, :largest]
+        of_nearest = np.take_along_axis(similarity, nearest, axis=1)
+        order = np.argsort(-of_nearest, axis=1, kind="stable")
+        nearest, of_nearest = (np.take_along_axis(array, order, axis=1) for array in (nearest, of_nearest))
+        # The nearest neighbor has weight 1, so that no weight overflows and their sum is not 0.
+        weights = np.exp((of_nearest - of_nearest[:, :1]).astype(np.float64) / temperature)
+        rows = np.arange(len(similarity))[:, None]
+        for number, neighbors in enumerate(k):
+            tally = np.zeros((len(similarity), classes))
+            np.add.at(tally, (rows, labels[nearest[:, :neighbors]]), weights[:, :neighbors])
+            shares[number, start : start + _ROWS] = tally / tally.sum(axis=1, keepdims=True)
+    return shares
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.maximum(norms, np.finfo(np.float32).tiny)
+class KNNEvaluator:
+    """Evaluate an encoder by weighted kNN classification of its features.
+
+    For each split, the number of neighbors that is best on validation is reported on test; of equal ones the first.
+
+    Args:
+        extract: from encoders to their features of the dataset, float32 [N, D], and the dataset.
+        divide: from the dataset to its splits.
+        primary: name of the metric that selects, one of `metrics.METRICS`.
+        k: numbers of neighbors.
+        temperature: see `votes`.
+
+    Attributes:
+        outcomes: of the last run, one per split.
+    """
+
+    def __init__(
+        self,
+        extract: Callable[[Encoders], tuple[np.ndarray, Dataset]],
+        divide: Callable[[Dataset], list[Split]],
+        *,
+        primary: str,
+        k: Sequence[int],
+        temperature: float,
+    ):
+        self._extract, self._divide, self._primary = extract, divide, primary
+        self._k, self._temperature = tuple(k), temperature
+        self.outcomes: list[outcomes.Outcome] = []
+
+    def run(self, state: Encoders) -> dict[str, float]:
+        """Return the mean of each metric over the splits."""
+        features, dataset = self._extract(state)
+        metric, labels = metrics.METRICS[self._primary], dataset.labels
+        self.outcomes = []
+        for split in self._divide(dataset):
+            rows = np.concatenate([split.validation, split.test])
+            shares = votes(
+                features[split.train],
+                labels[split.train],
+                features[rows],
+                len(dataset.classes),
+                k=self._k,
+                temperature=self._temperature,
+            )
+            validation, test = np.split(shares, [len(split.validation)], axis=1)
+            sweep: list[outcomes.SweepRow] = [
+                {
+                    "settings": {"k": k},
+                    "validation": metric(validation[number], labels[split.validation]),
+                    "test": metric(test[number], labels[split.test]),
+                    "details": {},
+                }
+                for number, k in enumerate(self._k)
+            ]
+            selected = outcomes.best(sweep)
+            self.outcomes.append(outcomes.Outcome(split, test[selected].astype(np.float32), sweep, selected))
+        return outcomes.means(self.outcomes, dataset)
+
+    def selection(self) -> Selection:
+        """Describe how the reported numbers of neighbors were selected."""
+        return outcomes.selection(self.outcomes, self._primary)
 
 
 def make_probe(
@@ -60,7 +129,7 @@ def make_probe(
         preprocessing: `resize`, `crop` and `interpolation` of the images.
         batch_size: number of images that the encoder gets at a time. The last batch is padded with black images.
         k: number of neighbors.
-        temperature: see `predict`.
+        temperature: see `votes`.
 
     Returns:
         From a function of images, uint8 [batch_size, S, S, 3], to features, float32 [batch_size, D], to
@@ -88,14 +157,14 @@ def make_probe(
             padding = np.zeros((batch_size - len(batch), *batch.shape[1:]), np.uint8)
             rows.append(encode(np.concatenate([batch, padding]))[: len(batch)])
         features = np.concatenate(rows)
-        predictions = predict(
+        shares = votes(
             features[split.train],
             dataset.labels[split.train],
             features[split.test],
             len(dataset.classes),
-            k=k,
+            k=[k],
             temperature=temperature,
         )
-        return {"knn_accuracy": metrics.accuracy(predictions, dataset.labels[split.test])}
+        return {"knn_accuracy": metrics.accuracy(shares[0], dataset.labels[split.test])}
 
     return probe

@@ -1,0 +1,159 @@
+"""The datasets of the paper's downstream tasks, in the layouts that their authors distribute (Sec. 4.2)."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from vise_jax.data import datasets
+from vise_jax.data.datasets import Dataset
+from vise_jax.data.listing import ImageFile, file_inside, list_images
+from vise_jax.errors import UserError
+
+# Classes of Hateful Memes by their label in the files.
+_MEME_CLASSES = {0: "not_hateful", 1: "hateful"}
+
+
+def open_unbiased_emotion(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dataset:
+    """Open UnbiasedEmotion (Panda et al. 2018): `images/EMOTION/OBJECT/*`, or the directory `images` itself.
+
+    The class is the emotion. There is no official split.
+
+    Raises:
+        UserError: an image outside of the emotions' directories, an emotion without images, a single emotion.
+    """
+    path, roots = Path(path), [Path(root) for root in link_roots]
+    root = path / "images" if (path / "images").is_dir() else path
+    files, directories = list_images(root, roots)
+    labels = {name: name.split("/")[0] for name in files}
+    if outside := sorted(name for name in files if "/" not in name):
+        raise UserError(f"The image {outside[0]} in {root} is in no directory of an emotion: move it into one.")
+    if empty := sorted({name for name in directories if "/" not in name} - set(labels.values())):
+        raise UserError(f"The class directory {empty[0]} in {root} holds no images: fill it or delete it.")
+    return datasets.build(path, files, labels)
+
+
+def open_politics(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dataset:
+    """Open Politics (Thomas & Kovashka 2019): a CSV file with the columns `image`, `label` (left, right) and `split`.
+
+    Args:
+        path: the file, or a directory with `politics.csv`. docs/datasets.md says how to make it.
+        link_roots: directories that links may point into.
+
+    Raises:
+        UserError: no such file or no column `split`, or another label; see `datasets.open_labeled`.
+    """
+    path = Path(path)
+    file = path / "politics.csv" if path.is_dir() else path
+    _require(file, "a CSV file with the columns image, label and split")
+    dataset = datasets.open_labeled(file, link_roots)
+    if dataset.splits is None:
+        raise UserError(f"{file} has no column 'split': Politics has an official train and test split.")
+    if dataset.classes != ("left", "right"):
+        raise UserError(f"{file} has the labels {', '.join(dataset.classes)}: Politics has left and right.")
+    return dataset
+
+
+def open_hateful_memes(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dataset:
+    """Open Hateful Memes, phase 1 (Kiela et al. 2020): `train.jsonl`, `dev.jsonl` or `dev_seen.jsonl`, and `img/`.
+
+    The official validation set is what the paper reports on (Sec. 4.2), so that it is the test split here. `dev.jsonl`
+    is read if both are there. `test.jsonl` has no labels and is not read.
+
+    Raises:
+        UserError: a missing file, a line that is no meme, a label other than 0 and 1, or an image that is listed twice.
+    """
+    path = Path(path)
+    validation = path / "dev.jsonl"
+    if not validation.is_file():
+        validation = path / "dev_seen.jsonl"
+    lines = {"train": path / "train.jsonl", "test": validation}
+    files: dict[str, ImageFile] = {}
+    labels: dict[str, str] = {}
+    splits: dict[str, str] = {}
+    texts: dict[str, str] = {}
+    for split, file in lines.items():
+        _require(file, "one meme per line")
+        for number, meme in enumerate(_json_lines(file), start=1):
+            name, label, text = (meme.get(key) for key in ("img", "label", "text"))
+            if not isinstance(name, str) or not isinstance(text, str):
+                raise UserError(f"{file} has no 'img' or no 'text' in line {number}: get the file again.")
+            if label not in _MEME_CLASSES:
+                raise UserError(f"{file} has the label {label!r} in line {number}: Hateful Memes has 0 and 1.")
+            if name in files:
+                raise UserError(f"{path} names the image {name} twice, the second time in {file.name}: drop a line.")
+            files[name] = file_inside(path, name, file, link_roots, must_exist=False)
+            labels[name], splits[name], texts[name] = _MEME_CLASSES[label], split, text
+    return datasets.build(path, files, labels, splits, texts)
+
+
+def open_cub(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dataset:
+    """Open CUB-200-2011 (Wah et al. 2011).
+
+    Args:
+        path: the directory with `images.txt`, `image_class_labels.txt`, `train_test_split.txt` and `images/`, and
+            perhaps `classes.txt`; or one that has it as its subdirectory `CUB_200_2011`.
+        link_roots: directories that links may point into.
+
+    Raises:
+        UserError: a missing file, files that list different images, or a line with another number of words.
+    """
+    path = Path(path)
+    root = path / "CUB_200_2011" if (path / "CUB_200_2011").is_dir() else path
+    names, labels, is_train = (
+        _table(root / name) for name in ("images.txt", "image_class_labels.txt", "train_test_split.txt")
+    )
+    if not names.keys() == labels.keys() == is_train.keys():
+        raise UserError(
+            f"{root} lists different images in images.txt, image_class_labels.txt and train_test_split.txt: get them "
+            "again."
+        )
+    classes = _table(root / "classes.txt") if (root / "classes.txt").is_file() else {}
+    if unknown := sorted(set(labels.values()) - classes.keys()) if classes else []:
+        raise UserError(f"{root / 'image_class_labels.txt'} has the class {unknown[0]}, which classes.txt lacks.")
+    # Without classes.txt, the directory of an image has the name of its class.
+    of_image = {key: classes.get(label) or name.split("/")[0] for (key, label), name in _zip(labels, names)}
+    files = {
+        name: file_inside(root / "images", name, root / "images.txt", link_roots, must_exist=False)
+        for name in names.values()
+    }
+    split = {name: "train" if is_train[key] == "1" else "test" for key, name in names.items()}
+    return datasets.build(path, files, {names[key]: label for key, label in of_image.items()}, split)
+
+
+def _zip(labels: Mapping[str, str], names: Mapping[str, str]) -> list[tuple[tuple[str, str], str]]:
+    return [((key, label), names[key]) for key, label in labels.items()]
+
+
+def _table(path: Path) -> dict[str, str]:
+    """Read lines `KEY VALUE`."""
+    _require(path, "two words per line")
+    rows = [line.split() for line in _text(path).splitlines() if line.strip()]
+    if wrong := [number for number, row in enumerate(rows, start=1) if len(row) != 2]:
+        raise UserError(f"{path} has no two words in line {wrong[0]}: get the file again.")
+    return dict(rows)
+
+
+def _json_lines(path: Path) -> list[dict[str, object]]:
+    memes = []
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        if line.strip():
+            try:
+                meme = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path} is no JSON in line {number}: get the file again.") from error
+            if not isinstance(meme, dict):
+                raise UserError(f"{path} holds no object in line {number}: get the file again.")
+            memes.append(meme)
+    return memes
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read as UTF-8: get the file again.") from error
+
+
+def _require(path: Path, content: str) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} is missing: it needs {content}, see docs/datasets.md.")

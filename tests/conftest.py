@@ -20,13 +20,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vise_jax import artifact, models
+from vise_jax import artifact, models, variables
 from vise_jax.data import shards
 from vise_jax.encoder import Encoder
 from vise_jax.engagement import Labeler
 from vise_jax.engagement.comments import CommentEncoder
 from vise_jax.models import resnet
 from vise_jax.preprocessing import Preprocessing
+from vise_jax.text_encoder import TextEncoder
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -121,3 +122,26 @@ def trained(labeler) -> Encoder:
         provenance={"trained": {"labeler": labeler.fingerprint}},
         license="<b>CC0</b>",
     )
+
+
+WORDS = ["<s>", "<pad>", "</s>", "<unk>", *(f"w{number}" for number in range(28))]
+
+
+@pytest.fixture(scope="session")
+def text_encoder() -> TextEncoder:
+    """A transformer of one layer with random weights, for texts of the words w0 to w27, up to 16 tokens."""
+    from tokenizers import Tokenizer, pre_tokenizers, processors
+    from tokenizers.models import WordLevel
+
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    sizes = {"layers": 1, "width": 16, "attention_heads": 2, "intermediate_width": 16, "vocabulary": 32}
+    sizes |= {"positions": 18, "segments": 1, "first_position": 2, "epsilon": 1e-5}
+    architecture = models.resolve("transformer", **sizes, pooling="mean", unit_length=False)
+    weights = variables.of_model(models.build(**architecture, seed=2))
+    # Larger embeddings than of a new network, so that texts differ.
+    weights["embeddings/word_embeddings/embedding"] *= 20
+    return TextEncoder(architecture, weights, tokenizer.to_str().encode(), 16, {}, "CC0")

@@ -82,7 +82,7 @@ def describe_counts(task: Task, dataset: Dataset) -> str:
         return ""
 
     def words(numbers: Mapping[str, int], classes: int | None) -> str:
-        of_splits = ", ".join(f"{number:,} {name}" for name, number in numbers.items())
+        of_splits = " and ".join(f"{number:,}{'' if name == 'all' else f' {name}'}" for name, number in numbers.items())
         return f"{of_splits} examples of {classes} classes"
 
     return (

@@ -203,7 +203,9 @@ def run_killed(command: list[str], after: float) -> None:
 
 
 @pytest.mark.slow
-def test_killed_runs_end_in_the_same_bits(encoder, pictures, tmp_path):
+def test_killed_runs_end_in_the_same_bits(pictures, tmp_path):
+    encoder = tmp_path / "run" / "encoder"
+    make_encoder(name="resnet18", width=4).save(encoder)
     words = ["--config", "configs/eval.py:folder,finetune", "--encoder", encoder, "--data", pictures]
     words += ["--config.splits=1", "--config.finetune.batch_size=8", "--config.finetune.epochs=12"]
     words += ["--config.finetune.learning_rates=(0.1,0.5)", "--config.finetune.weight_decays=(1e-3,)"]

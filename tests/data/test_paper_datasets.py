@@ -1,0 +1,135 @@
+"""Datasets in their authors' layouts, and what is refused."""
+
+import json
+import shutil
+
+import miniatures
+import pytest
+
+from vise_jax.data import paper_datasets
+from vise_jax.data.paper_datasets import open_cub, open_hateful_memes, open_politics, open_unbiased_emotion
+from vise_jax.errors import UserError
+
+
+def test_unbiased_emotion(tmp_path):
+    dataset = open_unbiased_emotion(miniatures.unbiased_emotion(tmp_path / "data"))
+    assert (len(dataset), dataset.classes, dataset.splits) == (72, miniatures.EMOTIONS, None)
+    assert dataset.names[0] == "anger/car/anger_1.jpg"
+    directly = open_unbiased_emotion(tmp_path / "data" / "images")
+    assert (directly.names, directly.labels.tolist()) == (dataset.names, dataset.labels.tolist())
+
+
+def test_politics(tmp_path):
+    dataset = open_politics(miniatures.politics(tmp_path))
+    assert (dataset.classes, dataset.splits.count("train"), dataset.splits.count("test")) == (("left", "right"), 30, 12)
+
+
+@pytest.mark.parametrize("dev", ["dev.jsonl", "dev_seen.jsonl"])
+def test_hateful_memes(tmp_path, dev):
+    dataset = open_hateful_memes(miniatures.hateful_memes(tmp_path, dev))
+    assert (dataset.splits.count("train"), dataset.splits.count("test")) == (40, 12)
+    by_name = {name: number for number, name in enumerate(dataset.names)}
+    meme = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[1])
+    number = by_name[meme["img"]]
+    assert dataset.texts[number] == meme["text"]
+    assert dataset.classes[dataset.labels[number]] == "hateful"
+    assert dataset.read(number) == (tmp_path / meme["img"]).read_bytes()
+
+
+def test_cub(tmp_path):
+    dataset = open_cub(miniatures.cub(tmp_path))
+    assert dataset.classes == ("001.Bird_0", "002.Bird_1", "003.Bird_2", "004.Bird_3")
+    assert (dataset.splits.count("train"), dataset.splits.count("test")) == (48, 16)
+    (tmp_path / "CUB_200_2011" / "classes.txt").unlink()
+    without = open_cub(tmp_path / "CUB_200_2011")
+    assert without.labels.tolist() == dataset.labels.tolist()
+
+
+def edit(path, number, text):
+    lines = path.read_text().splitlines()
+    lines[number] = text
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda d: (d / "dev_seen.jsonl").unlink(), r"dev_seen\.jsonl is missing: it needs one meme per line"),
+        (lambda d: edit(d / "train.jsonl", 4, "{"), r"train\.jsonl is no JSON in line 5"),
+        (lambda d: edit(d / "train.jsonl", 4, "[]"), r"train\.jsonl holds no object in line 5"),
+        (lambda d: edit(d / "train.jsonl", 4, '{"img": "a.png"}'), r"no 'img' or no 'text' in line 5"),
+        (lambda d: edit(d / "train.jsonl", 4, '{"img": "a", "text": "b", "label": 7}'), "the label 7 in line 5"),
+        (
+            lambda d: edit(d / "train.jsonl", 4, '{"img": "../a.png", "text": "b", "label": 1}'),
+            "paths must be relative and stay in its directory",
+        ),
+        (
+            lambda d: edit(d / "dev_seen.jsonl", 4, '{"img": "img/t0001.png", "text": "b", "label": 1}'),
+            r"names the image img/t0001\.png twice, the second time in dev_seen",
+        ),
+        (
+            lambda d: (d / "train.jsonl").write_text(
+                (d / "train.jsonl").read_text().replace('"label": 1', '"label": 0')
+            ),
+            "hateful has images for test but none for train",
+        ),
+    ],
+)
+def test_memes_that_are_refused(tmp_path, break_it, message):
+    directory = miniatures.hateful_memes(tmp_path / "memes")
+    break_it(directory)
+    with pytest.raises(UserError, match=message):
+        open_hateful_memes(directory)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda d: (d / "train_test_split.txt").unlink(), r"train_test_split\.txt is missing: it needs two words"),
+        (lambda d: edit(d / "images.txt", 2, "3"), r"images\.txt has no two words in line 3"),
+        (lambda d: edit(d / "images.txt", 2, "999 a.jpg"), "lists different images"),
+        (lambda d: edit(d / "image_class_labels.txt", 2, "3 77"), r"has the class 77, which classes\.txt lacks"),
+        (lambda d: (d / "images.txt").write_bytes(b"\xff\xfe\x00"), "can't be read as UTF-8"),
+    ],
+)
+def test_birds_that_are_refused(tmp_path, break_it, message):
+    directory = miniatures.cub(tmp_path)
+    break_it(directory / "CUB_200_2011")
+    with pytest.raises(UserError, match=message):
+        open_cub(directory)
+
+
+def test_emotions_that_are_refused(tmp_path):
+    directory = miniatures.unbiased_emotion(tmp_path)
+    (directory / "images" / "awe").mkdir()
+    with pytest.raises(UserError, match=r"class directory awe in .* holds no images"):
+        open_unbiased_emotion(directory)
+    (directory / "images" / "awe").rmdir()
+    shutil.copy(next(directory.rglob("*.jpg")), directory / "images" / "stray.jpg")
+    with pytest.raises(UserError, match=r"stray\.jpg in .* is in no directory of an emotion"):
+        open_unbiased_emotion(directory)
+
+
+def test_politics_that_are_refused(tmp_path):
+    directory = miniatures.politics(tmp_path)
+    path = directory / "politics.csv"
+    text = path.read_text()
+    path.write_text(text.replace("right", "wrong"))
+    with pytest.raises(UserError, match="has the labels left, wrong"):
+        open_politics(directory)
+    path.write_text("\n".join(line.rpartition(",")[0] for line in text.splitlines()))
+    with pytest.raises(UserError, match="no column 'split'"):
+        open_politics(directory)
+    path.unlink()
+    with pytest.raises(UserError, match=r"politics\.csv is missing: .*docs/datasets\.md"):
+        open_politics(directory)
+
+
+def test_a_missing_image_is_an_error_when_it_is_read(tmp_path):
+    directory = miniatures.hateful_memes(tmp_path / "memes")
+    (directory / "img" / "t0002.png").unlink()
+    dataset = open_hateful_memes(directory)
+    assert len(dataset) == 52
+    with pytest.raises(UserError, match=r"The image img/t0002\.png in memes is missing"):
+        dataset.read(dataset.names.index("img/t0002.png"))
+    assert paper_datasets.open_hateful_memes(directory).fingerprint == dataset.fingerprint

@@ -315,6 +315,8 @@ FINETUNE: Section = {
     "augment": ("crop_flip", one_of("crop_flip", "flip", "center")),
     "crop_area": ((0.08, 1.0), (lambda value: _is_range(value) and value[1] <= 1, "two fractions, the smaller first")),
     "crop_ratio": ((3 / 4, 4 / 3), (_is_range, "two ratios, the smaller first")),
+    # Write the reported weights beside the result, as an encoder with a head `class`; in the setting "image" only.
+    "keep_weights": (False, ANY),
     # Epochs between evaluations on validation; the weights that are best there are tested.
     "evaluate_every": (1.0, POSITIVE),
     # Steps between checkpoints, from which an interrupted run resumes.

@@ -115,7 +115,9 @@ def test_the_seven_settings(protocol, setting, dim, encoder, text_directory, dat
 def test_the_counts_of_the_paper_are_compared(data):
     task = tasks.TASKS["hateful_memes"]
     described = tasks.describe_counts(task, task.open(data["hateful_memes"], ()))
-    assert "has 40 train and 12 test examples of 2 classes; the paper's has 8,500 train and 500 test examples" in described
+    assert (
+        "has 40 train and 12 test examples of 2 classes; the paper's has 8,500 train and 500 test examples" in described
+    )
 
 
 def test_texts_and_encoders_that_do_not_fit(encoder, text_directory, data, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from ml_collections import ConfigDict
 
+import vise_jax
 from vise_jax import artifact
 from vise_jax import config as vise_config
 from vise_jax.data import images as data_images
@@ -65,7 +67,7 @@ def measure(
     """Measure encoders and write the result, or read the result of the same measurement.
 
     Beside the result `NAME.json` lie the test predictions, `NAME.predictions.npz`, and the linear head of each split,
-    `NAME.head-SEED.safetensors`.
+    `NAME.head-SEED.safetensors`. With `finetune.keep_weights`, `NAME.finetuned-NUMBER` is the encoder of each outcome.
 
     Args:
         config: as `vise_jax.config.evaluation()`.
@@ -168,6 +170,12 @@ def measure(
     for outcome in evaluator.outcomes:
         if outcome.head:
             heads.write(heads.path_of(path, outcome.split.seed), outcome.head)
+    if isinstance(evaluator, FinetuneEvaluator) and evaluator.kept:
+        for number, encoder in evaluator.kept.items():
+            directory = path.with_suffix(f".finetuned-{number}")
+            shutil.rmtree(directory, ignore_errors=True)
+            about = {"result": path.name, "of": encoders.fingerprint, "vise_jax": vise_jax.__version__}
+            dataclasses.replace(encoder, provenance={"fine_tuned": about, "from": encoder.provenance}).save(directory)
     results.write(path, result)
     if isinstance(evaluator, FinetuneEvaluator):
         evaluator.clear()
@@ -249,6 +257,7 @@ def _finetune(context: _Context) -> FinetuneEvaluator:
         primary=context.task.primary,
         refit=context.task.refit,
         frozen_text=context.setting.frozen_text,
+        keep_weights=section.keep_weights and not context.setting.text,
         grid=Grid(section.learning_rates, section.weight_decays, section.seeds, config.seed),
         settings=Settings(*(section[field.name] for field in dataclasses.fields(Settings))),
         augmentation=Augmentation(section.augment, tuple(section.crop_area), tuple(section.crop_ratio)),

@@ -181,7 +181,7 @@ class FineTuner:
             make_step=make_step,
         )
         if measure:
-            return safetensors.numpy.load((workdir / _BEST).read_bytes())
+            return read_weights(workdir / _BEST)
         return {name: np.asarray(value) for name, value in variables.of_model(model).items()}
 
     def predict(self, weights: Weights) -> Callable[[Batch], np.ndarray]:
@@ -262,10 +262,19 @@ class _BestEvaluator:
                 best = float(file.metadata()["validation"])
         if value > best:
             flat = {"/".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(weights)}
-            about = {"validation": repr(value), "step": str(int(state.step))}
-            with artifact.atomic_file(self._path) as file:
-                file.write(safetensors.numpy.save(flat, metadata=about))
+            write_weights(self._path, flat, {"validation": repr(value), "step": str(int(state.step))})
         return {"validation": value}
+
+
+def write_weights(path: Path, weights: Weights, about: dict[str, str] | None = None) -> None:
+    """Write weights atomically, as safetensors with metadata."""
+    with artifact.atomic_file(path) as file:
+        file.write(safetensors.numpy.save(weights, metadata=about))
+
+
+def read_weights(path: Path) -> Weights:
+    """Read weights that `write_weights` wrote."""
+    return safetensors.numpy.load(path.read_bytes())
 
 
 def best_step(workdir: Path) -> int:

@@ -1,6 +1,7 @@
 """The fine-tuned protocol: encoders and head train end to end, over a grid of settings (Sec. 4.3)."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import logging
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from vise_jax import artifact
@@ -16,6 +18,7 @@ from vise_jax.data import augmented
 from vise_jax.data import images as data_images
 from vise_jax.data.augmented import Augmentation
 from vise_jax.data.datasets import Dataset
+from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.evaluation import metrics, outcomes
 from vise_jax.evaluation.encoders import Encoders
@@ -60,6 +63,7 @@ class FinetuneEvaluator:
         primary: name of the metric that selects, one of `metrics.METRICS`.
         refit: see above.
         frozen_text: compute the features of texts beforehand.
+        keep_weights: keep the reported weights as encoders with a head `class`; needs images alone.
         grid: the settings to try.
         settings: of each run.
         augmentation: of training images.
@@ -70,6 +74,7 @@ class FinetuneEvaluator:
 
     Attributes:
         outcomes: of the last run, one per split and seed.
+        kept: encoders with the reported weights, by the number of the outcome; empty without `keep_weights`.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class FinetuneEvaluator:
         primary: str,
         refit: bool,
         frozen_text: bool,
+        keep_weights: bool,
         grid: Grid,
         settings: Settings,
         augmentation: Augmentation,
@@ -92,6 +98,7 @@ class FinetuneEvaluator:
     ):
         self._dataset, self._accept, self._divide, self._work = dataset, accept, divide, work
         self._primary, self._refit, self._frozen_text, self._grid = primary, refit, frozen_text, grid
+        self.keep_weights, self.kept = keep_weights, dict[int, Encoder]()
         self._settings, self._augmentation, self._cache = settings, augmentation, cache
         self._batch_size, self._threads, self._max_image_pixels = batch_size, threads, max_image_pixels
         self.outcomes: list[outcomes.Outcome] = []
@@ -121,11 +128,13 @@ class FinetuneEvaluator:
                 settings=self._settings,
             )
             runs = _Runs(self, tuner, state, dataset, columns)
-            self.outcomes = [
-                runs.outcome(split, seed)
-                for split in splits
-                for seed in range(self._grid.seed, self._grid.seed + self._grid.seeds)
-            ]
+            self.outcomes = []
+            for split in splits:
+                for seed in range(self._grid.seed, self._grid.seed + self._grid.seeds):
+                    outcome, weights = runs.outcome(split, seed)
+                    if weights and state.image:
+                        self.kept[len(self.outcomes)] = _encoder(state.image, weights, len(dataset.classes))
+                    self.outcomes.append(outcome)
         return outcomes.means(self.outcomes, dataset)
 
     def selection(self) -> Selection:
@@ -149,6 +158,18 @@ class FinetuneEvaluator:
         return columns, 0
 
 
+def _encoder(start: Encoder, weights: finetune.Weights, classes: int) -> Encoder:
+    """Return an encoder with the weights of a classifier, and its head as the head `class`."""
+    parts = {"image/": "encoder/", "head/": "heads/class/"}
+    renamed = {
+        name.replace(ours, theirs, 1): jnp.asarray(value)
+        for name, value in weights.items()
+        for ours, theirs in parts.items()
+        if name.startswith(ours)
+    }
+    return dataclasses.replace(start, architecture={**start.architecture, "heads": {"class": classes}}, weights=renamed)
+
+
 class _Runs:
     """The runs of a measurement."""
 
@@ -164,34 +185,45 @@ class _Runs:
         self._preprocessing = encoders.preprocessing if encoders.image else None
         self._metric = metrics.METRICS[evaluator._primary]
 
-    def outcome(self, split: Split, seed: int) -> outcomes.Outcome:
-        """Train every setting of the grid, or read what earlier commands trained, and report the best one."""
+    def outcome(self, split: Split, seed: int) -> tuple[outcomes.Outcome, finetune.Weights]:
+        """Train every setting of the grid, or read what earlier commands trained, and report the best one.
+
+        Returns:
+            The outcome, and the reported weights; empty without `keep_weights`.
+        """
         grid, work = self._of._grid, self._of._work
         sweep: list[SweepRow] = []
         scores: list[np.ndarray] = []
         for rate, decay in itertools.product(grid.learning_rates, grid.weight_decays):
-            name = f"split{split.seed}-seed{seed}-rate{rate:g}-decay{decay:g}"
+            name = self._name(split, seed, rate, decay)
             row, of_test = self._cell(work / name, split, seed, rate, decay)
             sweep.append(row)
             scores.append(of_test)
             log.info(f"{name}: {self._of._primary} {row['validation']:.4f} on validation")
         selected = outcomes.best(sweep)
         reported = scores[selected]
+        settings = sweep[selected]["settings"]
+        name = self._name(split, seed, settings["learning_rate"], settings["weight_decay"])
         if self._of._refit:
-            settings = sweep[selected]["settings"]
+            name = f"split{split.seed}-seed{seed}-refit"
             both = Split(split.seed, np.union1d(split.train, split.validation), np.array([], np.int64), split.test)
             _, reported = self._cell(
-                work / f"split{split.seed}-seed{seed}-refit",
+                work / name,
                 both,
                 seed,
                 settings["learning_rate"],
                 settings["weight_decay"],
             )
-        return outcomes.Outcome(split, reported, sweep, selected, variant="")
+        weights = finetune.read_weights(work / f"{name}.safetensors") if self._of.keep_weights else {}
+        return outcomes.Outcome(split, reported, sweep, selected), weights
+
+    def _name(self, split: Split, seed: int, rate: float, decay: float) -> str:
+        return f"split{split.seed}-seed{seed}-rate{rate:g}-decay{decay:g}"
 
     def _cell(self, workdir: Path, split: Split, seed: int, rate: float, decay: float) -> tuple[SweepRow, np.ndarray]:
         """Return the row of the sweep, and the probabilities of the test examples, float32 [M, K]."""
-        path = workdir.with_suffix(".npz")
+        # Names have dots.
+        path = workdir.with_name(f"{workdir.name}.npz")
         if path.is_file():
             with contextlib.suppress(*data_images.DAMAGE, KeyError, EOFError), np.load(path) as arrays:
                 return json.loads(str(arrays["row"])), arrays["scores"]
@@ -232,6 +264,8 @@ class _Runs:
             "test": self._metric(scores, self._dataset.labels[split.test]),
             "details": {"best_step": finetune.best_step(workdir)} if selects else {},
         }
+        if self._of.keep_weights:
+            finetune.write_weights(workdir.with_name(f"{workdir.name}.safetensors"), weights)
         with artifact.atomic_file(path) as file:
             np.savez(file, row=json.dumps(row), scores=scores)
         shutil.rmtree(workdir)

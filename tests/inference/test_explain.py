@@ -1,0 +1,118 @@
+"""Class activation maps: where they are large, and gradients against torch."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from vise_jax import models, variables
+from vise_jax.encoder import Encoder
+from vise_jax.inference.explain import AffineHead, make_explainer, own_head
+from vise_jax.preprocessing import Preprocessing
+
+
+def make_encoder(name: str, side: int, **settings) -> Encoder:
+    architecture = {"name": name, "zero_init_last_bn": False, **settings}
+    preprocessing = Preprocessing.imagenet(side)
+    return Encoder.from_model(
+        models.build(**architecture), architecture=architecture, preprocessing=preprocessing, provenance={}, license="0"
+    )
+
+
+def squares(count: int, side: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gray images with a red or a green square: images, labels, and boxes (top, left, length)."""
+    random = np.random.default_rng(seed)
+    length = side * 2 // 7
+    images = np.full((count, side, side, 3), 128, np.uint8)
+    labels, corners = random.integers(0, 2, count), random.integers(0, side - length, (count, 2))
+    for image, label, (top, left) in zip(images, labels, corners, strict=True):
+        image[top : top + length, left : left + length] = ((220, 30, 30), (30, 220, 30))[label]
+    return images, labels, np.concatenate([corners, np.full((count, 1), length)], axis=1)
+
+
+def fitted_head(features: np.ndarray, labels: np.ndarray) -> AffineHead:
+    mean, scale = features.mean(0), 1 / (features.std(0) + 1e-6)
+    peer = LogisticRegression(C=1e-3).fit((features - mean) * scale, labels)
+    kernel = np.concatenate([-peer.coef_.T, peer.coef_.T], 1) * scale[:, None]
+    bias = np.concatenate([-peer.intercept_, peer.intercept_])
+    return AffineHead(kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32))
+
+
+def fraction_inside(maps: np.ndarray, boxes: np.ndarray, side: int) -> float:
+    """Return how often the center of the largest location is in the square, which has its own and half a cell's rim."""
+    cell = side / maps.shape[1]
+    inside = []
+    for one, (top, left, length) in zip(maps, boxes, strict=True):
+        row, column = np.unravel_index(one.argmax(), one.shape)
+        y, x = (row + 0.5) * cell, (column + 0.5) * cell
+        inside.append(top <= y <= top + length and left <= x <= left + length)
+    return float(np.mean(inside))
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "count"),
+    [
+        pytest.param("resnet18", 224, 40, marks=pytest.mark.slow),
+        pytest.param("resnet50", 224, 40, marks=pytest.mark.slow),
+        pytest.param("clip_resnet50", 224, 40, marks=pytest.mark.slow),
+    ],
+)
+def test_the_maximum_is_inside_the_square(name, side, count):
+    encoder = make_encoder(name, side)
+    images, labels, _ = squares(120, side, seed=0)
+    head = fitted_head(encoder.features(images, 8), labels)
+    images, labels, boxes = squares(count, side, seed=1)
+    explainer = make_explainer(encoder, head)
+    explained = [explainer(images[start : start + 8], None) for start in range(0, count, 8)]
+    logits, maps = (np.concatenate(parts) for parts in zip(*explained, strict=True))
+    assert (logits.argmax(1) == labels).mean() >= 0.95
+    assert fraction_inside(maps, boxes, side) >= 0.95
+
+
+def test_the_mean_of_a_map_is_the_logit():
+    encoder = make_encoder("tiny", 32, width=8, stem="cifar", heads={"comments": 4})
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    explainer = make_explainer(encoder, own_head(encoder, "comments"))
+    for label in range(4):
+        explained = explainer(images, np.full(3, label))
+        np.testing.assert_allclose(explained.maps.mean((1, 2)), explained.logits[:, label], atol=1e-5)
+    predicted = explainer(images, None)
+    np.testing.assert_allclose(predicted.maps.mean((1, 2)), predicted.logits.max(1), atol=1e-5)
+    kernel, bias = (np.asarray(encoder.weights[f"heads/comments/{part}"]) for part in ("kernel", "bias"))
+    np.testing.assert_allclose(predicted.logits, encoder.features(images) @ kernel + bias, atol=1e-5)
+
+
+def test_gradients_through_attention_pooling_are_torchs():
+    torch = pytest.importorskip("torch")
+    encoder = make_encoder("clip_resnet50", 224, width=16)
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (2, 224, 224, 3), np.uint8)
+    head = AffineHead(random.normal(size=(256, 3)).astype(np.float32), random.normal(size=3).astype(np.float32))
+    classes = np.array([2, 0])
+    explained = make_explainer(encoder, head)(images, classes)
+
+    weights = {name: torch.tensor(np.asarray(value)) for name, value in encoder.weights.items()}
+    feature_map = torch.tensor(encoder.feature_map(images), requires_grad=True)
+    tokens = feature_map.reshape(2, 49, 512)
+    tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], 1) + weights["attnpool/positional_embedding"]
+    linear = {
+        name: (weights[f"attnpool/{name}_proj/kernel"].T, weights[f"attnpool/{name}_proj/bias"]) for name in "qkvc"
+    }
+    pooled, _ = torch.nn.functional.multi_head_attention_forward(
+        tokens[:, :1].transpose(0, 1), tokens.transpose(0, 1), tokens.transpose(0, 1), 512, 8, None,
+        torch.cat([linear[name][1] for name in "qkv"]), None, None, False, 0.0, *linear["c"],
+        use_separate_proj_weight=True, need_weights=False,
+        q_proj_weight=linear["q"][0], k_proj_weight=linear["k"][0], v_proj_weight=linear["v"][0],
+    )  # fmt: skip
+    logits = pooled[0] @ torch.tensor(head.kernel) + torch.tensor(head.bias)
+    np.testing.assert_allclose(explained.logits, logits.detach().numpy(), rtol=1e-3, atol=1e-4)
+    logits[torch.arange(2), torch.tensor(classes)].sum().backward()
+    importance = feature_map.grad.mean((1, 2), keepdim=True)
+    expected = torch.relu((importance * feature_map).sum(3)).detach().numpy()
+    np.testing.assert_allclose(explained.maps, expected, rtol=1e-3, atol=1e-3 * expected.max())
+    assert expected.max() > 0
+
+
+def test_the_head_of_a_clip_encoder_has_its_dimension():
+    encoder = make_encoder("clip_resnet50", 224, width=16)
+    assert encoder.feature_dim == 256
+    assert variables.expected(encoder.architecture)["attnpool/c_proj/kernel"].shape == (512, 256)

@@ -25,6 +25,9 @@ _ENCODER = flags.DEFINE_string(
     "encoder", None, "Directory of an image encoder; random:NAME or random:DIRECTORY for an untrained one."
 )
 _TEXT_ENCODER = flags.DEFINE_string("text-encoder", "", "Directory of a text encoder, for settings with text.")
+_LEAK_CHECK = flags.DEFINE_string(
+    "leak-check", "", "Engagement shards: report images that are near-duplicates of their examples."
+)
 _DATA = flags.DEFINE_string("data", None, "The task's data, a directory, a .zip or a .csv file.")
 _OUTPUT = flags.DEFINE_string("output", None, "Directory of the results and of the features.")
 _NAME = flags.DEFINE_string("name", "", "The encoder's name in tables; by default that of its directory.")
@@ -38,7 +41,8 @@ def main(words: list[str]) -> None:
     from vise_jax.evaluation import measure
     from vise_jax.reporting import tables
 
-    result, path = measure.measure(config, _ENCODER.value or "", data, output, _NAME.value, _TEXT_ENCODER.value)
+    shards = Path(_LEAK_CHECK.value) if _LEAK_CHECK.value else None
+    result, path = measure.measure(config, _ENCODER.value or "", data, output, _NAME.value, _TEXT_ENCODER.value, shards)
     tables.show(tables.build([{**result, "file": path.name}]))
     tables.show_metrics(result)
     print(f"written: {path}")

@@ -264,6 +264,10 @@ EVALUATION: Section = {
     "max_corrupt_fraction": (0.0, FRACTION),
     # Directories that symbolic links to images may point into, beside that of the dataset.
     "link_roots": ((), PATHS),
+    # With --leak-check: largest number of differing bits, of 64, between the perceptual hashes of near-duplicates; and
+    # whether evaluation images with a near-duplicate in the shards are left out.
+    "leak_distance": (4, (lambda value: 0 <= value <= 64, "between 0 and 64")),
+    "leave_out_leaks": (False, ANY),
     # Seed of the first split, of random encoders, and of heads and batches of the fine-tuned protocol.
     "seed": (0, NOT_NEGATIVE),
 }

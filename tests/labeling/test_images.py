@@ -16,6 +16,10 @@ from vise_jax.labeling import images
 from vise_jax.posts import BadPost, Post
 
 
+def read(*arguments, **settings) -> bytes:
+    return images.read_image(*arguments, **settings)[0]
+
+
 def encode(kind: str = "JPEG", size: tuple[int, int] = (64, 48), mode: str = "RGB", **options: object) -> bytes:
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
     file = io.BytesIO()
@@ -45,8 +49,8 @@ def bomb(width: int, height: int) -> bytes:
 )
 def test_good_images_come_back_as_they_are(encoded: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(encoded)
-    assert images.read_image(Post("a", "a.jpg", source=tmp_path / "p.jsonl"), 10_000) == encoded
-    assert images.read_image(Post("a", image_bytes=encoded), 10_000) == encoded
+    assert read(Post("a", "a.jpg", source=tmp_path / "p.jsonl"), 10_000) == encoded
+    assert read(Post("a", image_bytes=encoded), 10_000) == encoded
 
 
 @pytest.mark.parametrize(
@@ -69,7 +73,7 @@ def test_good_images_come_back_as_they_are(encoded: bytes, tmp_path: Path) -> No
 )
 def test_invalid_images_have_a_reason(encoded: bytes, reason: str) -> None:
     with pytest.raises(BadPost) as caught:
-        images.read_image(Post("a", image_bytes=encoded), 40_000)
+        read(Post("a", image_bytes=encoded), 40_000)
     assert caught.value.reason == reason
 
 
@@ -77,14 +81,14 @@ def test_a_bomb_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
     for width in (10_000, 30_000):
         with pytest.raises(BadPost, match="image_too_large"):
-            images.read_image(Post("a", image_bytes=bomb(width, 30_000)), 50_000_000)
+            read(Post("a", image_bytes=bomb(width, 30_000)), 50_000_000)
 
 
 def test_a_file_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(encode())
     monkeypatch.setattr(images, "MAX_IMAGE_BYTES", 100)
     with pytest.raises(BadPost, match="image_too_large"):
-        images.read_image(Post("a", "a.jpg", source=tmp_path / "p.jsonl"), 40_000)
+        read(Post("a", "a.jpg", source=tmp_path / "p.jsonl"), 40_000)
 
 
 def test_paths_stay_in_the_directory_of_the_posts(tmp_path: Path) -> None:
@@ -101,10 +105,10 @@ def test_paths_stay_in_the_directory_of_the_posts(tmp_path: Path) -> None:
 
     def reason(image: str | None, link_roots: Sequence[str] = ()) -> str:
         with pytest.raises(BadPost) as caught:
-            images.read_image(Post("a", image, source=directory / "p.jsonl"), 40_000, link_roots=link_roots)
+            read(Post("a", image, source=directory / "p.jsonl"), 40_000, link_roots=link_roots)
         return caught.value.reason
 
-    assert images.read_image(Post("a", "inside.jpg", source=directory / "p.jsonl"), 40_000) == encode()
+    assert read(Post("a", "inside.jpg", source=directory / "p.jsonl"), 40_000) == encode()
     assert reason("outside.jpg") == reason("../secret.jpg") == "image_path_leaves_folder"
     assert reason(str(tmp_path / "secret.jpg")) == "image_path_leaves_folder"
     roots = [str(tmp_path / "cache")]
@@ -113,7 +117,7 @@ def test_paths_stay_in_the_directory_of_the_posts(tmp_path: Path) -> None:
     # A link root is for links, not for paths.
     assert reason("../cache/1", roots) == reason(str(tmp_path / "cache" / "1"), roots) == "image_path_leaves_folder"
     cached = Post("a", "cached.jpg", source=directory / "p.jsonl")
-    assert images.read_image(cached, 40_000, link_roots=roots) == encode()
+    assert read(cached, 40_000, link_roots=roots) == encode()
     assert reason("circle.jpg") == reason("none.jpg") == reason("i") == reason("x" * 5000) == "image_missing"
     assert reason(None) == "no_image"
 
@@ -156,7 +160,7 @@ def transparent_palette() -> bytes:
     ],
 )
 def test_evaluation_and_training_see_the_same_pixels(encoded: bytes) -> None:
-    accepted = images.read_image(Post("a", image_bytes=encoded), 40_000)
+    accepted = read(Post("a", image_bytes=encoded), 40_000)
     pillow, tensorflow = pillow_and_tensorflow(accepted)
     # Decoders of JPEG may round differently.
     assert np.abs(pillow - tensorflow).max() <= (3 if accepted.startswith(formats.JPEG) else 0)
@@ -173,7 +177,7 @@ def test_what_is_accepted_of_cut_files_can_be_decoded(kind: str) -> None:
     encoded = encode(kind)
     for end in np.linspace(len(encoded) - 60, len(encoded), 60).astype(int).tolist():
         try:
-            accepted = images.read_image(Post("a", image_bytes=encoded[:end]), 40_000)
+            accepted = read(Post("a", image_bytes=encoded[:end]), 40_000)
         except BadPost as bad:
             assert bad.reason == "image_truncated"  # noqa: PT017
         else:
@@ -190,7 +194,7 @@ def test_metadata_is_removed_and_pixels_are_not_encoded_again() -> None:
         ("JPEG", {"exif": exif, "comment": b"where we live", "xmp": b"where we live"}),
         ("PNG", {"exif": exif, "pnginfo": text}),
     ):
-        accepted = images.read_image(Post("a", image_bytes=encode(kind, **options)), 40_000)
+        accepted = read(Post("a", image_bytes=encode(kind, **options)), 40_000)
         assert accepted == encode(kind)
 
 
@@ -199,7 +203,7 @@ def test_what_follows_the_end_of_an_image_is_removed() -> None:
     exif[0x010E] = "where we live"
     for options in ({}, {"progressive": True}):
         trailer = encode(exif=exif) + b"where we live"
-        assert images.read_image(Post("a", image_bytes=encode(**options) + trailer), 40_000) == encode(**options)
+        assert read(Post("a", image_bytes=encode(**options) + trailer), 40_000) == encode(**options)
 
 
 def test_previews_in_a_jpeg_are_removed() -> None:
@@ -219,8 +223,8 @@ def test_previews_in_a_jpeg_are_removed() -> None:
         with_segment(plain, 0xE2, b"FPXR\0preview here"),
     )
     for encoded in previews:
-        assert images.read_image(Post("a", image_bytes=encoded), 40_000) == plain
-    assert images.read_image(Post("a", image_bytes=profile), 40_000) == profile
+        assert read(Post("a", image_bytes=encoded), 40_000) == plain
+    assert read(Post("a", image_bytes=profile), 40_000) == profile
 
 
 def test_gray_fractions_are_not_black() -> None:
@@ -235,4 +239,4 @@ def test_a_png_with_a_wrong_checksum_is_rejected() -> None:
     encoded = bytearray(encode("PNG"))
     encoded[encoded.index(b"IDAT") + 200] ^= 1
     with pytest.raises(BadPost, match="image_truncated"):
-        images.read_image(Post("a", image_bytes=bytes(encoded)), 40_000)
+        read(Post("a", image_bytes=bytes(encoded)), 40_000)

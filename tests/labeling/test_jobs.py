@@ -537,7 +537,7 @@ def test_an_input_that_changes_during_the_job(
     labels = make_labels(shard_megabytes=0.004)
     count, original = 0, input_split.read_image
 
-    def read_image(*args: Any) -> bytes:
+    def read_image(*args: Any) -> tuple[bytes, int]:
         nonlocal count
         count += 1
         if count == 15:

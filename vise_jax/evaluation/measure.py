@@ -15,17 +15,18 @@ import vise_jax
 from vise_jax import artifact
 from vise_jax import config as vise_config
 from vise_jax.data import images as data_images
+from vise_jax.data import shards
 from vise_jax.data.augmented import Augmentation
 from vise_jax.data.datasets import Dataset
 from vise_jax.errors import UserError
-from vise_jax.evaluation import heads, outcomes, predictions, results
+from vise_jax.evaluation import heads, leak_check, outcomes, predictions, results
 from vise_jax.evaluation.encoders import Encoders
 from vise_jax.evaluation.outcomes import Outcome
 from vise_jax.evaluation.protocols.finetune import FinetuneEvaluator, Grid
 from vise_jax.evaluation.protocols.knn import KNNEvaluator
 from vise_jax.evaluation.protocols.linear import LinearEvaluator
 from vise_jax.evaluation.protocols.lowshot import LowShotEvaluator
-from vise_jax.evaluation.results import Result, Selection
+from vise_jax.evaluation.results import LeakReport, Result, Selection
 from vise_jax.evaluation.splits import Split, SplitSettings
 from vise_jax.evaluation.tasks import SETTINGS, TASKS, Setting, Task, describe_counts
 from vise_jax.training.finetune import Settings
@@ -63,6 +64,7 @@ def measure(
     output: Path,
     name: str = "",
     text_source: str = "",
+    leak_shards: Path | None = None,
 ) -> tuple[Result, Path]:
     """Measure encoders and write the result, or read the result of the same measurement.
 
@@ -76,6 +78,7 @@ def measure(
         output: directory of results; features are cached in its subdirectory `features`.
         name: of the encoder in tables; "" = derived from `source`.
         text_source: a text encoder's directory; "" in the setting "image".
+        leak_shards: engagement shards to compare the images with, see `leak_check.find`; None = no comparison.
 
     Returns:
         The result, see `results.read`, and the path of its file.
@@ -110,7 +113,11 @@ def measure(
         if "." not in key or key.startswith(f"{config.protocol}.")
     }
     settings = {key: value for key, value in chosen.items() if key not in _FREE_KEYS} | {"setting": setting_name}
-    fingerprint = artifact.fingerprint([results.FORMAT_VERSION, settings, encoders.fingerprint, dataset.fingerprint])
+    leaks = None
+    if leak_shards:
+        dataset, leaks = _check_leaks(config, dataset, leak_shards)
+    parts = [results.FORMAT_VERSION, settings, encoders.fingerprint, dataset.fingerprint, leaks and leaks["shards"]]
+    fingerprint = artifact.fingerprint(parts)
     what = config.protocol if setting_name == "image" else f"{config.protocol}-{setting_name}"
     path = results.path_of(output, config.task, what, name, dataset.title, fingerprint)
     if path.is_file():
@@ -159,6 +166,7 @@ def measure(
             "images": len(used),
             "left_out": {"images": len(left_out), "names": sorted(left_out)[:_MAX_NAMED]},
             "truncated_texts": encoders.count_truncated(used) if setting.text else 0,
+            "leaks": leaks,
             "classes": list(dataset.classes),
             "official_splits": dataset.splits is not None,
         },
@@ -274,6 +282,35 @@ PROTOCOLS: Mapping[str, Callable[[_Context], Evaluator]] = {
     "knn": _knn,
     "lowshot": _lowshot,
 }
+
+
+def _check_leaks(config: ConfigDict, dataset: Dataset, directory: Path) -> tuple[Dataset, LeakReport]:
+    """Return the dataset, without leaks if these are to be left out, and the report."""
+    found = leak_check.find(
+        dataset,
+        directory,
+        max_distance=config.leak_distance,
+        threads=config.threads,
+        max_image_pixels=config.max_image_pixels,
+    )
+    names = [dataset.names[index] for index in found.indices]
+    report: LeakReport = {
+        "images": len(names),
+        "names": names[:_MAX_NAMED],
+        "left_out": config.leave_out_leaks,
+        "compared": found.compared,
+        "examples": found.examples,
+        "shards": shards.read_manifest(directory)["fingerprint"],
+        "max_distance": config.leak_distance,
+    }
+    left_out = ", and left out" if config.leave_out_leaks and names else ""
+    log.warning(
+        f"{len(names):,} of {found.compared:,} images of {dataset.title} are near-duplicates of training examples"
+        f"{left_out}{': ' + ', '.join(names[:_MAX_NAMED]) if names else ''}"
+    )
+    if config.leave_out_leaks and names:
+        dataset = dataset.subset(np.setdiff1d(np.arange(len(dataset)), found.indices))
+    return dataset, report
 
 
 def _check_texts(dataset: Dataset) -> None:

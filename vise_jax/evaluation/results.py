@@ -104,6 +104,28 @@ class LeftOut(TypedDict):
     names: list[str]
 
 
+class LeakReport(TypedDict):
+    """Images with a near-duplicate among training examples; None without a leak check.
+
+    Attributes:
+        images: number of such images.
+        names: the first of them.
+        left_out: whether they are left out of the measurement.
+        compared: number of images that were compared.
+        examples: number of training examples.
+        shards: fingerprint of the shards.
+        max_distance: largest number of differing bits.
+    """
+
+    images: int
+    names: list[str]
+    left_out: bool
+    compared: int
+    examples: int
+    shards: str
+    max_distance: int
+
+
 class DataId(TypedDict):
     """The dataset; `images` examples were used, of which `truncated_texts` have more tokens than the text encoder."""
 
@@ -112,6 +134,7 @@ class DataId(TypedDict):
     images: int
     left_out: LeftOut
     truncated_texts: int
+    leaks: LeakReport | None
     classes: list[str]
     official_splits: bool
 

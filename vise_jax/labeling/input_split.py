@@ -245,8 +245,8 @@ class _Stream:
         return post
 
 
-# Post, split and encoded image.
-_Usable = tuple[Post, str, bytes]
+# Post, split, encoded image and its perceptual hash.
+_Usable = tuple[Post, str, bytes, int]
 
 
 def _batch(
@@ -271,11 +271,11 @@ def _batch(
         if split not in ("train", "validation"):
             continue
         try:
-            encoded = read_image(post, labels.max_image_pixels, labels.transcode_quality, labels.link_roots)
+            encoded, image_hash = read_image(post, labels.max_image_pixels, labels.transcode_quality, labels.link_roots)
         except BadPost as bad:
             reject_log.reject(post.line, bad.reason)
             continue
-        batch.append((post, split, encoded))
+        batch.append((post, split, encoded, image_hash))
         room -= len(encoded)
     return batch
 
@@ -283,8 +283,8 @@ def _batch(
 def _examples(
     batch: list[_Usable], labeler: Labeler, secret: bytes, reject_log: RejectLog
 ) -> Iterator[tuple[str, shards.Example]]:
-    labeled = labeler.label([post for post, _, _ in batch])
-    for (post, split, encoded), label in zip(batch, labeled, strict=True):
+    labeled = labeler.label([post for post, *_ in batch])
+    for (post, split, encoded, image_hash), label in zip(batch, labeled, strict=True):
         if not label.comment_labels and label.reaction_label < 0:
             reject_log.reject(post.line, "no_label")
             continue
@@ -296,6 +296,7 @@ def _examples(
                 "comments/labels": label.comment_labels,
                 "comments/weights": label.comment_weights,
                 "reactions/label": label.reaction_label,
+                "image_hash": image_hash,
             },
         )
 
@@ -309,6 +310,7 @@ def _write(examples: list[shards.Example], output: Path, name: str, split: str) 
         "comment_labels": np.array(list(itertools.chain.from_iterable(labels)), np.int32),
         "comment_counts": np.array(list(map(len, labels)), np.int32),
         "reaction_labels": np.array([example["reactions/label"] for example in examples], np.int32),
+        "image_hashes": np.array([example["image_hash"] for example in examples], np.uint64),
     }
     path = output / f"{name}.tfrecord"
     # A job that was killed between a shard and its record has left the same bytes.

@@ -161,6 +161,7 @@ def without(output: Path, shard: dict[str, Any], gone: set[bytes]) -> dict[str, 
             "comment_labels": table["comment_labels"][np.repeat(keep, table["comment_counts"])],
             "comment_counts": table["comment_counts"][keep],
             "reaction_labels": table["reaction_labels"][keep],
+            **({"image_hashes": table["image_hashes"][keep]} if "image_hashes" in table else {}),
         },
     )
     return {**written, "table": f"{name}.safetensors"}

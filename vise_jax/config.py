@@ -71,8 +71,9 @@ LABELS: Section = {
     # Not in the paper.
     "label_weights": ("set", one_of("set", "count")),
     # Token vectors of phi_C; the paper's are not public. "lsa": truncated SVD of the comments. "word_vectors": a file.
-    # "static": a model2vec directory, with its tokenizer.
-    "comment_encoder": ("lsa", one_of("lsa", "word_vectors", "static")),
+    # "static": a model2vec directory, with its tokenizer. "transformer": sentence embeddings of a text encoder, the
+    # output of `convert.py`; the paper expects better text representations to help (Sec. 5.2).
+    "comment_encoder": ("lsa", one_of("lsa", "word_vectors", "static", "transformer")),
     # The file (word2vec, GloVe or fastText .vec, plain or gzipped) or directory of the vectors; empty for "lsa".
     "vectors": ("", ANY),
     # "idf": weight tokens by inverse document frequency. "none": equal weights, as model2vec. Not in the paper.
@@ -379,7 +380,8 @@ def validate(config: ConfigDict) -> None:
     if "labels" in config and (config.labels.comment_encoder == "lsa") == bool(config.labels.vectors):
         raise UserError(
             f"The config key labels.vectors is {config.labels.vectors!r} with labels.comment_encoder="
-            f"{config.labels.comment_encoder!r}: word_vectors needs a file and static a directory, lsa takes none."
+            f"{config.labels.comment_encoder!r}: word_vectors needs a file, static and transformer a directory, lsa "
+            "takes none."
         )
     if "train_fraction" in config and config.train_fraction + config.validation_fraction >= 1:
         raise UserError("train_fraction and validation_fraction leave nothing for test: lower one of them.")

@@ -20,6 +20,7 @@ from vise_jax.errors import UserError
 from vise_jax.similarity import unit_rows
 from vise_jax.text import static_embeddings, word_vectors
 from vise_jax.text.tokens import Splitter
+from vise_jax.text_encoder import TextEncoder
 
 # Between the tokens of a comment, which hold no control characters.
 SEPARATOR = "\x1f"
@@ -65,9 +66,13 @@ def vectors_sha256(labels: ConfigDict) -> dict[str, str]:
         UserError: one of them can't be read.
     """
     path = Path(labels.vectors)
-    files = {"lsa": [], "word_vectors": [path], "static": static_embeddings.files(labels.vectors)}[
-        labels.comment_encoder
-    ]
+    files = {
+        "lsa": [],
+        "word_vectors": [path],
+        "static": static_embeddings.files(labels.vectors),
+        # It has the SHA-256 of the weights and of the tokenizer.
+        "transformer": [path / "encoder.json"],
+    }[labels.comment_encoder]
     try:
         return {file.name: artifact.file_sha256(file) for file in files}
     except OSError as error:
@@ -85,9 +90,11 @@ class CommentEncoder:
         weights: float32 [V], of a token's every occurrence: its IDF,
             ln((1 + comments) / (1 + comments with the token)) + 1, or 1 with `labels.token_weights="none"`.
         vectors: float32 [V, D]; of LSA the right singular vectors of the fitted comments' TF-IDF rows, else what the
-            file of `labels.vectors` says.
+            file of `labels.vectors` says; [V, 0] with a transformer.
         tokenizer: of a static model, as a `tokenizer.json`; empty where `tokens.tokenize` makes the tokens.
         coverage: share of the tokens of the fitted comments that the vocabulary holds, each once a comment.
+        transformer: text encoder whose features of unit length are phi_C, or None. Vocabulary and weights are then for
+            the distinctive terms of clusters alone.
     """
 
     kind: str
@@ -96,6 +103,12 @@ class CommentEncoder:
     vectors: np.ndarray
     tokenizer: bytes = b""
     coverage: float = 1.0
+    transformer: TextEncoder | None = None
+
+    @property
+    def dim(self) -> int:
+        """Number of dimensions of phi_C, D."""
+        return self.transformer.feature_dim if self.transformer else self.vectors.shape[1]
 
     @cached_property
     def _split(self) -> Callable[[Sequence[str]], list[list[int]]]:
@@ -110,13 +123,29 @@ class CommentEncoder:
         """Compute phi_C of raw comments.
 
         Returns:
-            float32 [N, D], rows of length 1; a row of zeros where a comment has no token of the vocabulary.
+            float32 [N, D], rows of length 1; a row of zeros where a comment has no token of the vocabulary (with a
+            transformer: no token).
         """
+        if self.transformer:
+            return self.embed([" ".join(tokens) for tokens in Splitter().split(comments)])
         phi = np.empty((len(comments), self.vectors.shape[1]), np.float32)
         for start in range(0, len(comments), _BATCH):
             rows = slice(start, start + _BATCH)
             phi[rows] = self.project(self.tfidf(comments[rows]))
         return phi
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Compute phi_C by the transformer, float32 [N, D], from tokens of comments, joined by spaces.
+
+        Equal texts are encoded once.
+        """
+        if self.transformer is None:
+            raise ValueError("embed needs a transformer")
+        distinct = sorted({text for text in texts if text})
+        rows = {text: number for number, text in enumerate(distinct)}
+        # Row -1 is that of empty texts.
+        features = np.concatenate([unit_rows(self.transformer.features(distinct)), np.zeros((1, self.dim), np.float32)])
+        return features[[rows.get(text, -1) for text in texts]]
 
     def project(self, tfidf: scipy.sparse.csr_matrix) -> np.ndarray:
         """Compute phi_C, float32 [N, D], from TF-IDF rows, float32 [N, V]."""
@@ -151,8 +180,10 @@ def fit_encoder(
             f"None of the {len(document_counts):,} tokens of {documents:,} comments is in "
             f"labels.min_comment_count={labels.min_comment_count} comments: give more posts, or lower that key."
         )
-    tokenizer_json, vectors = b"", None
-    if labels.comment_encoder != "lsa":
+    tokenizer_json, vectors, transformer = b"", None, None
+    if labels.comment_encoder == "transformer":
+        transformer, vectors = TextEncoder.load(labels.vectors), np.zeros((len(vocabulary), 0), np.float32)
+    elif labels.comment_encoder != "lsa":
         if labels.comment_encoder == "static":
             tokenizer_json = static_embeddings.read_tokenizer(labels.vectors)
             vectors, known = static_embeddings.read_vectors(labels.vectors, _index(vocabulary))
@@ -169,7 +200,10 @@ def fit_encoder(
     if vectors is None:
         vectors = _lsa(tfidf, labels)
     coverage = sum(document_counts[token] for token in vocabulary) / document_counts.total()
-    return CommentEncoder(labels.comment_encoder, vocabulary, weights, vectors, tokenizer_json, coverage), tfidf
+    encoder = CommentEncoder(
+        labels.comment_encoder, vocabulary, weights, vectors, tokenizer_json, coverage, transformer
+    )
+    return encoder, tfidf
 
 
 def _token_numbers(sample: Sequence[str], index: dict[str, int]) -> Iterator[list[int]]:

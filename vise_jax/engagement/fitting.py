@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from vise_jax import artifact
 from vise_jax.engagement import hashing, kmeans, reactions
-from vise_jax.engagement.comments import CommentEncoder, fit_encoder
+from vise_jax.engagement.comments import SEPARATOR, CommentEncoder, fit_encoder
 from vise_jax.engagement.fit_statistics import Corpus, gather
 from vise_jax.engagement.labeler import Labeler, as_post
 from vise_jax.errors import Interrupted, UserError
@@ -62,7 +62,7 @@ def fit_corpus(corpus: Corpus, labels: ConfigDict, work: Path | None = None) -> 
     owners, sample = [owner for owner, _ in corpus.comments], [tokens for _, tokens in corpus.comments]
     profiles = reactions.encode(list(corpus.reactions))
     encoder, tfidf = fit_encoder(corpus.documents, counts["comments"], sample, labels) if sample else (None, None)
-    phi, known = _encode(encoder, tfidf, work)
+    phi, known = _encode(encoder, tfidf, sample, work)
     comment_centroids, comment_fit = _cluster(phi, labels, "comment", work)
     reaction_centroids, reaction_fit = _cluster(profiles, labels, "reaction", work)
     clusters = kmeans.assign(phi, comment_centroids)
@@ -97,7 +97,7 @@ def fit_corpus(corpus: Corpus, labels: ConfigDict, work: Path | None = None) -> 
 
 
 def _encode(
-    encoder: CommentEncoder | None, tfidf: scipy.sparse.csr_matrix | None, work: Path | None
+    encoder: CommentEncoder | None, tfidf: scipy.sparse.csr_matrix | None, sample: list[str], work: Path | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return phi_C, float32 [M, D], of the comments with a known token, and their rows in the sample, int64 [M]."""
     if encoder is None or tfidf is None:
@@ -107,7 +107,10 @@ def _encode(
     def chunks() -> Iterator[np.ndarray]:
         with Progress("encoding", tfidf.shape[0], "comments") as progress:
             for start in range(0, tfidf.shape[0], _ROWS):
-                phi = encoder.project(tfidf[start : start + _ROWS])
+                if encoder.transformer:
+                    phi = encoder.embed([tokens.replace(SEPARATOR, " ") for tokens in sample[start : start + _ROWS]])
+                else:
+                    phi = encoder.project(tfidf[start : start + _ROWS])
                 rows = np.flatnonzero(phi.any(axis=1))
                 known.append(start + rows)
                 yield phi[rows]
@@ -119,7 +122,7 @@ def _encode(
     with artifact.atomic_file(path) as file:
         for chunk in chunks():
             file.write(chunk.tobytes())
-    rows, dimensions = np.concatenate(known), encoder.vectors.shape[1]
+    rows, dimensions = np.concatenate(known), encoder.dim
     if not len(rows):
         return np.zeros((0, dimensions), np.float32), rows
     return np.memmap(path, np.float32, "r", shape=(len(rows), dimensions)), rows

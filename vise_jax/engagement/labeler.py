@@ -20,11 +20,14 @@ from vise_jax.engagement.comments import CommentEncoder, sample_comments
 from vise_jax.errors import UserError
 from vise_jax.posts import BadPost, Post, parse
 from vise_jax.text import encoding
+from vise_jax.text_encoder import TextEncoder
 
 FORMAT_VERSION = 3
 _MADE_BY = "label.py fit"
 # Keys that are paths. The content of the files decides, not the path.
 PATHS = ("salt_file", "vectors", "link_roots")
+# Directory of a copy of the text encoder.
+_TRANSFORMER = "text_encoder"
 _ARRAYS = ("comment_centroids", "reaction_centroids", "comment_terms", "comment_term_weights", "suppressed")
 
 
@@ -138,7 +141,10 @@ class Labeler:
 
     @cached_property
     def _sha256(self) -> dict[str, str]:
-        return {name: hashlib.sha256(content).hexdigest() for name, content in self._files.items()}
+        sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in self._files.items()}
+        if self.comments and self.comments.transformer:
+            sha256[_TRANSFORMER] = self.comments.transformer.fingerprint
+        return sha256
 
     @property
     def fingerprint(self) -> str:
@@ -155,6 +161,8 @@ class Labeler:
         with artifact.atomic_directory(Path(directory)) as temporary:
             for name, content in self._files.items():
                 (temporary / name).write_bytes(content)
+            if self.comments and self.comments.transformer:
+                self.comments.transformer.save(temporary / _TRANSFORMER)
             description = {
                 "format_version": FORMAT_VERSION,
                 "kind": "labeler",
@@ -191,6 +199,7 @@ class Labeler:
                     tensors["comment_vectors"],
                     (directory / "tokenizer.json").read_bytes() if "tokenizer.json" in description["sha256"] else b"",
                     description["comment_coverage"],
+                    TextEncoder.load(directory / _TRANSFORMER) if _TRANSFORMER in description["sha256"] else None,
                 )
                 if vocabulary
                 else None

@@ -81,6 +81,24 @@ def make_explainer(encoder: Encoder, head: AffineHead) -> Callable[[np.ndarray, 
     return explainer
 
 
+def location_centers(encoder: Encoder, count: int, side: int) -> np.ndarray:
+    """Return the pixel of the image at the center of each row (or column) of a feature map's receptive fields.
+
+    torch's padding puts the first location of a ResNet at the image's edge, not at the middle of its cell; average
+    pools, which CLIP's strides are, keep locations in the middle of their cells.
+
+    Args:
+        encoder: of images.
+        count: number of rows of the feature map.
+        side: of the image, in pixels.
+
+    Returns:
+        float64 [count].
+    """
+    offset = 0.5 if encoder.architecture["name"].startswith("clip_") else 0.0
+    return (np.arange(count) + offset) * (side / count)
+
+
 def own_head(encoder: Encoder, name: str) -> AffineHead:
     """Return a head that the encoder was trained with, e.g. "comments"."""
     kernel, bias = (np.asarray(encoder.weights[f"heads/{name}/{part}"]) for part in ("kernel", "bias"))

@@ -45,20 +45,22 @@ class Explained(NamedTuple):
     classes: Sequence[str]
 
 
-def overlay(image: np.ndarray, activation: np.ndarray) -> np.ndarray:
-    """Lay a map over a gray image.
+def overlay(image: np.ndarray, activation: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """Lay a map over a gray image, interpolated bilinearly between the centers of its locations.
 
     Args:
         image: uint8 [S, S, 3].
-        activation: float32 [h, w]; its smallest value is transparent, its largest yellow.
+        activation: float32 [h, h]; its smallest value is transparent, its largest yellow.
+        centers: float64 [h], pixels, see `explain.location_centers`.
 
     Returns:
         uint8 [S, S, 3].
     """
     low, high = float(activation.min()), float(activation.max())
     scaled = (activation - low) / (high - low) if high > low else np.zeros_like(activation)
-    resized = Image.fromarray(scaled.astype(np.float32)).resize(image.shape[1::-1], Image.Resampling.BILINEAR)
-    weight = np.asarray(resized).clip(0, 1)[:, :, None]
+    pixels = np.arange(len(image))
+    rows = np.stack([np.interp(pixels, centers, column) for column in scaled.T], axis=1)
+    weight = np.stack([np.interp(pixels, centers, row) for row in rows])[:, :, None]
     gray = np.asarray(ImageOps.grayscale(Image.fromarray(image)), np.float32)[:, :, None]
     colors = _COLORS(weight[:, :, 0])[:, :, :3].astype(np.float32) * 255
     return (gray * (1 - _OPACITY * weight) + colors * _OPACITY * weight).round().astype(np.uint8)
@@ -124,7 +126,9 @@ def write(
                         "probability": float(probabilities[best] / probabilities.sum()),
                     }
                 )
-                panels.append(_panel(overlay(image, explained.maps[0])))
+                activation = explained.maps[0]
+                centers = explain.location_centers(column.encoder, len(activation), len(image))
+                panels.append(_panel(overlay(image, activation, centers)))
             name = f"{index:05d}.png"
             content = _png(panels)
             with artifact.atomic_file(output / name) as file:

@@ -1,6 +1,7 @@
 r"""Report results, clusters and runs: a table of measurements, a page of the clusters, curves of training runs.
 
-With --results: a table, printed and written as table.md and table.csv. With --labeler and --shards: index.html, a page
+With --results: a table, printed and written as table.md and table.csv, and sensitivity.html, heat maps of validation
+and test over the settings that were tried. With --labeler and --shards: index.html, a page
 that needs no network, and its figures as PNG files; the largest comment clusters are printed. It holds no one's
 comments, unless --posts and --show-examples request some of each cluster: mentions, links, e-mail addresses and phone
 numbers are masked then, names written as plain words are not. With --runs: training.html, a page that needs no network,
@@ -27,6 +28,9 @@ from vise_jax.posts import Post, RejectLog, expand, read
 from vise_jax.progress import track
 
 _RESULTS = flags.DEFINE_string("results", None, "The directory that evaluate.py wrote results to.")
+_REFERENCE = flags.DEFINE_string(
+    "reference", "", "With --results: an encoder's name; differences to it are printed, by a paired bootstrap."
+)
 _LABELER = flags.DEFINE_string("labeler", None, "The labeler that label.py fit wrote.")
 _SHARDS = flags.DEFINE_string("shards", None, "The shards that label.py run wrote with that labeler.")
 _POSTS = flags.DEFINE_string("posts", None, "For --show-examples: a glob of posts files, or several with commas.")
@@ -54,10 +58,14 @@ def main(words: list[str]) -> None:
 
 def _table(directory: Path, output: Path) -> None:
     from vise_jax.evaluation import results
-    from vise_jax.reporting import tables
+    from vise_jax.reporting import sensitivity, tables
 
-    tables.show(tables.write(results.read_all(directory), output))
-    print(f"written: {output / 'table.md'} and {output / 'table.csv'}")
+    measurements = results.read_all(directory)
+    tables.show(tables.write(measurements, output))
+    page = sensitivity.write(measurements, output)
+    print(f"written: {output / 'table.md'}, {output / 'table.csv'} and {page}, heat maps of the settings")
+    if _REFERENCE.value:
+        tables.show_comparisons(directory, measurements, _REFERENCE.value)
 
 
 def _curves(directories: list[Path], output: Path) -> None:

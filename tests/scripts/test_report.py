@@ -43,14 +43,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labeler = fit_job([directory / "posts.jsonl"], make_labels(), directory / "labeler")
     label_job([directory / "posts.jsonl"], directory / "labeler", make_labels(), directory / "shards")
     replace(labeler, reaction_centroids=labeler.reaction_centroids[::-1].copy()).save(directory / "other")
+    tried = {"settings": {"l2": 0.1}, "validation": 0.4, "test": 0.5, "details": {}}
     measurement = {
-        "format_version": 2,
+        "format_version": 3,
         "task": "folder",
         "protocol": "linear",
+        "setting": "image",
         "primary": "accuracy",
         "metrics": {"accuracy": {"mean": 0.5, "std": None, "values": [0.5]}},
-        "selection": {},
-        "splits": [{"seed": 0}],
+        "selection": {"metric": "accuracy"},
+        "splits": [{"seed": 0, "sweep": [tried], "selected": tried}],
         "encoder": {"name": "ours", "fingerprint": "0"},
         "data": {"name": "birds", "fingerprint": "1"},
     }

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from vise_jax import artifact
 from vise_jax.errors import UserError
+from vise_jax.evaluation import predictions
 from vise_jax.evaluation.results import Result, Summary
 
 _BASELINE = "majority class"
@@ -109,6 +110,34 @@ def show_metrics(result: Result) -> None:
         console.print(f"{converged:,} of {len(fits):,} fits converged{more}")
     if truncated := result["data"]["truncated_texts"]:
         console.print(f"{truncated:,} texts have more tokens than the text encoder takes, and were truncated")
+
+
+def show_comparisons(directory: Path, measurements: Sequence[Result], reference: str) -> None:
+    """Print the difference of each encoder to a reference on the same data, by a paired bootstrap.
+
+    Args:
+        directory: of the results, with their predictions.
+        measurements: as `results.read_all` returns them.
+        reference: name of an encoder.
+
+    Raises:
+        UserError: no measurement of the reference, or predictions that are missing.
+    """
+    of_reference = {_column_key(one): one for one in measurements if one["encoder"]["name"] == reference}
+    if not of_reference:
+        raise UserError(f"No result is of an encoder named {reference!r}: name one of the table's rows.")
+    shown = RichTable("encoder", "data", "metric", f"minus {reference}", "95% interval", caption="points of percent")
+    for one in measurements:
+        other = of_reference.get(_column_key(one))
+        if other is None or other is one:
+            continue
+        metric = one["selection"]["metric"]
+        ours, theirs = (predictions.path_of(directory / result["file"]) for result in (one, other))
+        difference = predictions.compare(ours, theirs, metric)
+        interval = f"{100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
+        title = _column_key(one)[0]
+        shown.add_row(one["encoder"]["name"], title, metric, f"{100 * difference.difference:+.2f}", interval)
+    Console(width=None if sys.stdout.isatty() else 10_000).print(shown)
 
 
 def to_markdown(table: Table) -> str:

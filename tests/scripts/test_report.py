@@ -65,7 +65,9 @@ def test_results_alone(made: Path, tmp_path: Path) -> None:
     result = report("--results", made / "results", "--output", tmp_path / "report")
     assert result.returncode == 0, result.stderr
     assert "50.00" in result.stdout
-    assert {path.name for path in (tmp_path / "report").iterdir()} == {"table.md", "table.csv"}
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        *("table.md", "table.csv", "sensitivity.html", "sensitivity-one.png")
+    }
 
 
 def test_clusters_without_anyone_s_comments(made: Path, tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ def test_clusters_without_anyone_s_comments(made: Path, tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "report" / "index.html").read_text() == page
     names = {path.name for path in (tmp_path / "report").iterdir()}
-    assert names == {"index.html", "table.md", "table.csv", *FIGURES}
+    assert names == {"index.html", "table.md", "table.csv", "sensitivity.html", "sensitivity-one.png", *FIGURES}
 
 
 def test_examples_are_masked(made: Path, tmp_path: Path) -> None:

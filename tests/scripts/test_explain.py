@@ -86,7 +86,7 @@ def test_heads_that_do_not_fit(made, tmp_path):
         explained.open_column(f"random:{encoder}", linear, "", 0, 0)
     with pytest.raises(UserError, match="has 1 splits: --split must be smaller"):
         explained.open_column(encoder, linear, "", 1, 0)
-    with pytest.raises(UserError, match="is not the encoder that .* left: measure with"):
+    with pytest.raises(UserError, match=r"is not the encoder that .* left: measure with"):
         explained.open_column(encoder, str(result(made, "finetune")), "", 0, 0)
     with pytest.raises(UserError, match=r"is no result of evaluate\.py"):
         explained.open_column(encoder, str(tmp_path / "nothing.json"), "", 0, 0)

@@ -79,6 +79,27 @@ def test_a_measurement(encoder, pictures, tmp_path):
     assert str(pictures.parent) not in path.read_text()
 
 
+def test_any_batch_size_gives_the_same_metrics(encoder, tmp_path):
+    """Each of 103 examples counts once; the last batch is padded."""
+    random, rows = np.random.default_rng(0), ["image,label,split"]
+    for number in range(103):
+        pixels = random.normal(100 + 40 * (number % 3), 60, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{'abc'[number % 3]},{'train' if number < 60 else 'test'}")
+    (tmp_path / "data.csv").write_text("\n".join(rows))
+    results_of = [
+        measure.measure(configured(batch_size=size), str(encoder), tmp_path / "data.csv", tmp_path / f"results{size}")[
+            0
+        ]
+        for size in (1, 7, 64, 1000)
+    ]
+    assert sum(map(sum, results_of[0]["splits"][0]["confusion"])) == 43
+    for result in results_of[1:]:
+        assert result["splits"][0]["confusion"] == results_of[0]["splits"][0]["confusion"]
+        for name, summary in result["metrics"].items():
+            assert summary["mean"] == pytest.approx(results_of[0]["metrics"][name]["mean"], abs=1e-5), name
+
+
 def test_mean_and_deviation_are_those_of_the_splits(encoder, pictures, tmp_path):
     # Random labels: the splits differ.
     rows = [f"{path.relative_to(pictures)},{'ab'[n % 2]}" for n, path in enumerate(sorted(pictures.rglob("*.png")))]

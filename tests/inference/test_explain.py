@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 
 from vise_jax import models, variables
 from vise_jax.encoder import Encoder
-from vise_jax.inference.explain import AffineHead, make_explainer, own_head
+from vise_jax.inference.explain import AffineHead, location_centers, make_explainer, own_head
 from vise_jax.preprocessing import Preprocessing
 
 
@@ -37,35 +37,28 @@ def fitted_head(features: np.ndarray, labels: np.ndarray) -> AffineHead:
     return AffineHead(kernel.astype(np.float32), (bias - mean @ kernel).astype(np.float32))
 
 
-def fraction_inside(maps: np.ndarray, boxes: np.ndarray, side: int) -> float:
-    """Return how often the center of the largest location is in the square, which has its own and half a cell's rim."""
-    cell = side / maps.shape[1]
+def fraction_inside(maps: np.ndarray, boxes: np.ndarray, centers: np.ndarray) -> float:
+    """Return how often the center of the largest location is inside the square."""
     inside = []
     for one, (top, left, length) in zip(maps, boxes, strict=True):
         row, column = np.unravel_index(one.argmax(), one.shape)
-        y, x = (row + 0.5) * cell, (column + 0.5) * cell
+        y, x = centers[row], centers[column]
         inside.append(top <= y <= top + length and left <= x <= left + length)
     return float(np.mean(inside))
 
 
-@pytest.mark.parametrize(
-    ("name", "side", "count"),
-    [
-        pytest.param("resnet18", 224, 40, marks=pytest.mark.slow),
-        pytest.param("resnet50", 224, 40, marks=pytest.mark.slow),
-        pytest.param("clip_resnet50", 224, 40, marks=pytest.mark.slow),
-    ],
-)
-def test_the_maximum_is_inside_the_square(name, side, count):
-    encoder = make_encoder(name, side)
+@pytest.mark.slow
+def test_the_maximum_is_inside_the_square():
+    """A random ResNet-18 with a head on its features. Deeper random networks spread a square over the whole map."""
+    side, encoder = 224, make_encoder("resnet18", 224)
     images, labels, _ = squares(120, side, seed=0)
     head = fitted_head(encoder.features(images, 8), labels)
-    images, labels, boxes = squares(count, side, seed=1)
+    images, labels, boxes = squares(60, side, seed=1)
     explainer = make_explainer(encoder, head)
-    explained = [explainer(images[start : start + 8], None) for start in range(0, count, 8)]
+    explained = [explainer(images[start : start + 10], None) for start in range(0, 60, 10)]
     logits, maps = (np.concatenate(parts) for parts in zip(*explained, strict=True))
     assert (logits.argmax(1) == labels).mean() >= 0.95
-    assert fraction_inside(maps, boxes, side) >= 0.95
+    assert fraction_inside(maps, boxes, location_centers(encoder, maps.shape[1], side)) >= 0.95
 
 
 def test_the_mean_of_a_map_is_the_logit():

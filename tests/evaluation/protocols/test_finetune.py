@@ -1,5 +1,6 @@
 """Fine-tuning: what moves, what is selected, resuming to the same bits, and equality with the linear protocol."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -193,6 +194,32 @@ def test_learning_rate_and_decay_of_the_grid_are_used(pictures, tmp_path):
     assert np.abs(first["head/kernel"] - other["head/kernel"]).max() > 1e-4
     norms = [np.linalg.norm(weights["image/conv1/kernel"]) for weights in (first, decayed)]
     assert norms[1] < norms[0]
+
+
+@pytest.mark.parametrize(("name", "side"), [("clip_resnet50", 224), ("detectron2_resnet50", 32)])
+def test_encoders_of_other_sources(pictures, tmp_path, name, side):
+    """CLIP's attention pool trains, too; the norms of VQAGrid are frozen, and its images are BGR."""
+    architecture = {"name": name, "width": 16, "zero_init_last_bn": False}
+    color = {"color": "BGR", "scale": 1.0, "mean": (103.5, 116.3, 123.7), "std": (1.0, 1.0, 1.0)}
+    preprocessing = dataclasses.replace(Preprocessing.imagenet(side), **(color if side == 32 else {}))
+    encoder = Encoder.from_model(
+        models.build(**architecture), architecture=architecture, preprocessing=preprocessing, provenance={}, license="0"
+    )
+    weights, tuner, dataset = train(encoder, pictures, tmp_path / "run", rate=0.01, batch_size=4, epochs=0.1)
+    for path, has_moved in moved(weights, encoder).items():
+        is_frozen = side == 32 and ("bn" in path or "downsample/1" in path)
+        assert has_moved != is_frozen, path
+    image = augmented.decode_augmented(dataset.read(0), preprocessing, CENTER, np.zeros(41))[None]
+    probabilities = tuner.predict(weights)({"images": image})
+    tuned = Encoder(
+        architecture,
+        {path: weights[f"image/{path}"] for path in encoder.weights},
+        preprocessing,
+        {},
+        "0",
+    )
+    logits = tuned.features(image) @ weights["head/kernel"] + weights["head/bias"]
+    np.testing.assert_allclose(probabilities, np.exp(logits) / np.exp(logits).sum(), atol=1e-4)
 
 
 def run_killed(command: list[str], after: float) -> None:

@@ -107,6 +107,52 @@ def test_encoders_with_vectors_need_them(encoder):
     vise_config.validate(config)
 
 
+CELLS = [
+    f"{task},{protocol}"
+    for task in ("unbiased_emotion", "politics", "hateful_memes", "cub", "folder")
+    for protocol in ("linear", "finetune", "knn", "lowshot")
+]
+CELLS += [
+    f"hateful_memes,{protocol},{setting}"
+    for protocol, settings in {
+        "finetune": ("image_text", "image_frozen_text", "image", "text"),
+        "linear": ("image_text", "image", "text"),
+    }.items()
+    for setting in settings
+]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell_of_the_papers_evaluation_resolves(cell):
+    from vise_jax.evaluation.measure import PROTOCOLS
+    from vise_jax.evaluation.tasks import SETTINGS, TASKS
+
+    config = load(ROOT / "configs" / "eval.py").get_config(cell)
+    vise_config.validate(config)
+    task, protocol, *setting = cell.split(",")
+    assert (config.task, config.protocol, config.setting) == (task, protocol, "".join(setting))
+    assert task in TASKS
+    assert protocol in PROTOCOLS
+    assert (config.setting or TASKS[task].setting.get(protocol, "image")) in SETTINGS
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("linear.l2", (), "numbers above 0"),
+        ("knn.k", (0,), "integers of at least 1"),
+        ("finetune.trainable", "body", '"all" or "head"'),
+        ("finetune.weight_decays", (-1.0,), "at least 0"),
+        ("leak_distance", 65, "between 0 and 64"),
+    ],
+)
+def test_evaluation_values_that_are_refused(key, value, message):
+    config = vise_config.evaluation()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=rf"{re.escape(key)} is .*{message}"):
+        vise_config.validate(config)
+
+
 def test_shares_must_leave_something_for_test():
     config = vise_config.evaluation()
     config.train_fraction, config.validation_fraction = 0.9, 0.1

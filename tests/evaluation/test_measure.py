@@ -52,7 +52,10 @@ def configured(**changes):
 
 
 def test_a_measurement(encoder, pictures, tmp_path):
+    before = {file: file.read_bytes() for file in encoder.rglob("*") if file.is_file()}
     result, path = measure.measure(configured(), str(encoder), pictures, tmp_path)
+    # No byte of the encoder changed.
+    assert {file: file.read_bytes() for file in encoder.rglob("*") if file.is_file()} == before
     assert result["primary"] == "accuracy"
     assert result["metrics"]["accuracy"] == {
         "mean": 1.0,

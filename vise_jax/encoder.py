@@ -120,15 +120,9 @@ class Encoder:
         """
         directory = Path(directory)
         description = read_description(directory, "image")
-        arrays = variables.read(directory / WEIGHTS, variables.expected(description["architecture"]))
-        if variables.sha256(arrays) != description["sha256"]:
-            raise UserError(
-                f"The weights in {directory / WEIGHTS} are not those that {_DESCRIPTION} was written for: write the "
-                f"directory again with {MADE_BY}."
-            )
         return cls(
             description["architecture"],
-            {key: jnp.asarray(array) for key, array in arrays.items()},
+            read_weights(directory, description),
             Preprocessing.from_json(description["preprocessing"]),
             description["provenance"],
             description["license"],
@@ -222,6 +216,25 @@ class Encoder:
                 return network(normalize(images, self.preprocessing), train=False)[1]
 
         return jax.jit(forward)
+
+
+def read_weights(directory: Path, description: dict[str, Any]) -> dict[str, jax.Array]:
+    """Read the weights of an encoder.
+
+    Args:
+        directory: of the encoder.
+        description: as `read_description` returned it.
+
+    Raises:
+        UserError: weights that are missing, unexpected, of another shape or type, or of another SHA-256 than described.
+    """
+    arrays = variables.read(directory / WEIGHTS, variables.expected(description["architecture"]))
+    if variables.sha256(arrays) != description["sha256"]:
+        raise UserError(
+            f"The weights in {directory / WEIGHTS} are not those that {_DESCRIPTION} was written for: write the "
+            f"directory again with {MADE_BY}."
+        )
+    return {key: jnp.asarray(array) for key, array in arrays.items()}
 
 
 def read_description(directory: Path, modality: str) -> dict[str, Any]:

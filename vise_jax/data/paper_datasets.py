@@ -1,7 +1,7 @@
 """The datasets of the paper's downstream tasks, in the layouts that their authors distribute (Sec. 4.2)."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from vise_jax.data import datasets
@@ -111,17 +111,13 @@ def open_cub(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dataset
     if unknown := sorted(set(labels.values()) - classes.keys()) if classes else []:
         raise UserError(f"{root / 'image_class_labels.txt'} has the class {unknown[0]}, which classes.txt lacks.")
     # Without classes.txt, the directory of an image has the name of its class.
-    of_image = {key: classes.get(label) or name.split("/")[0] for (key, label), name in _zip(labels, names)}
+    of_image = {names[key]: classes.get(label) or names[key].split("/")[0] for key, label in labels.items()}
     files = {
         name: file_inside(root / "images", name, root / "images.txt", link_roots, must_exist=False)
         for name in names.values()
     }
     split = {name: "train" if is_train[key] == "1" else "test" for key, name in names.items()}
-    return datasets.build(path, files, {names[key]: label for key, label in of_image.items()}, split)
-
-
-def _zip(labels: Mapping[str, str], names: Mapping[str, str]) -> list[tuple[tuple[str, str], str]]:
-    return [((key, label), names[key]) for key, label in labels.items()]
+    return datasets.build(path, files, of_image, split)
 
 
 def _table(path: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Encoders with the heads that explain their predictions."""
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,15 +51,9 @@ def open_column(source: str, head: str, labeler: str, split: int, seed: int) -> 
     config_seed = result["config"].get("seed", seed)
     encoder = extract.open_encoder(source, int(str(config_seed)))
     classes = result["data"]["classes"]
-    crop = result["encoder"]["preprocessing"]["crop"]
-    if crop != encoder.preprocessing.crop:
-        encoder = Encoder(
-            encoder.architecture,
-            encoder.weights,
-            encoder.preprocessing.at(int(str(crop))),
-            encoder.provenance,
-            encoder.license,
-        )
+    is_measured = encoder.fingerprint == result["encoder"]["fingerprint"]
+    crop = int(str(result["encoder"]["preprocessing"]["crop"]))
+    encoder = dataclasses.replace(encoder, preprocessing=encoder.preprocessing.at(crop))
     if result["protocol"] == "finetune":
         if (encoder.provenance.get("fine_tuned") or {}).get("result") != path.name:
             raise UserError(
@@ -66,8 +61,7 @@ def open_column(source: str, head: str, labeler: str, split: int, seed: int) -> 
                 f"give {path.stem}.finetuned-SEED."
             )
         return Column(name_of(source), encoder, own_head(encoder, "class"), classes)
-    loaded = extract.open_encoder(source, int(str(config_seed)))
-    if loaded.fingerprint != result["encoder"]["fingerprint"]:
+    if not is_measured:
         raise UserError(f"{path} is of another encoder than {source}: give the encoder that it measured.")
     linear = heads.read(heads.path_of(path, result["splits"][split]["seed"]))
     kernel = linear.scale[:, None] * linear.kernel

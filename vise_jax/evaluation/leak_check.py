@@ -1,7 +1,6 @@
 """Leak check: evaluation images that pre-training has seen, by perceptual hash."""
 
 import contextlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -89,13 +88,12 @@ def _hashes(dataset: Dataset, threads: int, max_image_pixels: int) -> list[int |
             return perceptual.hash_file(read_bounded(dataset, index, 1, max_image_pixels), FORMATS)
         return None
 
-    def computed() -> Iterator[int | None]:
-        with (
-            ThreadPoolExecutor(threads or available_cpus()) as pool,
-            Progress("hash images", len(dataset), "images") as progress,
-        ):
-            for value in pool.map(of_image, range(len(dataset))):
-                progress.advance(1)
-                yield value
-
-    return list(computed())
+    hashes = []
+    with (
+        ThreadPoolExecutor(threads or available_cpus()) as pool,
+        Progress("hash images", len(dataset), "images") as progress,
+    ):
+        for value in pool.map(of_image, range(len(dataset))):
+            hashes.append(value)
+            progress.advance(1)
+    return hashes

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from PIL import Image, ImageOps
+from scipy.special import softmax
 
 from vise_jax import artifact
 from vise_jax.data import images as data_images
@@ -118,12 +119,12 @@ def write(
             for column, explainer, image in zip(columns, explainers, versions, strict=True):
                 explained = explainer(image[None], None)
                 best = int(explained.logits[0].argmax())
-                probabilities = np.exp(explained.logits[0] - explained.logits[0].max())
+                probabilities = softmax(explained.logits[0])
                 predictions.append(
                     {
                         "encoder": column.name,
                         "class": column.classes[best],
-                        "probability": float(probabilities[best] / probabilities.sum()),
+                        "probability": float(probabilities[best]),
                     }
                 )
                 activation = explained.maps[0]
@@ -146,8 +147,9 @@ def write(
     if not cards:
         raise UserError(f"None of the {count:,} images of {images.title} can be decoded: give other images.")
     page = output / "index.html"
-    heads = [{"name": column.name, "architecture": column.encoder.architecture["name"]} for column in columns]
-    artifact.write_text(page, templates.render("explanations.html.j2", columns=heads, cards=cards, title=images.title))
+    artifact.write_text(
+        page, templates.render("explanations.html.j2", columns=columns, cards=cards, title=images.title)
+    )
     return page, len(cards), rejected
 
 

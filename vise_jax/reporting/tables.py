@@ -75,7 +75,7 @@ def build(measurements: Sequence[Result]) -> Table:
 
 def show(table: Table) -> None:
     """Print the table: as wide as the terminal, as wide as it needs to be elsewhere."""
-    Console(width=None if sys.stdout.isatty() else 10_000).print(to_rich(table))
+    _console().print(to_rich(table))
 
 
 def to_rich(table: Table) -> RichTable:
@@ -101,7 +101,7 @@ def show_metrics(result: Result) -> None:
         std = _NOTHING if summary["std"] is None else f"{100 * summary['std']:.2f}"
         style = "bold" if name == result["primary"] else ""
         shown.add_row(name, f"{100 * summary['mean']:.2f}", std, interval, style=style)
-    console = Console(width=None if sys.stdout.isatty() else 10_000)
+    console = _console()
     console.print(shown)
     fits = [row for split in result["splits"] for row in split["sweep"] if "converged" in row["details"]]
     if fits:
@@ -137,7 +137,7 @@ def show_comparisons(directory: Path, measurements: Sequence[Result], reference:
         interval = f"{100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
         title = _column_key(one)[0]
         shown.add_row(one["encoder"]["name"], title, metric, f"{100 * difference.difference:+.2f}", interval)
-    Console(width=None if sys.stdout.isatty() else 10_000).print(shown)
+    _console().print(shown)
 
 
 def to_markdown(table: Table) -> str:
@@ -175,6 +175,11 @@ def write(measurements: Sequence[Result], output: Path) -> Table:
     artifact.write_text(output / "table.md", to_markdown(table))
     artifact.write_text(output / "table.csv", to_csv(measurements))
     return table
+
+
+def _console() -> Console:
+    """Return a console as wide as the terminal, as wide as a table needs to be elsewhere."""
+    return Console(width=None if sys.stdout.isatty() else 10_000)
 
 
 def _row_key(one: Result) -> _Key:

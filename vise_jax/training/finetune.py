@@ -1,7 +1,6 @@
 """Fine-tuning: train a classifier end to end from encoders (Sec. 4.3), on the engine of pre-training."""
 
 import functools
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,6 @@ from vise_jax.training.sharding import Layout
 from vise_jax.training.state import TrainState
 from vise_jax.training.step import TrainStep, make_train_step
 from vise_jax.training.task import Batch, Evaluator, Task, Terms
-
-log = logging.getLogger(__name__)
 
 Batches = Iterator[dict[str, np.ndarray]]
 # Arrays of a classifier by path.

@@ -278,8 +278,8 @@ LINEAR: Section = {
     "l2": ((1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1), GRID),
     # Maximum number of L-BFGS iterations per penalty.
     "iterations": (500, AT_LEAST_1),
-    # Largest absolute gradient entry at which L-BFGS has converged.
-    "tolerance": (1e-5, POSITIVE),
+    # L-BFGS has converged when its next step is expected to reduce the objective by at most this fraction.
+    "tolerance": (1e-6, POSITIVE),
 }
 
 KNN: Section = {

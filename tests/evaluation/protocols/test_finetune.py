@@ -20,8 +20,7 @@ from vise_jax.data.augmented import Augmentation
 from vise_jax.data.datasets import open_labeled
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
-from vise_jax.evaluation import measure, predictions
-from vise_jax.evaluation.protocols import linear
+from vise_jax.evaluation import logistic_regression, measure, predictions
 from vise_jax.preprocessing import Preprocessing
 from vise_jax.training.finetune import FineTuner, Settings
 
@@ -143,7 +142,7 @@ def test_training_the_head_alone_is_the_linear_protocol(pictures, tmp_path):
         ]
     )
     features = encoder.features(images)
-    solved = linear.solve(
+    solved = logistic_regression.solve(
         features[None],
         dataset.labels[None],
         np.ones((1, 80), np.float32),

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from vise_jax import config as vise_config
 from vise_jax.data.datasets import Dataset
-from vise_jax.evaluation import heads
+from vise_jax.evaluation import heads, logistic_regression
 from vise_jax.evaluation.protocols import linear
 from vise_jax.evaluation.protocols.linear import LinearEvaluator
 from vise_jax.evaluation.splits import Split
@@ -24,9 +25,9 @@ def dataset_of(labels: np.ndarray, classes: int) -> Dataset:
     return Dataset("blobs", names, labels, tuple("abcdefgh"[:classes]), None, None, None, "0", ())
 
 
-def solve(features, labels, classes, l2, iterations=500, tolerance=1e-6, weights=None):
+def solve(features, labels, classes, l2, iterations=500, tolerance=1e-8, weights=None):
     weights = np.ones(len(labels), np.float32) if weights is None else weights
-    solved = linear.solve(
+    solved = logistic_regression.solve(
         features[None],
         labels[None],
         weights[None],
@@ -35,7 +36,7 @@ def solve(features, labels, classes, l2, iterations=500, tolerance=1e-6, weights
         iterations=iterations,
         tolerance=tolerance,
     )
-    return linear.Classifiers(*(np.asarray(part)[0] for part in solved))
+    return logistic_regression.Classifiers(*(np.asarray(part)[0] for part in solved))
 
 
 def objective_by_hand(kernel, bias, features, labels, l2) -> float:
@@ -76,6 +77,26 @@ def test_every_penalty_reaches_scikit_learns_minimum(classes, scale):
     assert solved.converged.all()
 
 
+def test_separable_classes_reach_the_minimum_with_the_default_tolerance():
+    """Losses are small there, so that a fixed bound on the gradient would stop far above the minimum."""
+    features, labels = blobs(300, 60, 4, spread=1.0)
+    penalties = [1e-2, 1e-4, 1e-6]
+    solved = solve(features, labels, 4, penalties, tolerance=vise_config.evaluation().linear.tolerance)
+    for number, l2 in enumerate(penalties):
+        _, kernel, bias = scikit_learns(features, labels, 4, l2)
+        assert solved.loss[number] <= 1.001 * objective_by_hand(kernel, bias, features, labels, l2)
+    assert solved.loss[2] < 1e-3
+    assert solved.converged.all()
+
+
+def test_the_order_of_the_penalties_does_not_matter():
+    features, labels = blobs(200, 10, 3, spread=2.0)
+    ascending, descending = (solve(features, labels, 3, l2) for l2 in ([1e-4, 1e-2, 1.0], [1.0, 1e-2, 1e-4]))
+    np.testing.assert_array_equal(ascending.kernel, descending.kernel[::-1])
+    # Each starts at the minimum of the next stronger one.
+    assert ascending.iterations[0] < solve(features, labels, 3, [1e-4]).iterations[0]
+
+
 def test_padding_is_no_example():
     features, labels = blobs(200, 10, 3, spread=2.0)
     alone = solve(features[:150], labels[:150], 3, [1e-2])
@@ -87,7 +108,7 @@ def test_padding_is_no_example():
 
 def test_reports_which_fits_converged():
     features, labels = blobs(400, 20, 5, spread=2.0)
-    solved = solve(features, labels, 5, [10.0, 1e-4], iterations=8, tolerance=1e-4)
+    solved = solve(features, labels, 5, [10.0, 1e-4], iterations=8, tolerance=1e-5)
     assert solved.converged.tolist() == [True, False]
     assert solved.iterations[0] < solved.iterations[1] == 8
     assert 8 < solve(features, labels, 5, [1e-4]).iterations[0] < 100
@@ -120,7 +141,7 @@ def evaluate(features, labels, classes, splits, *, l2=(1e-4, 1e-2, 1.0), refit=F
         refit=refit,
         l2=l2,
         iterations=300,
-        tolerance=1e-5,
+        tolerance=1e-7,
     )
     return evaluator, evaluator.run(None)
 

@@ -158,3 +158,23 @@ def test_shares_must_leave_something_for_test():
     config.train_fraction, config.validation_fraction = 0.9, 0.1
     with pytest.raises(UserError, match="train_fraction"):
         vise_config.validate(config)
+
+
+def test_keys_that_are_added_or_missing_are_named():
+    config = vise_config.base()
+    with config.unlocked():
+        config.training.stepz = 3
+    with pytest.raises(UserError, match=r"unknown key training\.stepz"):
+        vise_config.validate(config)
+    with config.unlocked():
+        del config.training.stepz
+        del config.data.shards
+    with pytest.raises(UserError, match=r"lacks the key data\.shards"):
+        vise_config.validate(config)
+
+
+def test_something_must_be_left_to_train_on():
+    config = vise_config.base()
+    config.labels.update(cluster_fraction=0.6, validation_fraction=0.4)
+    with pytest.raises(UserError, match="leave nothing to train on"):
+        vise_config.validate(config)

@@ -1,4 +1,6 @@
-"""Off a terminal: plain lines on standard error, the last one when it is done."""
+"""Off a terminal: plain lines on standard error, the last one when it is done. On a terminal: a bar."""
+
+import io
 
 from vise_jax.progress import Progress, track
 
@@ -29,3 +31,32 @@ def test_a_resumed_job_counts_on(capsys):
     with Progress("training", 10, "images", done=6) as progress:
         progress.advance(4)
     assert capsys.readouterr().err.startswith("training: 10 of 10 images")
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_on_a_terminal(monkeypatch):
+    screen = _Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    with Progress("labeling", 2_000, "posts") as progress:
+        progress.advance(1_500, "loss 1.0")
+        progress.print("left out: [one]")
+        progress.advance(500)
+    shown = screen.getvalue()
+    assert "left out: [one]\n" in shown
+    assert "2000/2000" in shown
+    assert "posts/s" in shown
+    assert "loss 1.0" in shown
+
+
+def test_other_processes_are_quiet(capsys, monkeypatch):
+    monkeypatch.setattr("vise_jax.progress._SECONDS_BETWEEN_LINES", 0.0)
+    with Progress("labeling", 2, "posts", quiet=True) as progress:
+        progress.advance(2)
+        progress.print("left out: one")
+    assert capsys.readouterr().err == ""

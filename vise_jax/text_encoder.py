@@ -53,7 +53,8 @@ class TextEncoder:
             raise UserError(f"The architecture {self.architecture['name']} encodes images, not text.")
         if differences := variables.differences(variables.expected(self.architecture), self.weights):
             raise UserError(f"The weights don't fit the architecture {self.architecture}: {differences}.")
-        if not 2 <= self.max_tokens <= (limit := variables.abstract_model(self.architecture).max_tokens):
+        limit = variables.abstract_model(self.architecture).max_tokens
+        if not 2 <= self.max_tokens <= limit:
             raise UserError(f"The text encoder truncates to {self.max_tokens} tokens, but must to 2 to {limit}.")
         self.at(self.max_tokens)
 

@@ -8,11 +8,12 @@ import pytest
 import safetensors.numpy
 from PIL import Image, ImageFilter
 
+from vise_jax import config as vise_config
 from vise_jax.data import perceptual, shards
 from vise_jax.data.datasets import open_labeled
 from vise_jax.data.images import FORMATS
 from vise_jax.errors import UserError
-from vise_jax.evaluation import leak_check
+from vise_jax.evaluation import leak_check, measure
 from vise_jax.labeling.tables import read_table
 
 LIMITS = {"threads": 1, "max_image_pixels": 1_000_000}
@@ -86,3 +87,24 @@ def test_shards_without_hashes_are_named(directory, tmp_path):
     path.write_bytes(safetensors.numpy.save({"post_ids": table["post_ids"].ravel()}))
     with pytest.raises(UserError, match="have no perceptual hashes: label the posts again"):
         leak_check.training_hashes(directory)
+
+
+@pytest.mark.parametrize("left_out", [False, True])
+def test_a_measurement_reports_leaks_and_leaves_them_out(left_out, directory, trained, tmp_path, caplog):
+    for number in range(40):
+        name = f"{'ab'[number % 2]}/{number:02d}.jpg"
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        # Scenes 0 to 19 are in the shards.
+        (tmp_path / "images" / name).write_bytes(encode(scene(number if number in (3, 4) else 100 + number)))
+    trained.save(tmp_path / "run" / "encoder")
+    config = vise_config.evaluation()
+    config.update({"leave_out_leaks": left_out, "splits": 1})
+    with caplog.at_level("WARNING", "vise_jax"):
+        result, _ = measure.measure(
+            config, str(tmp_path / "run" / "encoder"), tmp_path / "images", tmp_path / "results", leak_shards=directory
+        )
+    leaks = result["data"]["leaks"]
+    assert (leaks["images"], leaks["names"], leaks["left_out"]) == (2, ["a/04.jpg", "b/03.jpg"], left_out)
+    assert (leaks["compared"], leaks["examples"]) == (40, 20)
+    assert result["data"]["images"] == (38 if left_out else 40)
+    assert "2 of 40 images of images are near-duplicates of training examples" in caplog.text

@@ -1,6 +1,8 @@
 """Text encoders against transformers' in torch, with random weights; files that are refused."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -147,6 +149,16 @@ def edit(directory, name, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def drop(directory, key):
+    path = directory / "config.json"
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != key}))
+
+
+def pooling(directory, mode):
+    (directory / "1_Pooling").mkdir()
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{mode}": True}))
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
@@ -160,6 +172,11 @@ def edit(directory, name, **changes):
         (lambda d: edit(d, "config.json", intermediate_size=32), "of another shape"),
         (lambda d: edit(d, "config.json", num_attention_heads=5), "can't be divided into 5 heads"),
         (lambda d: (d / "tokenizer.json").write_text("{}"), r"tokenizer\.json is damaged"),
+        (lambda d: shutil.rmtree(d), "is no directory: name one with"),
+        (lambda d: (d / "config.json").write_text("[]"), r"config\.json is not as it should be"),
+        (lambda d: drop(d, "hidden_size"), r"config\.json lacks hidden_size"),
+        (lambda d: pooling(d, "max_tokens"), r"has the pooling \['max_tokens'\]: mean and cls are supported"),
+        (lambda d: (d / "modules.json").write_text('[{"type": "a.b.Dense"}]'), "has the module Dense"),
         (
             lambda d: (d / "tokenizer.json").write_text(tokenizer_json().replace('"w95":99', '"w95":100')),
             "tokenizer has 101 tokens, but the weights know 100",
@@ -182,6 +199,24 @@ def test_modalities_are_not_confused(roberta, trained, tmp_path):
         Encoder.load(tmp_path / "text")
     with pytest.raises(UserError, match="encoder of images, not of text: give an encoder of text"):
         TextEncoder.load(tmp_path / "image")
+    text = TextEncoder.load(tmp_path / "text")
+    with pytest.raises(UserError, match="encodes images, not text"):
+        dataclasses.replace(text, architecture=trained.architecture)
+    with pytest.raises(UserError, match="truncates to 1 tokens, but must to 2 to"):
+        dataclasses.replace(text, max_tokens=1)
+    with pytest.raises(UserError, match="The weights don't fit the architecture"):
+        dataclasses.replace(text, weights={})
+
+
+def test_a_tokenizer_of_another_encoder(roberta, tmp_path):
+    convert_to(tmp_path / "text", roberta, "roberta")
+    path = tmp_path / "text" / "tokenizer.json"
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(UserError, match=r"are not those that encoder\.json was written for"):
+        TextEncoder.load(tmp_path / "text")
+    path.unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json can't be read"):
+        TextEncoder.load(tmp_path / "text")
 
 
 @pytest.mark.slow

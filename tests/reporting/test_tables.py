@@ -1,8 +1,14 @@
 import csv
+import re
 
+import numpy as np
 import pytest
 
+from vise_jax.data.datasets import Dataset
 from vise_jax.errors import UserError
+from vise_jax.evaluation import predictions
+from vise_jax.evaluation.outcomes import Outcome
+from vise_jax.evaluation.splits import Split
 from vise_jax.reporting import tables
 
 
@@ -102,3 +108,38 @@ def test_what_is_printed_is_not_cut(capsys):
     assert all(name in printed for name in names)
     assert "[bold]ours[/bold]" in printed
     assert printed.count("12.34 ± 1.00") == 8
+
+
+def test_metrics_are_shown_with_intervals_and_fits(capsys):
+    metric = {"mean": 0.5, "std": 0.02, "values": [0.48, 0.52], "interval": [0.45, 0.55]}
+    one = measurement(
+        metrics={"accuracy": metric, "majority_accuracy": {"mean": 0.1, "std": None, "values": [0.1]}},
+        splits=[{"seed": 0, "sweep": [{"details": {"converged": converged}} for converged in (True, False)]}],
+        data__truncated_texts=7,
+    )
+    tables.show_metrics(one)
+    shown = capsys.readouterr().out
+    assert re.search(r"accuracy +│ +50\.00 +│ +2\.00 +│ +45\.00 to 55\.00", shown)
+    assert re.search(r"majority_accuracy +│ +10\.00 +│ +– +│ +–", shown)
+    assert "1 of 2 fits converged: --config.linear.iterations allows more" in shown
+    assert "7 texts have more tokens" in shown
+
+
+def test_differences_are_those_of_the_predictions(tmp_path, capsys):
+    labels = np.arange(100, dtype=np.int32) % 2
+    names = tuple(f"{number:03d}" for number in range(100))
+    dataset = Dataset("d", names, labels, ("a", "b"), None, None, None, "", ())
+    split = Split(0, np.arange(5), np.arange(5), np.arange(100))
+    results = []
+    for encoder, correct in (("ours", 90), ("theirs", 60), ("elsewhere", 50)):
+        predicted = np.where(np.arange(100) < correct, labels, 1 - labels)
+        one = measurement(encoder, "birds" if encoder == "elsewhere" else "cifar10", selection={"metric": "accuracy"})
+        scores = np.eye(2, dtype=np.float32)[predicted]
+        predictions.write(predictions.path_of(tmp_path / one["file"]), [Outcome(split, scores, [], 0)], dataset)
+        results.append(one)
+    tables.show_comparisons(tmp_path, results, "theirs")
+    shown = capsys.readouterr().out
+    assert re.search(r"ours +│ +cifar10 linear +│ +accuracy +│ +\+30\.00 +│ +\+2\d\.\d\d to \+3\d\.", shown)
+    assert "elsewhere" not in shown
+    with pytest.raises(UserError, match="No result is of an encoder named 'nobody'"):
+        tables.show_comparisons(tmp_path, results, "nobody")

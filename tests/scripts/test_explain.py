@@ -10,6 +10,7 @@ from PIL import Image
 
 from vise_jax import config as vise_config
 from vise_jax import models
+from vise_jax.data.datasets import open_labeled
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.evaluation import explained, measure
@@ -51,16 +52,25 @@ def result(made: Path, protocol: str) -> Path:
     return path
 
 
-def test_a_page_of_three_columns(made, tmp_path):
-    tuned = result(made, "finetune")
-    words = ["--encoder", made / "run" / "encoder", "--head", result(made, "linear")]
-    words += ["--encoder", tuned.with_suffix(".finetuned-0"), "--head", tuned]
-    words += ["--encoder", made / "run" / "encoder", "--head", "clusters", "--images", made / "images"]
+def test_the_command(made, tmp_path):
+    words = ["--encoder", made / "run" / "encoder", "--head", result(made, "linear"), "--images", made / "images"]
     command = [sys.executable, ROOT / "scripts" / "explain.py", *words, "--most", "5", "--output", tmp_path / "maps"]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "4 of 40 images explained, 1 can't be decoded" in done.stdout
-    page = (tmp_path / "maps" / "index.html").read_text()
+    assert (tmp_path / "maps" / "index.html").is_file()
+
+
+def test_a_page_of_three_columns(made, tmp_path, capsys):
+    tuned, encoder = result(made, "finetune"), str(made / "run" / "encoder")
+    pairs = [(encoder, result(made, "linear")), (str(tuned.with_suffix(".finetuned-0")), tuned), (encoder, "clusters")]
+    columns = [explanations.Explained(*explained.open_column(source, str(head), "", 0, 0)) for source, head in pairs]
+    images = open_labeled(made / "images")
+    limits = {"threads": 1, "max_image_pixels": 10_000}
+    path, count, rejected = explanations.write(columns, images, tmp_path / "maps", most=5, **limits)
+    assert (count, rejected) == (4, 1)
+    assert "left out: The image bright/03.png" in capsys.readouterr().err
+    page = path.read_text()
     assert page.count("true class: <bdi>bright</bdi>") == 4
     assert "cluster " in page
     assert page.count("✓") >= 6
@@ -78,6 +88,22 @@ def test_the_linear_head_gives_the_results_probabilities(made):
     expected = heads.logits(heads.read(path), features)
     np.testing.assert_allclose(features @ column.head.kernel + column.head.bias, expected, rtol=1e-3, atol=1e-3)
     assert column.classes == ["bright", "dark"]
+
+
+def test_images_of_which_none_can_be_decoded(made, tmp_path):
+    images = open_labeled(made / "images").subset(np.array([3]))
+    column = explanations.Explained(*explained.open_column(str(made / "run" / "encoder"), "clusters", "", 0, 0))
+    with pytest.raises(UserError, match="None of the 1 images of images can be decoded"):
+        explanations.write([column], images, tmp_path / "maps", most=5, threads=1, max_image_pixels=10_000)
+
+
+def test_clusters_have_the_labelers_terms_and_suppressed_ones_are_not_predicted(trained, labeler, tmp_path):
+    trained.save(tmp_path / "run" / "encoder")
+    labeler.save(tmp_path / "labeler")
+    column = explained.open_column(str(tmp_path / "run" / "encoder"), "clusters", str(tmp_path / "labeler"), 0, 0)
+    assert column.classes[0].startswith("0: dog 🐶")
+    assert column.head.bias[2] == -np.inf
+    assert np.isfinite(np.delete(column.head.bias, 2)).all()
 
 
 def test_heads_that_do_not_fit(made, tmp_path):

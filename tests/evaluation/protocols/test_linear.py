@@ -6,6 +6,7 @@ from sklearn.linear_model import LogisticRegression
 
 from vise_jax import config as vise_config
 from vise_jax.data.datasets import Dataset
+from vise_jax.errors import UserError
 from vise_jax.evaluation import heads, logistic_regression
 from vise_jax.evaluation.protocols import linear
 from vise_jax.evaluation.protocols.linear import LinearEvaluator
@@ -216,3 +217,19 @@ def test_a_head_is_read_as_it_was_written(tmp_path):
     np.testing.assert_array_equal(heads.logits(loaded, features), heads.logits(head, features))
     expected = ((features - head.mean) * head.scale) @ head.kernel + head.bias
     np.testing.assert_allclose(heads.logits(head, features), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("break_it", [lambda path: path.unlink(), lambda path: path.write_bytes(b"no head")])
+def test_a_head_that_is_missing_or_damaged(break_it, tmp_path):
+    path = tmp_path / "head.safetensors"
+    heads.write(path, heads.Head(*(np.zeros(shape, np.float32) for shape in ((5, 3), 3, 5, 5))))
+    break_it(path)
+    with pytest.raises(UserError, match="holds no linear head: run evaluate"):
+        heads.read(path)
+
+
+def test_a_head_of_other_shapes(tmp_path):
+    path = tmp_path / "head.safetensors"
+    heads.write(path, heads.Head(*(np.zeros(shape, np.float32) for shape in ((5, 3), 4, 5, 5))))
+    with pytest.raises(UserError, match="holds no linear head"):
+        heads.read(path)

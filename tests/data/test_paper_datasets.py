@@ -1,9 +1,12 @@
 """Datasets in their authors' layouts, and what is refused."""
 
+import io
 import json
 import shutil
+from pathlib import Path
 
 import miniatures
+import numpy as np
 import pytest
 
 from vise_jax.data import paper_datasets
@@ -133,3 +136,70 @@ def test_a_missing_image_is_an_error_when_it_is_read(tmp_path):
     with pytest.raises(UserError, match=r"The image img/t0002\.png in memes is missing"):
         dataset.read(dataset.names.index("img/t0002.png"))
     assert paper_datasets.open_hateful_memes(directory).fingerprint == dataset.fingerprint
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> tuple[Path, Path]:
+    """The miniature of CUB in the authors' layout, and as TensorFlow Datasets prepares it."""
+    import tensorflow_datasets as tfds
+
+    root = miniatures.cub(tmp_path_factory.mktemp("authors"))
+    dataset = open_cub(root)
+    features = {
+        "image": tfds.features.Image(),
+        "image/filename": tfds.features.Text(),
+        "label": tfds.features.ClassLabel(names=list(dataset.classes)),
+        "segmentation_mask": tfds.features.Image(shape=(None, None, 1)),
+    }
+
+    def examples(split: str) -> list[dict]:
+        return [
+            {
+                "image": io.BytesIO(dataset.read(index)),
+                "image/filename": dataset.names[index],
+                "label": int(dataset.labels[index]),
+                "segmentation_mask": np.zeros((4, 4, 1), np.uint8),
+            }
+            for index in np.flatnonzero(np.array(dataset.splits) == split)
+        ]
+
+    data_dir = tmp_path_factory.mktemp("tfds")
+    for version in ("0.1.1", "0.2.0"):
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name="caltech_birds2011",
+            version=version,
+            features=tfds.features.FeaturesDict(features),
+            split_datasets={split: list(enumerate(examples(split))) for split in ("train", "test")},
+            data_dir=data_dir,
+            disable_shuffling=True,
+        )
+    return root, data_dir
+
+
+def test_birds_that_tensorflow_datasets_prepared(prepared):
+    authors, ours = map(open_cub, prepared)
+    assert (ours.names, ours.classes, ours.splits) == (authors.names, authors.classes, authors.splits)
+    np.testing.assert_array_equal(ours.labels, authors.labels)
+    assert [ours.read(index) for index in range(len(ours))] == [authors.read(index) for index in range(len(authors))]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda d: shutil.rmtree(d), "has no prepared version: run tfds build"),
+        (lambda d: (d / "label.labels.txt").unlink(), "can't be read: run tfds build"),
+        (lambda d: next(d.glob("*-test.tfrecord-*")).unlink(), "is missing: run tfds build"),
+        (lambda d: flip(next(d.glob("*-train.tfrecord-*"))), r"Record 0 of .* is damaged: run tfds build"),
+    ],
+)
+def test_prepared_birds_that_are_damaged(break_it, message, prepared, tmp_path):
+    shutil.copytree(prepared[1] / "caltech_birds2011" / "0.2.0", tmp_path / "caltech_birds2011" / "0.2.0")
+    break_it(tmp_path / "caltech_birds2011" / "0.2.0")
+    with pytest.raises(UserError, match=message):
+        open_cub(tmp_path)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)

@@ -60,6 +60,9 @@ class Dataset:
         if file.stamp[0] > _MAX_FILE_BYTES:
             raise UserError(f"The image {self.names[index]} has {file.stamp[0]:,} bytes: that is too long for a photo.")
         try:
+            if file.offset is not None:
+                with open(file.path, "rb") as records:
+                    return os.pread(records.fileno(), file.stamp[0], file.offset)
             if file.member is None:
                 return file.path.read_bytes()
             archive = self._archives.get(file.path) or self._archives.setdefault(file.path, zipfile.ZipFile(file.path))

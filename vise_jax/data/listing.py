@@ -45,11 +45,13 @@ class ImageFile:
         path: the file, or the zip archive that has it.
         member: its name in the archive, or None.
         stamp: size and modification time of a file, size and CRC of a member; `MISSING`.
+        offset: of its first byte where `path` is a file of several records, or None.
     """
 
     path: Path
     member: str | None
     stamp: tuple[int, int]
+    offset: int | None = None
 
 
 # Images by name, and the names of all directories.

@@ -91,13 +91,20 @@ def open_cub(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dataset
 
     Args:
         path: the directory with `images.txt`, `image_class_labels.txt`, `train_test_split.txt` and `images/`, and
-            perhaps `classes.txt`; or one that has it as its subdirectory `CUB_200_2011`.
+            perhaps `classes.txt`; or one that has it as its subdirectory `CUB_200_2011`; or the data directory of
+            TensorFlow Datasets in which `caltech_birds2011` is prepared.
         link_roots: directories that links may point into.
 
     Raises:
-        UserError: a missing file, files that list different images, or a line with another number of words.
+        UserError: a missing file, files that list different images, or a line with another number of words; see
+            `tfds_birds.open_prepared`.
     """
     path = Path(path)
+    if (path / "caltech_birds2011").is_dir():
+        # It imports TensorFlow, which takes seconds.
+        from vise_jax.data import tfds_birds
+
+        return tfds_birds.open_prepared(path / "caltech_birds2011")
     root = path / "CUB_200_2011" if (path / "CUB_200_2011").is_dir() else path
     names, labels, is_train = (
         _table(root / name) for name in ("images.txt", "image_class_labels.txt", "train_test_split.txt")

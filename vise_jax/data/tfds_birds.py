@@ -1,0 +1,67 @@
+"""CUB-200-2011 as TensorFlow Datasets prepares it: `caltech_birds2011`, read in place."""
+
+import json
+from pathlib import Path
+
+import tensorflow as tf
+
+from vise_jax.data import datasets, records
+from vise_jax.data.datasets import Dataset
+from vise_jax.data.listing import ImageFile
+from vise_jax.errors import UserError
+
+
+def open_prepared(directory: Path) -> Dataset:
+    """Open the newest prepared version.
+
+    Args:
+        directory: `caltech_birds2011` in the data directory of TensorFlow Datasets.
+
+    Raises:
+        UserError: no prepared version there, files other than TFRecord, or a damaged record.
+    """
+    versions = sorted(
+        (tuple(map(int, version.name.split("."))), version)
+        for version in directory.iterdir()
+        if version.name.replace(".", "").isdigit() and (version / "dataset_info.json").is_file()
+    )
+    if not versions:
+        raise UserError(f"{directory} has no prepared version: run tfds build caltech_birds2011.")
+    version = versions[-1][1]
+    files: dict[str, ImageFile] = {}
+    labels: dict[str, str] = {}
+    splits: dict[str, str] = {}
+    try:
+        info = json.loads((version / "dataset_info.json").read_text("utf-8"))
+        classes = (version / "label.labels.txt").read_text("utf-8").split()
+        shards = [
+            (split["name"], f"{number:05d}-of-{len(split['shardLengths']):05d}", int(length))
+            for split in info["splits"]
+            for number, length in enumerate(split["shardLengths"])
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{version} can't be read: run tfds build caltech_birds2011 again.") from error
+    for split, number, length in shards:
+        path = version / f"caltech_birds2011-{split}.tfrecord-{number}"
+        if not path.is_file():
+            raise UserError(f"{path} is missing: run tfds build caltech_birds2011 again, with its default file format.")
+        for name, label, image in _read_shard(path, length):
+            files[name], labels[name], splits[name] = image, classes[label], split
+    return datasets.build(directory, files, labels, splits)
+
+
+def _read_shard(path: Path, length: int) -> list[tuple[str, int, ImageFile]]:
+    """Return name, label and place of each image."""
+    index, modified = records.read_index(path, length), path.stat().st_mtime_ns
+    images = []
+    for number in range(length):
+        (record,), corrupt = records.read_records(path, index, [number])
+        features = tf.train.Example.FromString(record).features.feature
+        name, label, image = (features[key] for key in ("image/filename", "label", "image"))
+        if corrupt or not image.bytes_list.value:
+            raise UserError(f"Record {number} of {path} is damaged: run tfds build caltech_birds2011 again.")
+        (encoded,) = image.bytes_list.value
+        offset = int(index[number, 0]) + record.index(encoded)
+        place = ImageFile(path, None, (len(encoded), modified), offset)
+        images.append((name.bytes_list.value[0].decode(), label.int64_list.value[0], place))
+    return images

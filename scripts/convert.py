@@ -1,7 +1,7 @@
-r"""Make an encoder of a published PyTorch checkpoint, or write an encoder as a file that PyTorch loads.
+r"""Convert a published PyTorch checkpoint to an encoder, or export an encoder to PyTorch.
 
-Every key of the file must be known and every weight filled, or nothing is written. Nothing that is in the file is run.
-PyTorch is only needed to read its own files (pip install -e '.[convert]'); .safetensors and .npz do without.
+Loading is strict: a missing or unexpected key is an error. No code in a file is executed. Only PyTorch's own files need
+PyTorch (pip install -e '.[convert]'); .safetensors and .npz files don't.
 
 Example:
     python scripts/convert.py --list
@@ -18,25 +18,29 @@ from absl import flags
 from vise_jax import cli
 from vise_jax.errors import UserError
 
-_LIST = flags.DEFINE_bool("list", False, "Print whose checkpoints can be converted, and where they are to be had.")
+_LIST = flags.DEFINE_bool("list", False, "List the checkpoints that can be converted, and their addresses.")
 _SOURCE = flags.DEFINE_string(
-    "source", None, "Whose checkpoint it is, see --list; vise_jax for a file that --to has written."
+    "source", None, "Source of the checkpoint, see --list; vise_jax for a file that --to wrote."
 )
-_ARCH = flags.DEFINE_string("arch", None, "Its architecture, e.g. resnet50; by default the source's first one.")
+_ARCH = flags.DEFINE_string("arch", None, "Architecture, e.g. resnet50; by default the source's first.")
 _WEIGHTS = flags.DEFINE_string(
     "weights", None, "The file: .pth, .pt, .th, .safetensors or .npz; for roberta and bert, the directory of the model."
 )
 _SHA256 = flags.DEFINE_string("sha256", None, "Expected SHA-256 of the file; checked before it is opened.")
-_PREFIX = flags.DEFINE_string("prefix", "", "What stands before every key of the encoder in the file, e.g. module.")
-_EMA = flags.DEFINE_bool("ema", None, "Of weights and their moving average in one file, take the average, or not.")
+_PREFIX = flags.DEFINE_string("prefix", "", "Prefix of the encoder's keys in the file, e.g. module.")
+_EMA = flags.DEFINE_bool(
+    "ema", None, "Of a file that has both, convert the moving average of the weights, or (--noema) the weights."
+)
 _MAX_GIGABYTES = flags.DEFINE_float(
-    "max_gigabytes", 4.0, "A file that is larger, or unpacks to more, is refused.", lower_bound=0
+    "max_gigabytes", 4.0, "Refuse larger files, and files that unpack to more.", lower_bound=0
 )
-_ENCODER = flags.DEFINE_string("encoder", None, "The other way: the directory of an encoder to write for PyTorch.")
+_ENCODER = flags.DEFINE_string("encoder", None, "Encoder directory to export.")
 _TO = flags.DEFINE_string(
-    "to", None, "torchvision, or vise: the layout of the authors' releases (a Sequential without fc)."
+    "to", None, "Layout to export to: torchvision, or vise (the authors' releases: a Sequential without fc)."
 )
-_HEAD = flags.DEFINE_string("head", "", "With --to torchvision: the head that becomes fc; by default there is no fc.")
+_HEAD = flags.DEFINE_string(
+    "head", "", "With --to torchvision: name of the head that becomes fc; by default there is no fc."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "Directory for the encoder; with --to, the .safetensors file to write.")
 
 
@@ -71,11 +75,11 @@ def _convert(source: str, weights: Path, output: Path) -> None:
     )
     conversion = encoder.provenance["converted"]
     print(
-        f"{output}: {'was converted before, ' if before else ''}{encoder.architecture['name']}, "
+        f"{output}: {'already converted, ' if before else ''}{encoder.architecture['name']}, "
         f"{encoder.feature_dim:,} features; license {encoder.license}"
     )
     if not conversion["layout_verified"]:
-        print(f"the layout of {source}'s files is not verified: that is written in encoder.json")
+        print(f"the layout of {source}'s files is not documented; encoder.json records it as unverified")
     for note in conversion.get("notes", []):
         print(f"note: {note}")
 
@@ -87,7 +91,7 @@ def _export(encoder: Path, layout: str, output: Path) -> None:
     interop.export(loaded, layout, output, head=_HEAD.value)
     print(f"{output}: license {loaded.license}")
     if layout == "torchvision" and not _HEAD.value:
-        print("there is no fc in it: set model.fc = torch.nn.Identity() before load_state_dict")
+        print("the file has no fc: set model.fc = torch.nn.Identity() before load_state_dict")
 
 
 def _show_sources() -> None:
@@ -97,7 +101,7 @@ def _show_sources() -> None:
     from vise_jax.interop import SOURCES, TEXT_SOURCES
 
     table = Table("--source", "--arch", "images", "license", show_lines=True)
-    table.add_column("what, and where it is to be had", overflow="fold")
+    table.add_column("description and address", overflow="fold")
     for name, source in SOURCES.items():
         images = source.preprocessing
         mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (images.mean, images.std))
@@ -112,11 +116,11 @@ def _show_sources() -> None:
             "\n".join([source.title, *source.notes, source.where, *files]),
         )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-    texts = Table("--source", "license", "what, and where it is to be had", title="text encoders", show_lines=True)
+    texts = Table("--source", "license", "description and address", title="text encoders", show_lines=True)
     for name, text_source in TEXT_SOURCES.items():
         texts.add_row(name, text_source.license, f"{text_source.title}\n{text_source.where}")
     Console(width=None if sys.stdout.isatty() else 160).print(texts)
-    print("--source vise_jax reads what --to has written. None of these files comes with vise_jax.")
+    print("--source vise_jax reads a file that --to wrote. vise_jax ships none of these files.")
 
 
 if __name__ == "__main__":

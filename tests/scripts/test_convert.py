@@ -50,7 +50,7 @@ def test_there_and_back(weights: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "encoder").rglob("*")}
     result = convert(*words)
     assert result.returncode == 0, result.stderr
-    assert "was converted before" in result.stdout
+    assert "already converted" in result.stdout
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "encoder").rglob("*")} == before
 
     back = tmp_path / "back.safetensors"

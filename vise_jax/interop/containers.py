@@ -1,12 +1,11 @@
-"""Read weights from untrusted files, without running anything in them.
+"""Read weights from untrusted files without executing code in them.
 
-A `.pth` file is a pickle, and a pickle is a program. PyTorch's `weights_only` reader interprets it itself and knows no
-other calls than those that make tensors; that reader is the only one used here. It refuses TorchScript archives (CLIP's
-file is one), and `torch.jit.load` would compile and run the code that is in them, which may for example create files.
-So of an archive only the pickled tree of its tensors and their data are copied out, into a file in memory without
-code, and given to the same reader, for which every class of the archive is an empty box.
+A `.pth` file is a pickle, and unpickling can execute code. Only PyTorch's `weights_only` reader is used, which allows
+no calls but those that rebuild tensors. It refuses TorchScript archives, such as CLIP's file; `torch.jit.load` would
+compile and run their code. From an archive, only the pickled module tree and the tensor data are copied to a file in
+memory, which the same reader loads with a placeholder for every class.
 
-Nothing is unpacked before the directory of a zip file has said how much it would be.
+The unpacked size of a zip file is read from its directory and bounded before anything is unpacked.
 """
 
 import io
@@ -24,10 +23,10 @@ import safetensors
 from vise_jax import artifact
 from vise_jax.errors import UserError
 
-# Where training loops put the weights beside their other state, and their exponential moving average.
+# Keys of checkpoints that hold the weights, and the exponential moving average of the weights.
 _WRAPPERS = ("state_dict", "model")
 _AVERAGES = ("ema", "model_ema", "ema_state_dict", "state_dict_ema", "ema_model")
-# Files that servers send in the place of weights: first bytes, in lower case, and a description.
+# Files that servers send instead of weights: first bytes, in lower case, and a description.
 _IMPOSTORS = (
     (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with `git lfs pull`"),
     (b"<!doctype html", "an HTML page: the download needs a direct link, or a login"),
@@ -35,11 +34,11 @@ _IMPOSTORS = (
     (b"<?xml", "an XML document, perhaps an error message of the server: download the file again"),
     (b"{", "a JSON document, perhaps an error message of the server: download the file again"),
 )
-# Zipped weights are stored, or compressed by a little; what unpacks to more times its size is made to fill a disk.
+# Zipped weights are stored or barely compressed. A larger ratio indicates a zip bomb.
 _MAX_RATIO = 20
-# weights_only was bypassed in releases before 2.6; this is the oldest one that the tests' bad files were tried with.
+# weights_only can be bypassed in releases before 2.6. This is the oldest release that the tests ran with.
 _OLDEST_TORCH = (2, 10)
-# TorchScript marks the types of lists with these; they return their argument.
+# TorchScript's type annotations of lists, which return their argument.
 _TAGS = {
     f"torch.jit._pickle.{name}"
     for name in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
@@ -47,11 +46,11 @@ _TAGS = {
 
 
 def check(path: Path, *, sha256: str | None, max_bytes: int) -> str:
-    """Check size, name and SHA-256 of a file before its content is read.
+    """Check size and SHA-256 of a file before its content is read.
 
     Args:
         path: the file.
-        sha256: what its SHA-256 (hex), or the beginning of that, should be; None = unknown.
+        sha256: expected SHA-256 (hex), or a prefix of it; None = unknown.
         max_bytes: largest size of the file, and of the unpacked content of a zip file.
 
     Returns:
@@ -65,7 +64,7 @@ def check(path: Path, *, sha256: str | None, max_bytes: int) -> str:
     if path.stat().st_size > max_bytes:
         raise UserError(
             f"{path} has {path.stat().st_size:,} bytes, more than the {max_bytes:,} allowed: raise --max_gigabytes if "
-            "it is what you think it is."
+            "you trust it."
         )
     actual = artifact.file_sha256(path)
     if sha256 is not None and not actual.startswith(sha256.lower()):
@@ -78,19 +77,19 @@ def check(path: Path, *, sha256: str | None, max_bytes: int) -> str:
 def read(path: Path, *, max_bytes: int, ema: bool | None = None) -> dict[str, np.ndarray]:
     """Read the weights in a `.safetensors`, `.npz`, TorchScript or PyTorch file (zip or the older format).
 
-    Weights in an entry "state_dict" or "model" are taken from there; the rest of such a file is ignored.
+    Weights under a key "state_dict" or "model" are read; the rest of such a file is ignored.
 
     Args:
-        path: the file; its suffix decides, and anything but `.safetensors` and `.npz` is PyTorch's.
+        path: the file. Any suffix but `.safetensors` and `.npz` means a PyTorch file.
         max_bytes: largest size of the unpacked content.
-        ema: of a file with weights and their moving average: take the average, or not; None = refuse to choose.
+        ema: read the moving average (True) or the weights (False) of a file that has both; None = raise an error.
 
     Returns:
-        key → array, as the file has them. Of a PyTorch file they are views, not read from the disk yet.
+        Arrays by key. Those of a PyTorch file are memory-mapped.
 
     Raises:
-        UserError: the file is damaged, would unpack to too much, asks for code to be run, holds something else than
-            tensors, or PyTorch is needed and missing.
+        UserError: the file is damaged, unpacks to more than `max_bytes`, calls a function, holds objects other than
+            tensors, or needs PyTorch, which is missing.
     """
     _check_kind(path)
     try:
@@ -120,11 +119,11 @@ def read(path: Path, *, max_bytes: int, ema: bool | None = None) -> dict[str, np
         return _arrays(path, loaded)
     except UserError:
         raise
-    except Exception as error:  # the readers raise whatever the damage leads to
+    except Exception as error:  # damaged files raise all kinds of exceptions
         raise UserError(_why(path, error)) from error
 
 
-# What `pickle` needs to rebuild a NumPy scalar; none of it runs code of the file.
+# Globals that rebuild a NumPy scalar. None of them executes code of the file.
 _NUMPY_SCALARS = [
     np._core.multiarray.scalar,  # type: ignore[attr-defined]
     np.dtype,
@@ -133,10 +132,10 @@ _NUMPY_SCALARS = [
 
 
 def _check_kind(path: Path) -> None:
-    """Check that a file isn't what servers send in the place of weights.
+    """Check that a file is none that servers send instead of weights.
 
     Raises:
-        UserError: it is; names the kind of file.
+        UserError: it is one; the message names its kind.
     """
     with open(path, "rb") as file:
         first = file.read(64).lstrip().lower()
@@ -146,7 +145,7 @@ def _check_kind(path: Path) -> None:
 
 
 def _choose(path: Path, loaded: Any, ema: bool | None) -> Any:
-    """Return the weights or their moving average, of a checkpoint that may hold both."""
+    """Return the weights or their moving average from a checkpoint that may hold both."""
     if not isinstance(loaded, dict):
         return loaded
     averages = [key for key in _AVERAGES if isinstance(loaded.get(key), dict)]
@@ -162,7 +161,7 @@ def _choose(path: Path, loaded: Any, ema: bool | None) -> Any:
 
 
 def read_metadata(path: Path, key: str) -> Any:
-    """Return the JSON value under a key of a `.safetensors` file's metadata; None if there is none."""
+    """Return a JSON value of a `.safetensors` file's metadata, or None without one."""
     if path.suffix != ".safetensors":
         return None
     try:
@@ -197,7 +196,7 @@ def _torch(path: Path) -> Any:
     return torch
 
 
-class _Box:
+class _Module:
     """Placeholder for an object of any class of a TorchScript archive."""
 
 
@@ -214,8 +213,8 @@ def _read_torchscript(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, n
                 copy.writestr(member.filename, archive.read(member))
     plain.seek(0)
     names = torch.serialization.get_unsafe_globals_in_checkpoint(plain)
-    # Any other name stays unknown to the reader, which refuses it.
-    known: list[tuple[Any, str]] = [(_Box, name) for name in names if name.startswith("__torch__.")]
+    # The reader refuses any other global.
+    known: list[tuple[Any, str]] = [(_Module, name) for name in names if name.startswith("__torch__.")]
     known += [(_first, name) for name in names if name in _TAGS]
     plain.seek(0)
     with torch.serialization.safe_globals(known):
@@ -224,11 +223,11 @@ def _read_torchscript(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, n
     return _arrays(path, {name: value for name, value in attributes.items() if isinstance(value, torch.Tensor)})
 
 
-def _attributes(box: _Box, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """Yield everything below a module by its dotted name; each module once, however often it is referenced."""
-    seen.add(id(box))
-    for name, value in vars(box).items():
-        if not isinstance(value, _Box):
+def _attributes(module: _Module, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Yield all attributes below a module by dotted name; a shared submodule once."""
+    seen.add(id(module))
+    for name, value in vars(module).items():
+        if not isinstance(value, _Module):
             yield f"{prefix}{name}", value
         elif id(value) not in seen:
             yield from _attributes(value, f"{prefix}{name}.", seen)
@@ -241,7 +240,7 @@ def _arrays(path: Path, tensors: Any) -> dict[str, np.ndarray]:
     other = [f"{key} ({type(value).__name__})" for key, value in tensors.items() if not isinstance(value, torch.Tensor)]
     if other:
         raise UserError(f"{path} holds other things beside tensors: {shortened(other)}; save a state_dict() alone.")
-    # NumPy has no bfloat16: the same bits under the type that JAX has.
+    # NumPy has no bfloat16: view the bits as JAX's.
     return {
         str(key): value.detach().view(torch.int16).numpy().view(jnp.bfloat16)
         if value.dtype == torch.bfloat16
@@ -251,7 +250,7 @@ def _arrays(path: Path, tensors: Any) -> dict[str, np.ndarray]:
 
 
 def shortened(words: list[str], at_most: int = 10) -> str:
-    """Return the first of many words, and the number of the others."""
+    """Join the first words of a list, and the number of the others."""
     shown = ", ".join(words[:at_most])
     return shown if len(words) <= at_most else f"{shown} and {len(words) - at_most} more"
 
@@ -264,7 +263,7 @@ def _why(path: Path, error: Exception) -> str:
             f"{path} asks for {called[1]} to be called, which weights never need: nothing of it was run; get the file "
             "again from its source, or save its state_dict() alone."
         )
-    # Torch's advice after the first sentence is to load without its safeguards.
+    # Keep torch's first sentence only: it goes on to suggest loading without safeguards.
     first = re.split(r"(?<=[.!])\s|weights_only|Weights only", text)[0].strip(" .") or type(error).__name__
     reason = first if len(first) <= 200 else type(error).__name__
     return f"{path} can't be read ({reason}): get the file again from its source."

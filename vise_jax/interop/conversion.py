@@ -1,4 +1,4 @@
-"""Convert published checkpoints to encoders, strictly: every weight has its place, or the file is refused."""
+"""Convert published checkpoints to encoders, strictly: no missing and no unexpected weights."""
 
 import dataclasses
 import re
@@ -44,13 +44,14 @@ def convert(
         arch: one of the source's architectures; None = its first.
         sha256: expected SHA-256 (hex) of the file, checked before it is opened.
         max_bytes: largest size of the file and of its unpacked content.
-        prefix: what stands before every key of the encoder, e.g. "module."; keys without it are left out.
-        ema: of a file with weights and their moving average: take the average, or not; None = refuse to choose.
-        **settings: what else `vise_jax.models.build` takes, e.g. `width`.
+        prefix: prefix of the encoder's keys, e.g. "module."; keys without it are ignored.
+        ema: see `containers.read`.
+        **settings: further arguments of `vise_jax.models.build`, e.g. `width`.
 
     Raises:
-        UserError: no such source or architecture, a file that is refused (see `containers`), or one that doesn't fit:
-            it lists the first ten keys that are missing, unexpected, of another shape or type, or not finite.
+        UserError: no such source or architecture; a file that `containers.read` refuses; or weights that don't match
+            the architecture. The message lists up to ten keys that are missing, unexpected, of another shape or type,
+            or not finite.
     """
     path = Path(path)
     if source == OURS:
@@ -64,7 +65,7 @@ def convert(
     architecture = models.resolve(name, **settings)
     expected = variables.expected(architecture)
     layouts = row.layouts or _any_prefix(tensors)
-    # Of several layouts, the one that most keys follow; the error lists what it lacks.
+    # The layout that matches most keys; the error lists those that it lacks.
     label = max(layouts, key=lambda one: sum(layouts[one](torch_name(key)) in tensors for key in expected))
     try:
         weights = fill(path, f"{source}'s {name}", expected, tensors, layouts[label], row.drop)
@@ -115,8 +116,9 @@ def _row(source: str, arch: str | None) -> tuple[Source, str]:
 def _check(path: Path, row: Source, sha256: str | None, max_bytes: int) -> str:
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise UserError(f"{sha256!r} is no SHA-256: it has 64 hexadecimal digits.")
-    told = [beginning for beginning, name in row.published.items() if name == path.name and beginning in name]
-    return containers.check(path, sha256=sha256 or next(iter(told), None), max_bytes=max_bytes)
+    # A file of torch.hub has the beginning of its SHA-256 in its name.
+    in_name = [beginning for beginning, name in row.published.items() if name == path.name and beginning in name]
+    return containers.check(path, sha256=sha256 or next(iter(in_name), None), max_bytes=max_bytes)
 
 
 def _any_prefix(tensors: Mapping[str, Any]) -> dict[str, Layout]:
@@ -126,12 +128,12 @@ def _any_prefix(tensors: Mapping[str, Any]) -> dict[str, Layout]:
     return {f"torchvision after {prefix!r}": prefixed(prefix) for prefix in prefixes or [""]}
 
 
-# What wrappers of training loops put before the keys: data parallelism, torch.compile, self-distillation.
+# Prefixes that wrappers add to keys: data parallelism, torch.compile, self-distillation.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "teacher.", "student.", "backbone.", "encoder.", "ema.")
 
 
 def _wrapper(tensors: Mapping[str, Any], names: list[str], layouts: Mapping[str, Layout], depth: int = 3) -> str:
-    """Return the known prefix below which all weights are, e.g. "module.model."; "" if there is none."""
+    """Return the known prefix of all weights, e.g. "module.model.", or "" without one."""
     for prefix in _PREFIXES if depth else ():
         below = {key.removeprefix(prefix) for key in tensors if key.startswith(prefix)}
         if below and any(all(layout(name) in below for name in names) for layout in layouts.values()):
@@ -142,7 +144,7 @@ def _wrapper(tensors: Mapping[str, Any], names: list[str], layouts: Mapping[str,
 
 
 def upcast(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Convert half-precision weights to float32, and return a note that says so."""
+    """Convert half-precision weights to float32. Return them, and a note for the provenance if there were any."""
     half = sorted({str(array.dtype) for array in tensors.values()} & {"float16", "bfloat16"})
     upcast = {key: array.astype(np.float32) if str(array.dtype) in half else array for key, array in tensors.items()}
     return upcast, [f"weights in {' and '.join(half)} were converted to float32"] if half else []
@@ -186,16 +188,16 @@ def fill(
         else:
             # A copy, since `array` may be a view of the file.
             weights[key] = jnp.array(array.transpose(np.argsort(order)), jnp.float32)
-    said = [f"{kind}: {shortened(words)}" for kind, words in wrong.items() if words]
-    if said:
+    problems = [f"{kind}: {shortened(words)}" for kind, words in wrong.items() if words]
+    if problems:
         if dropped and len(wrong["missing"]) == len(names):
-            said.append(f"there, but not of the encoder: {shortened(dropped, 3)}")
-        raise UserError(f"{path} doesn't fit {what}: {'; '.join(said)}.")
+            problems.append(f"there, but not of the encoder: {shortened(dropped, 3)}")
+        raise UserError(f"{path} doesn't fit {what}: {'; '.join(problems)}.")
     return weights
 
 
 def _convert_ours(path: Path, arch: str | None, *, sha256: str | None, max_bytes: int) -> Encoder:
-    """Convert a file that `export` wrote, which describes itself."""
+    """Convert a file that `export` wrote. Its metadata has the architecture."""
     digest = containers.check(path, sha256=sha256, max_bytes=max_bytes)
     about = containers.read_metadata(path, OURS)
     kinds = {"architecture": dict, "preprocessing": dict, "provenance": dict, "license": str}

@@ -12,9 +12,9 @@ from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.interop.layouts import Layout, axes, prefixed, sequential, torch_name
 
-# Layouts that encoders are exported in.
+# Layouts of exported files.
 EXPORTS: dict[str, Layout] = {"torchvision": prefixed(""), "vise": sequential}
-# The source of files that `export` wrote, and the key of their description.
+# Name of the source of files that `export` wrote, and the key of their metadata.
 OURS = "vise_jax"
 FORMAT_VERSION = 1
 
@@ -23,11 +23,11 @@ def export(encoder: Encoder, layout: str, path: str | Path, *, head: str = "") -
     """Write an encoder's weights with PyTorch's names and layout, to a `.safetensors` file.
 
     Args:
-        encoder: of the ResNet family as torchvision has it.
+        encoder: of an architecture that torchvision has.
         layout: "torchvision", for `torchvision.models` with `fc = torch.nn.Identity()`; or "vise", for
             `torch.nn.Sequential(*list(resnet.children())[:-2])`, as the authors of VisE publish theirs.
-        path: the file. It is never replaced; a file that holds the same is left as it is.
-        head: torchvision: the head that becomes `fc`; "" = none.
+        path: the file. An existing file is not replaced; one with the same content is not an error.
+        head: with "torchvision", name of the head that becomes `fc`; "" = none.
 
     Raises:
         UserError: no such layout or head, an architecture that torchvision does not have, or a file that holds
@@ -60,7 +60,7 @@ def export(encoder: Encoder, layout: str, path: str | Path, *, head: str = "") -
         "provenance": encoder.provenance,
         "license": encoder.license,
     }
-    # A second entry of the metadata would come before or after this one by chance.
+    # One metadata entry only: safetensors does not fix the order of several.
     content = safetensors.numpy.save(dict(sorted(arrays.items())), {OURS: artifact.canonical_json(about)})
     if path.exists():
         if path.read_bytes() == content:

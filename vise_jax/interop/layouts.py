@@ -1,4 +1,4 @@
-"""The names that others give to weights. A layout maps torchvision's name of a weight to its own."""
+"""Layouts of published checkpoints: functions from torchvision's name of a weight to the published name."""
 
 import re
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def timm_clip(name: str) -> str:
 
 
 def axes(key: str, ndim: int) -> tuple[int, ...]:
-    """Return our axes in torch's order: of kernels HWIO → OIHW and [in, out] → [out, in]."""
+    """Return the permutation of our axes to torch's order: HWIO → OIHW for kernels, [in, out] → [out, in]."""
     if key.rsplit("/", 1)[-1] != "kernel":
         return tuple(range(ndim))
     return (3, 2, 0, 1) if ndim == 4 else (1, 0)

@@ -1,4 +1,4 @@
-"""Convert and save, unless the same file was converted to that directory before."""
+"""Convert a checkpoint to an encoder directory, once."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def convert_to(
     prefix: str = "",
     ema: bool | None = None,
 ) -> tuple[Encoder | TextEncoder, bool]:
-    """Convert and save an encoder, or load it if the same file was converted to that directory before.
+    """Convert and save an encoder, or load it if the same file has been converted to that directory.
 
     Args:
         directory: of the encoder.
@@ -35,7 +35,7 @@ def convert_to(
         ema: see `convert`.
 
     Returns:
-        The encoder, and whether it was there already.
+        The encoder, and whether it had been converted before.
 
     Raises:
         UserError: see `convert` and `convert_text`; or the directory holds something else.
@@ -44,14 +44,14 @@ def convert_to(
     if is_text and (arch is not None or prefix or ema is not None):
         raise UserError(f"--arch, --prefix and --ema are not for {source}, whose config.json states its architecture.")
     if (Path(directory) / "encoder.json").is_file():
-        there = TextEncoder.load(directory) if is_text else Encoder.load(directory)
-        conversion = there.provenance.get("converted", {})
-        named = there.architecture["name"]
+        existing = TextEncoder.load(directory) if is_text else Encoder.load(directory)
+        conversion = existing.provenance.get("converted", {})
+        named = existing.architecture["name"]
         name = (arch or named) if source == OURS else named if is_text else architecture_of(source, arch)
         file = weights_of(Path(path)) if is_text else Path(path)
         digest = containers.check(file, sha256=sha256, max_bytes=max_bytes)
         if (conversion.get("source"), conversion.get("sha256"), named) == (source, digest, name):
-            return there, True
+            return existing, True
         raise UserError(f"{directory} holds another encoder: name a new directory, or delete it first.")
     encoder: Encoder | TextEncoder
     if is_text:

@@ -1,4 +1,4 @@
-"""Whose encoders can be converted: the layout of their files, how they see images, and under which license."""
+"""Published checkpoints that can be converted: layout, preprocessing and license."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -27,17 +27,17 @@ class Source:
 
     Args:
         title: shown by `convert.py --list`.
-        architectures: what `--arch` may say → name for `vise_jax.models.build`; the first is the default.
-        layouts: names of the layouts that such files have → the layout. Empty = torchvision's names after any prefix.
-        drop: regular expressions of keys that are not the encoder's, and may be there.
+        architectures: name for `vise_jax.models.build` by value of `--arch`; the first is the default.
+        layouts: layouts of the files, by name. Empty = torchvision's names after any prefix.
+        drop: regular expressions of keys of other parts, which are ignored.
         preprocessing: of their images.
         license: of the weights.
-        where: where the file is to be had.
+        where: address of the file.
         layout_verified: whether the layout is documented.
         notes: assumptions that are not documented.
-        published: SHA-256 of a published file, or its beginning → the file's name. It is compared before the file is
-            opened when the name tells it, as those of torch.hub do.
-        resize: SHA-256, or its beginning → the length of the shorter side, where it is another one for that file.
+        published: names of published files by SHA-256 or a prefix of it. Where the name has the prefix, as on
+            torch.hub, it is compared before the file is opened.
+        resize: length of the shorter side by SHA-256 or a prefix of it, for files that differ from `preprocessing`.
     """
 
     title: str

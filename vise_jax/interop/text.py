@@ -16,7 +16,7 @@ from vise_jax.interop.layouts import prefixed
 from vise_jax.text_encoder import TextEncoder
 
 _WEIGHTS = "model.safetensors"
-# Keys of config.json by the setting of our architecture.
+# Keys of config.json by our setting.
 _SETTINGS = {
     "layers": "num_hidden_layers",
     "width": "hidden_size",
@@ -27,7 +27,7 @@ _SETTINGS = {
     "segments": "type_vocab_size",
     "epsilon": "layer_norm_eps",
 }
-# Settings of config.json that change what is computed: the values that are supported, the first by default.
+# Supported values of settings in config.json; the first is the default.
 _SUPPORTED = {"hidden_act": ("gelu",), "position_embedding_type": ("absolute",), "is_decoder": (False,)}
 
 
@@ -37,9 +37,9 @@ class TextSource:
 
     Args:
         title: shown by `convert.py --list`.
-        pooling: without `1_Pooling/config.json`.
+        pooling: default without `1_Pooling/config.json`.
         license: of the weights.
-        where: where the files are to be had.
+        where: address of the files.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""What every script shares: help with an example, one sentence for a user's mistake, an exit status."""
+"""Command lines: help with an example, one sentence for a user's mistake, the exit status."""
 
 import os
 import re
@@ -42,9 +42,9 @@ def no_words(words: list[str]) -> None:
 
 
 def run(main: Callable[[list[str]], None], description: str) -> None:
-    """Parse the flags, call `main` with the words that are no flags, and exit.
+    """Parse the flags and call `main` with the positional arguments.
 
-    Exit status: 0 done, 1 a user's mistake (one sentence on standard error), 2 wrong flags, 130 interrupted.
+    Exit status: 0 success, 1 a `UserError` (one sentence on standard error), 2 invalid flags, 130 interrupted.
 
     Args:
         main: the command.
@@ -70,12 +70,12 @@ def run(main: Callable[[list[str]], None], description: str) -> None:
 def _parse(program: str) -> list[str]:
     try:
         words = flags.FLAGS(sys.argv)[1:]
-        # A file that can't be loaded is only said when its config is first looked at.
+        # A file that can't be loaded raises when its config is first read.
         _ = "config" in flags.FLAGS and flags.FLAGS.config and flags.FLAGS.config.keys
     except UserError as error:
         _fail(program, str(error), 1)
     except (AttributeError, KeyError) as error:
-        # ml_collections quotes the message more than once, with a suggestion after the key.
+        # ml_collections' message has the key first, and a suggestion after "did you mean".
         words = re.findall(r"\w{2,}", str(error).replace("\\n", " "))
         hint = f", did you mean {words[words.index('mean') + 1]}" if "mean" in words else ""
         _fail(program, f"the config has no key {words[0]}{hint}: see vise_jax/config.py for the keys there are.", 2)

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, a plain line now and then elsewhere; always on standard error."""
+"""Progress on standard error: a bar on a terminal, a plain line every ten seconds elsewhere."""
 
 import sys
 import time
@@ -16,14 +16,14 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Count toward `total`, and show progress, rate and remaining time.
+    """Count up to `total`, and show progress, rate and remaining time.
 
     Args:
         description: name of the work, e.g. `labeling`.
-        total: how many units there are, or None when that is not known.
+        total: number of units, or None if unknown.
         unit: counted unit, e.g. `posts`.
-        done: how many were done before (a resumed job).
-        quiet: say nothing at all, since another process does.
+        done: number of units of earlier runs, of a resumed job.
+        quiet: print nothing, as on all but the first process.
     """
 
     def __init__(self, description: str, total: int | None, unit: str, done: int = 0, quiet: bool = False):
@@ -62,7 +62,7 @@ class Progress:
             self._print_line()
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
-        """Count `count` more units; `note` is shown after them, e.g. the current loss."""
+        """Add `count` units; `note` is shown after them, e.g. the current loss."""
         self._count += count
         self._note = self._note if note is None else note
         if self._bar:
@@ -100,7 +100,7 @@ class Progress:
 
 
 def track(items: Iterable[T], description: str, unit: str, total: int | None = None) -> Iterator[T]:
-    """Yield `items` one by one and show the progress through them."""
+    """Yield `items` and show the progress."""
     with Progress(description, total, unit) as progress:
         for item in items:
             yield item

@@ -1,1 +1,1 @@
-"""From results files to what people read."""
+"""Tables, figures and pages of results, clusters and runs."""

@@ -1,4 +1,4 @@
-"""Summary of the clusters, for the page, the figures and the terminal: from a labeler and its shards."""
+"""Summaries of the clusters of a labeler and its shards, for the page, the figures and the terminal."""
 
 import hashlib
 import itertools
@@ -19,14 +19,14 @@ from vise_jax.posts import REACTIONS, Post
 from vise_jax.similarity import unit_rows
 from vise_jax.text import masking
 
-# Number of examples that two clusters must share to be compared; fewer are chance, and may identify someone.
+# Least number of examples with both labels for a lift; fewer are noise, and may identify someone.
 MIN_TOGETHER = 5
 
 _NEAREST = 4
 # Rows and columns of the heat map: the largest clusters.
 _MAP = (30, 20)
 _IN_TERMINAL = 10
-# Buttons that name a reaction cluster have at least this share of it.
+# Least fraction of a button that names a reaction cluster.
 _IN_NAME = 0.15
 _BUTTONS = 2
 _MAX_EXAMPLE_CHARACTERS = 200
@@ -40,7 +40,7 @@ def read(labeler_folder: Path, shards_folder: Path) -> tuple[Labeler, dict[str, 
     """Read a labeler, and the statistics of the shards that it labeled.
 
     Raises:
-        UserError: one of them is missing or damaged, or the shards are another labeler's.
+        UserError: one of them is missing or damaged, or the shards were labeled by another labeler.
     """
     labeler = Labeler.load(labeler_folder)
     manifest = shards.read_manifest(shards_folder)
@@ -62,16 +62,16 @@ def summarize(labeler: Labeler, statistics: Mapping[str, np.ndarray]) -> dict[st
             examples with both labels.
 
     Returns:
-        Values that JSON knows:
+        A JSON-serializable summary:
         `labeler`: the labeler's fingerprint;
         `examples`: number of training examples;
         `suppressed`: number of suppressed comment clusters;
         `labels_per_post`: as in the statistics;
         `balance`: of `comments` (without suppressed clusters) and of `reactions`, see `balance`;
-        `comments`: the comment clusters, the largest first: `number`, `examples`, `share` (of all examples), `words`
-            and `emoji` (pairs of term and weight, most distinctive first), `reaction` (the most over-represented
-            reaction cluster: `number`, `lift` and `together`, the number of examples with both; None if no lift is
-            above 1) and `nearest` (pairs of number and cosine);
+        `comments`: the comment clusters in descending order of size: `number`, `examples`, `share` (of all examples),
+            `words` and `emoji` (pairs of term and weight, most distinctive first), `reaction` (the most
+            over-represented reaction cluster: `number`, `lift` and `together`, the number of examples with both; None
+            if no lift is above 1) and `nearest` (pairs of number and cosine);
         `reactions`: the reaction clusters, the largest first: `number`, `examples`, `share` (of the examples with a
             reaction label), `profile` (five shares: the centroid, divided by its sum) and `name` (the main buttons);
         `heat`: of the largest clusters with examples, `comments` and `reactions` (numbers) and `log2_lift` (rows by
@@ -129,10 +129,9 @@ def summarize(labeler: Labeler, statistics: Mapping[str, np.ndarray]) -> dict[st
 
 
 def gini(counts: np.ndarray) -> float:
-    """Compute Gini's coefficient of counts: 0 if all are equal, toward 1 if one has everything.
+    """Compute the Gini coefficient of counts: 0 for equal counts, near 1 if a single one is not zero.
 
-    Half the mean difference between two of them, divided by their mean: of [N] numbers x in rising order
-    sum_i (2 i - N - 1) x_i / (N sum_i x_i). 0 where there is nothing.
+    Half the relative mean absolute difference: sum_i (2 i - N - 1) x_i / (N sum_i x_i) of sorted x [N]; 0 if all are 0.
     """
     if not counts.sum():
         return 0.0
@@ -148,9 +147,9 @@ def balance(counts: np.ndarray) -> dict[str, Any]:
         counts: int64 [K], examples with each label.
 
     Returns:
-        `clusters`, how many there are; `empty`, how many have no example; `labels`, the sum; `largest`, the share of
-        the largest in the sum; `gini`; `effective`, the number of equally large clusters that would have the same
-        entropy, exp(-sum p ln p). The last three are 0 where there are no labels.
+        `clusters`, number of clusters; `empty`, number of clusters without examples; `labels`, the sum of the counts;
+        `largest`, the largest count divided by the sum; `gini`; `effective`, the perplexity exp(-sum p ln p), which is
+        the number of equally large clusters of the same entropy. The last three are 0 without labels.
     """
     total = int(counts.sum())
     shares = counts[counts > 0] / max(total, 1)
@@ -165,10 +164,9 @@ def balance(counts: np.ndarray) -> dict[str, Any]:
 
 
 def lift(pairs: np.ndarray, reactions: np.ndarray) -> np.ndarray:
-    """Compute how much more often than overall examples of a comment cluster are in a reaction cluster.
+    """Compute the lift P(reaction | comment) / P(reaction) among the examples with a reaction label.
 
-    Among the examples with a reaction label: P(reaction | comment) / P(reaction). 1 is as often as anywhere; its
-    logarithm is the pointwise mutual information.
+    1 means independence; the logarithm is the pointwise mutual information.
 
     Args:
         pairs: int64 [K_C, K_R], examples with both labels.
@@ -182,10 +180,10 @@ def lift(pairs: np.ndarray, reactions: np.ndarray) -> np.ndarray:
 
 
 def nearest(centroids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the other rows with the highest cosines to each row, the highest first.
+    """Return the nearest other rows of each row by cosine, in descending order.
 
     Args:
-        centroids: float32 [K, D]; rows of zeros have the cosine 0 with every row.
+        centroids: float32 [K, D]. The cosine of a row of zeros is 0.
         count: number of rows, at most K - 1.
 
     Returns:
@@ -205,17 +203,17 @@ def nearest(centroids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_examples(labeler: Labeler, posts: Iterable[Post], count: int) -> dict[int, list[str]]:
-    """Draw different comments for each cluster, masked: the same ones in whatever order the posts come.
+    """Draw distinct masked comments of each cluster, independent of the order of the posts.
 
-    A comment's cluster is the label that the labeler gives it, so that suppressed clusters have none.
+    A comment belongs to the cluster of its label. Suppressed clusters have no labels.
 
     Args:
         labeler: the labeler.
-        posts: where the comments come from, whatever their split.
-        count: how many for each cluster, at least one; there may be fewer.
+        posts: of any split.
+        count: maximum number of comments per cluster, at least 1.
 
     Returns:
-        Masked comments by cluster, long ones cut.
+        Masked comments by cluster, truncated.
     """
     drawn: dict[int, dict[str, bytes]] = {}
     comments = (Post(post.post_id, comments=(comment,)) for post in posts for comment in post.comments)
@@ -230,7 +228,7 @@ def draw_examples(labeler: Labeler, posts: Iterable[Post], count: int) -> dict[i
 
 
 def show(summary: dict[str, Any]) -> None:
-    """Print the largest comment clusters: as wide as the terminal, as wide as it needs to be elsewhere."""
+    """Print a table of the largest comment clusters, in the terminal's width or, elsewhere, unwrapped."""
     table = Table(title=f"the largest of {summary['balance']['comments']['clusters']:,} comment clusters")
     for title in ("cluster", "examples", "share"):
         table.add_column(title, justify="right")

@@ -1,4 +1,4 @@
-"""The curves of runs: which panels there are, figures of them, and the page."""
+"""Training curves of runs: panels, figures and the page."""
 
 import base64
 import dataclasses
@@ -18,14 +18,14 @@ from vise_jax import config as vise_config
 from vise_jax.reporting import runs, templates
 from vise_jax.reporting.runs import Run, Series
 
-# Of a curve on the page and in the figures.
+# Maximum number of points of a curve.
 _MOST_POINTS = 2000
-# Of Okabe and Ito, told apart by color-blind eyes; for light and for dark ground.
+# The colorblind-safe palette of Okabe and Ito, for light and for dark backgrounds.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#b0508c", "#a67c00", "#1b8fc4", "#6b6b6b")
 DARK_COLORS = ("#56b4e9", "#ff8b4d", "#2fc99b", "#e495c3", "#e8c33c", "#a5d8f5", "#b5b5b5")
 
-# "noisy": recorded at each step, drawn faintly and smoothed. "plain": a line. "dashed": another line beside it.
-# "points": seldom measured.
+# Styles. "noisy": recorded at each step, drawn faintly and smoothed. "plain": a line. "dashed": a second line.
+# "points": measured at few steps.
 _NOISY, _PLAIN, _DASHED, _POINTS = "noisy", "plain", "dashed", "points"
 _SECTIONS = ("Loss", "Accuracy", "Optimization", "Speed", "Other")
 _HEAD = re.compile(r"(?:loss|validation_(?:loss|top1|top5))_(\w+)")
@@ -36,10 +36,10 @@ class Panel:
     """One pair of axes.
 
     Attributes:
-        section: the heading that it stands under.
+        section: heading of its group.
         title: shown above it.
-        share: whether values are between 0 and 1 and shown in percent.
-        curves: how each metric is drawn, by its name, and its name in the legend.
+        share: whether values are fractions, shown in percent.
+        curves: label in the legend and style, by metric.
     """
 
     section: str
@@ -49,7 +49,7 @@ class Panel:
 
 
 def panels(every: Sequence[Run]) -> list[Panel]:
-    """Return the panels of the runs' metrics, in the order of the page; an unknown metric has a panel of its own."""
+    """Return the panels of the runs' metrics in the order of the page; an unknown metric gets its own panel."""
     names = {name for run in every for name in run.series}
     heads = sorted({match[1] for name in names if (match := _HEAD.fullmatch(name))})
     both = {"loss": ("train", _NOISY), "validation_loss": ("validation", _POINTS)}
@@ -68,8 +68,8 @@ def panels(every: Sequence[Run]) -> list[Panel]:
         _panel("Optimization", "gradient norm", "gradient_norm", _NOISY),
         _panel("Optimization", "parameter norm", "parameter_norm", _PLAIN),
         _panel("Speed", "images per second", "images_per_second", _NOISY),
-        _panel("Speed", "share of the time waiting for data", "data_wait", _NOISY, share=True),
-        _panel("Speed", "goodput: share of the time in steps", "goodput", _PLAIN, share=True),
+        _panel("Speed", "fraction of time waiting for data", "data_wait", _NOISY, share=True),
+        _panel("Speed", "goodput: fraction of time in steps", "goodput", _PLAIN, share=True),
         _panel("Speed", "memory of a device at its peak, GiB", "device_bytes", _PLAIN),
         _panel("Speed", "corrupt examples", "corrupt_examples", _PLAIN),
     ]
@@ -83,10 +83,10 @@ def panels(every: Sequence[Run]) -> list[Panel]:
 
 
 def draw(every: Sequence[Run]) -> dict[str, bytes]:
-    """Draw a figure of each section as a PNG file; the same runs give the same bytes.
+    """Draw a figure per section as a PNG file, deterministically.
 
     Returns:
-        PNG files by name, without `.png`; none of sections without a curve.
+        PNG files by name without `.png`; sections without curves have none.
     """
     files = {}
     for section in _SECTIONS:
@@ -99,11 +99,11 @@ def draw(every: Sequence[Run]) -> dict[str, bytes]:
 
 
 def render(every: Sequence[Run], drawn: Mapping[str, bytes]) -> str:
-    """Make the page; names that come from directories and files are text everywhere.
+    """Render the page. Names from directories and files are escaped.
 
     Args:
         every: the runs.
-        drawn: PNG files by name, from `draw`, which the page shows without JavaScript.
+        drawn: PNG files by name, from `draw`; shown without JavaScript.
     """
     differing = runs.differences(every)
     if len(every) == 1:
@@ -130,7 +130,7 @@ def render(every: Sequence[Run], drawn: Mapping[str, bytes]) -> str:
 
 
 def write(every: Sequence[Run], output: Path) -> None:
-    """Write the figures and `training.html` into the directory `output`, each atomically; the page comes last.
+    """Write the figures and then `training.html` into the directory `output`, each atomically.
 
     Args:
         every: the runs.
@@ -159,7 +159,7 @@ def _series(run: Run, name: str) -> Series | None:
 
 
 def _lines(panel: Panel, every: Sequence[Run]) -> list[tuple[int, str, str, Series]]:
-    """Yield the lines to draw: number of the run, label, style, and points, thinned."""
+    """Return the lines to draw: index of the run, label, style and thinned points."""
     lines = []
     for number, run in enumerate(every):
         for name, (label, how) in panel.curves.items():
@@ -170,7 +170,7 @@ def _lines(panel: Panel, every: Sequence[Run]) -> list[tuple[int, str, str, Seri
                 lines.append((number, label, "faint", runs.thin(series, _MOST_POINTS)))
                 series, how = Series(series.steps, runs.smooth(series.values)), _PLAIN
             lines.append((number, label, how, runs.thin(series, _MOST_POINTS)))
-    # Faint ones first, so that they cover nothing.
+    # Faint lines are drawn below the others.
     return sorted(lines, key=lambda line: line[2] != "faint")
 
 
@@ -204,7 +204,7 @@ def _figure(ours: Sequence[Panel], every: Sequence[Run]) -> Figure:
     marks = {run.name: Line2D([], [], color=_color(number)) for number, run in enumerate(every) if run.series}
     legend = figure.legend(marks.values(), marks.keys(), loc="outside upper left", ncols=4, frameon=False, fontsize=9)
     for text in legend.get_texts():
-        # Dollar signs in names are no formulas.
+        # A dollar sign in a name starts no formula.
         text.set_parse_math(False)
     return figure
 

@@ -24,7 +24,7 @@ from vise_jax.reporting import templates
 
 # Side of a panel in pixels, and the width of the gap between two.
 _SIDE, _GAP = 224, 8
-# Uniform to the eye and told apart by color-blind eyes.
+# Perceptually uniform and colorblind-safe.
 _COLORS = matplotlib.colormaps["viridis"]
 # Opacity of the map where it is largest.
 _OPACITY = 0.65
@@ -78,7 +78,7 @@ def write(
 ) -> tuple[Path, int, int]:
     """Write a PNG per image with the map of the predicted class of each encoder, and `index.html`.
 
-    The true class is shown where the images have labels. Maps of one file are scaled each by itself.
+    The true class is shown if the images have labels. Each map is scaled to its own range.
 
     Args:
         columns: the encoders.
@@ -97,7 +97,7 @@ def write(
     cards: list[dict[str, Any]] = []
     rejected = 0
     with contextlib.ExitStack() as stack, Progress("class activation maps", count, "images") as progress:
-        # Each encoder has preprocessing of its own.
+        # Each encoder has its own preprocessing.
         decoded = [
             stack.enter_context(
                 contextlib.closing(

@@ -14,7 +14,7 @@ from vise_jax import artifact
 from vise_jax.evaluation.results import Result, SplitResult
 from vise_jax.reporting import templates
 
-# Perceptually uniform, and told apart by color-blind eyes.
+# Perceptually uniform and colorblind-safe.
 _COLORS = "cividis"
 
 

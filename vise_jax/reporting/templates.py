@@ -6,7 +6,7 @@ import jinja2
 
 from vise_jax.posts import REACTIONS
 
-# Of Okabe and Ito, told apart by color-blind eyes; in the order of REACTIONS.
+# The colorblind-safe palette of Okabe and Ito, in the order of REACTIONS.
 COLORS = ("#e69f00", "#0072b2", "#d55e00", "#009e73", "#cc79a7")
 # Name, picture and color of each.
 BUTTONS = list(zip(REACTIONS, ("😆", "😢", "😡", "😮", "❤️"), COLORS, strict=True))

@@ -124,7 +124,7 @@ CELLS += [
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_cell_of_the_papers_evaluation_resolves(cell):
-    from vise_jax.evaluation.measure import PROTOCOLS
+    from vise_jax.evaluation.evaluators import PROTOCOLS
     from vise_jax.evaluation.tasks import SETTINGS, TASKS
 
     config = load(ROOT / "configs" / "eval.py").get_config(cell)

@@ -1,4 +1,4 @@
-"""What this machine offers to the process."""
+"""Resources of this machine that are available to the process."""
 
 import math
 import os

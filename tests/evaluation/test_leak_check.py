@@ -90,7 +90,7 @@ def test_shards_without_hashes_are_named(directory, tmp_path):
 
 
 @pytest.mark.parametrize("left_out", [False, True])
-def test_a_measurement_reports_leaks_and_leaves_them_out(left_out, directory, trained, tmp_path, caplog):
+def test_a_measurement_reports_leaks_and_leaves_them_out(left_out, directory, trained, tmp_path, caplog, monkeypatch):
     for number in range(40):
         name = f"{'ab'[number % 2]}/{number:02d}.jpg"
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -99,12 +99,14 @@ def test_a_measurement_reports_leaks_and_leaves_them_out(left_out, directory, tr
     trained.save(tmp_path / "run" / "encoder")
     config = vise_config.evaluation()
     config.update({"leave_out_leaks": left_out, "splits": 1})
+    arguments = (config, str(tmp_path / "run" / "encoder"), tmp_path / "images", tmp_path / "results")
     with caplog.at_level("WARNING", "vise_jax"):
-        result, _ = measure.measure(
-            config, str(tmp_path / "run" / "encoder"), tmp_path / "images", tmp_path / "results", leak_shards=directory
-        )
+        result, path = measure.measure(*arguments, leak_shards=directory)
     leaks = result["data"]["leaks"]
     assert (leaks["images"], leaks["names"], leaks["left_out"]) == (2, ["a/04.jpg", "b/03.jpg"], left_out)
     assert (leaks["compared"], leaks["examples"]) == (40, 20)
     assert result["data"]["images"] == (38 if left_out else 40)
     assert "2 of 40 images of images are near-duplicates of training examples" in caplog.text
+    # Read again, without hashing the images.
+    monkeypatch.setattr(leak_check, "find", None)
+    assert measure.measure(*arguments, leak_shards=directory) == (result, path)

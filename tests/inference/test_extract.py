@@ -11,7 +11,7 @@ from PIL import Image
 
 from vise_jax.data import datasets
 from vise_jax.errors import UserError
-from vise_jax.inference import extract, feature_files
+from vise_jax.inference import extract, feature_cache, feature_files
 from vise_jax.preprocessing import Preprocessing
 
 
@@ -52,13 +52,13 @@ def rows(path: Path) -> dict[str, list[float]]:
 
 def test_each_image_once_in_batches_of_one_size(image_set, tmp_path):
     encoder = CountingEncoder()
-    found, indices, rejected = extract.cached(tmp_path, encoder, image_set, PREPROCESSING, **SETTINGS)
+    found, indices, rejected = feature_cache.cached(tmp_path, encoder, image_set, PREPROCESSING, **SETTINGS)
     assert (indices.tolist(), rejected) == (list(range(10)), {})
     np.testing.assert_allclose(found, [[20 * number, 100, 0] for number in range(10)])
     assert found.dtype == np.float32
     assert encoder.shapes == [(4, 4), (4, 4), (2, 4)]
     few = CountingEncoder()
-    extract.cached(tmp_path / "other", few, image_set, PREPROCESSING, **SETTINGS | {"batch_size": 64})
+    feature_cache.cached(tmp_path / "other", few, image_set, PREPROCESSING, **SETTINGS | {"batch_size": 64})
     assert few.shapes == [(10, 10)]
 
 
@@ -66,7 +66,7 @@ def test_the_cache_is_read_only_for_the_same_encoder_images_and_preprocessing(im
     caplog.set_level("INFO")
 
     def cached(encoder, images=image_set, preprocessing=PREPROCESSING):
-        return extract.cached(tmp_path / "kept", encoder, images, preprocessing, **SETTINGS)[0]
+        return feature_cache.cached(tmp_path / "kept", encoder, images, preprocessing, **SETTINGS)[0]
 
     encoder = CountingEncoder()
     first = cached(encoder)
@@ -87,12 +87,12 @@ def test_the_cache_is_read_only_for_the_same_encoder_images_and_preprocessing(im
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"text" * 9])
 def test_a_damaged_cache_is_computed_again(image_set, tmp_path, damage):
     encoder = CountingEncoder()
-    first, *_ = extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)
+    first, *_ = feature_cache.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)
     (file,) = (tmp_path / "kept").iterdir()
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
     np.testing.assert_array_equal(
-        extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)[0], first
+        feature_cache.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)[0], first
     )
     assert file.read_bytes() == whole
     assert [path.name for path in (tmp_path / "kept").iterdir()] == [file.name]
@@ -100,14 +100,14 @@ def test_a_damaged_cache_is_computed_again(image_set, tmp_path, damage):
 
 def test_a_pickle_is_never_loaded(image_set, tmp_path):
     encoder = CountingEncoder()
-    extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)
+    feature_cache.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)
     (file,) = (tmp_path / "kept").iterdir()
     with np.load(file) as arrays:
         about = arrays["about"]
     buffer = io.BytesIO()
     np.savez(buffer, features=np.array([{"an": "object"}], dtype=object), paths=np.array(["0.png"]), about=about)
     file.write_bytes(buffer.getvalue())
-    extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)
+    feature_cache.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **SETTINGS)
     assert len(encoder.shapes) == 6
 
 
@@ -190,7 +190,7 @@ def test_a_broken_image_is_left_out_of_an_export_and_of_the_cache(image_set, tmp
     assert list(about["rejected"]) == [f"{number}.png" for number in (3, 4, 5, 6, 7)]
     assert rows(tmp_path / "features.npz") == {f"{number}.png": [20 * number, 100, 0] for number in (0, 1, 2, 8, 9)}
     for _ in range(2):  # computed, then read
-        features, indices, rejected = extract.cached(
+        features, indices, rejected = feature_cache.cached(
             tmp_path / "kept", CountingEncoder(), image_set, PREPROCESSING, **SETTINGS
         )
         assert indices.tolist() == [0, 1, 2, 8, 9]
@@ -201,7 +201,7 @@ def test_a_broken_image_is_left_out_of_an_export_and_of_the_cache(image_set, tmp
     with pytest.raises(UserError, match=r"None of the 5 images can be used; the first: The image 3\.png"):
         export(datasets.open_unlabeled(tmp_path / "images"), tmp_path / "none.npz")
     with pytest.raises(UserError, match="None of the 5 images can be used"):
-        extract.cached(
+        feature_cache.cached(
             tmp_path, CountingEncoder(), datasets.open_unlabeled(tmp_path / "images"), PREPROCESSING, **SETTINGS
         )
     assert {path.name for path in tmp_path.iterdir()} == {"images", "features.npz", "kept"}
@@ -212,7 +212,7 @@ def test_corrupt_images_are_tried_again(image_set, tmp_path):
 
     def cached(max_image_pixels: int) -> dict[str, str]:
         settings = SETTINGS | {"max_image_pixels": max_image_pixels}
-        return extract.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **settings)[2]
+        return feature_cache.cached(tmp_path / "kept", encoder, image_set, PREPROCESSING, **settings)[2]
 
     corrupt = cached(500)
     assert list(corrupt) == ["6.png", "7.png", "8.png", "9.png"]

@@ -115,6 +115,7 @@ def test_metrics_are_shown_with_intervals_and_fits(capsys):
     one = measurement(
         metrics={"accuracy": metric, "majority_accuracy": {"mean": 0.1, "std": None, "values": [0.1]}},
         splits=[{"seed": 0, "sweep": [{"details": {"converged": converged}} for converged in (True, False)]}],
+        selection={"metric": "accuracy", "grid": {}, "selected": [{}]},
         data__truncated_texts=7,
     )
     tables.show_metrics(one)
@@ -123,6 +124,35 @@ def test_metrics_are_shown_with_intervals_and_fits(capsys):
     assert re.search(r"majority_accuracy +│ +10\.00 +│ +– +│ +–", shown)
     assert "1 of 2 fits converged: --config.linear.iterations allows more" in shown
     assert "7 texts have more tokens" in shown
+
+
+@pytest.mark.parametrize(
+    ("validations", "expected"),
+    [
+        # The largest value is best in both splits; in one of them only; inside the grid; no better than another.
+        ([[0.1, 0.2, 0.3], [0.2, 0.1, 0.3]], ["learning_rate 1 "]),
+        ([[0.1, 0.2, 0.3], [0.2, 0.3, 0.1]], []),
+        ([[0.1, 0.3, 0.2], [0.1, 0.3, 0.2]], []),
+        ([[0.3, 0.3, 0.3], [0.3, 0.3, 0.3]], []),
+    ],
+)
+def test_a_selection_at_the_edge_of_the_grid_is_noted(validations, expected, capsys):
+    grid = [0.01, 0.1, 1.0]
+    sweeps = [
+        [
+            {"settings": {"learning_rate": rate}, "validation": validation, "details": {}}
+            for rate, validation in zip(grid, of_split, strict=True)
+        ]
+        for of_split in validations
+    ]
+    selected = [max(sweep, key=lambda row: row["validation"])["settings"] for sweep in sweeps]
+    one = measurement(
+        splits=[{"seed": seed, "sweep": sweep} for seed, sweep in enumerate(sweeps)],
+        selection={"metric": "accuracy", "grid": {"learning_rate": grid}, "selected": selected},
+        data__truncated_texts=0,
+    )
+    tables.show_metrics(one)
+    assert re.findall(r"the selected (.*)is at the edge of its grid", capsys.readouterr().out) == expected
 
 
 def test_differences_are_those_of_the_predictions(tmp_path, capsys):

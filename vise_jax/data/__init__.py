@@ -1,4 +1,4 @@
-"""Where images come from: the only room that imports TensorFlow, and only in the modules that need it."""
+"""Shards, datasets and decoding. The only package that imports TensorFlow, in the modules that need it."""
 
 import os
 

@@ -119,13 +119,12 @@ def read_manifest(directory: Path | str, damaged: bool = False) -> dict[str, Any
 
     Args:
         directory: the shards.
-        damaged: let a shard pass whose bytes are damaged or cut off, for a reader that tells its good records from the
-            bad ones.
+        damaged: accept damaged or truncated shards, for a reader that skips corrupt records.
 
     Returns:
         `posts`, `examples` (counts), `classes` (`comments` and `reactions`, 0 for none), `max_comment_labels` (of any
         example), `shards` (`name`, `examples`, `bytes`, `sha256` each), `validation` (`examples` and `shards` that are
-        not trained on), `labeler` and `fingerprint` (SHA-256), and what else `engagement.jobs` wrote down.
+        not trained on), `labeler` and `fingerprint` (SHA-256), and further keys of the labeling job.
 
     Raises:
         UserError: no directory, no or a wrong manifest, a shard that is missing, of another size, of another labeling

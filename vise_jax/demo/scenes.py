@@ -24,7 +24,7 @@ def render(rng: np.random.Generator, topic: str, affect: str) -> Image.Image:
     """Draw one scene.
 
     Args:
-        rng: where everything else comes from: pose, palette, background, distractors.
+        rng: draws pose, palette, background and distractors.
         topic: one of `TOPICS`.
         affect: one of `AFFECTS`.
 

@@ -22,9 +22,9 @@ from vise_jax.text import static_embeddings, word_vectors
 from vise_jax.text.tokens import Splitter
 from vise_jax.text_encoder import TextEncoder
 
-# Between the tokens of a comment, which hold no control characters.
+# Separates the tokens of a comment, which have no control characters.
 SEPARATOR = "\x1f"
-# Comments encoded at a time: few enough for a core's cache, and for what lies between a comment and its row.
+# Comments encoded at a time; intermediate results fit a core's cache.
 _BATCH = 1024
 
 
@@ -89,10 +89,10 @@ class CommentEncoder:
         vocabulary: tokens, V of them.
         weights: float32 [V], of a token's every occurrence: its IDF,
             ln((1 + comments) / (1 + comments with the token)) + 1, or 1 with `labels.token_weights="none"`.
-        vectors: float32 [V, D]; of LSA the right singular vectors of the fitted comments' TF-IDF rows, else what the
-            file of `labels.vectors` says; [V, 0] with a transformer.
+        vectors: float32 [V, D]; of LSA the right singular vectors of the fitted comments' TF-IDF rows, otherwise the
+            vectors of `labels.vectors`; [V, 0] with a transformer.
         tokenizer: of a static model, as a `tokenizer.json`; empty where `tokens.tokenize` makes the tokens.
-        coverage: share of the tokens of the fitted comments that the vocabulary holds, each once a comment.
+        coverage: fraction of the fitted comments' tokens in the vocabulary; a token counts once per comment.
         transformer: text encoder whose features of unit length are phi_C, or None. Vocabulary and weights are then for
             the distinctive terms of clusters alone.
     """

@@ -1,4 +1,4 @@
-"""What clusters mean, for people: the words and emoji of comment clusters, the profiles of reaction clusters."""
+"""Descriptions of clusters: distinctive words and emoji of comment clusters, profiles of reaction clusters."""
 
 from typing import Any
 

@@ -14,7 +14,7 @@ from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.evaluation.results import EncoderId
 from vise_jax.evaluation.tasks import Setting
-from vise_jax.inference import extract
+from vise_jax.inference import extract, feature_cache
 from vise_jax.preprocessing import Preprocessing
 from vise_jax.text_encoder import TextEncoder
 
@@ -83,7 +83,7 @@ class Encoders:
         """
         parts, rejected, indices = [], dict[str, str](), np.arange(len(dataset))
         if self.image and self.preprocessing:
-            images, indices, rejected = extract.cached(cache, self.image, dataset, self.preprocessing, **settings)
+            images, indices, rejected = feature_cache.cached(cache, self.image, dataset, self.preprocessing, **settings)
             parts.append(images)
         if self.text:
             parts.append(self.text_features(dataset, cache, settings["batch_size"])[indices])
@@ -93,7 +93,7 @@ class Encoders:
         """Return the features of the texts, float32 [N, D], computed once and cached."""
         if self.text is None or dataset.texts is None:
             raise ValueError("there are no texts")
-        return extract.cached_texts(cache, self.text, dataset.texts, self.max_tokens, batch_size)
+        return feature_cache.cached_texts(cache, self.text, dataset.texts, self.max_tokens, batch_size)
 
     def count_truncated(self, dataset: Dataset) -> int:
         """Return the number of texts that are truncated."""

@@ -206,7 +206,7 @@ def _remember(curvature: _Curvature, step: jax.Array, change: jax.Array) -> _Cur
 
 
 def _with_diagonal(curvature: _Curvature, added: jax.Array) -> _Curvature:
-    """Return the curvature of an objective whose Hessian has a diagonal matrix more, `added` [D + 1, 1]."""
+    """Return the curvature after the Hessian's diagonal has increased by `added`, [D + 1, 1]."""
     changes = curvature.changes + added[None] * curvature.steps
     return curvature._replace(changes=changes, inverse=_inverse((curvature.steps * changes).sum((1, 2))))
 

@@ -4,9 +4,8 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,20 +15,15 @@ from vise_jax import artifact
 from vise_jax import config as vise_config
 from vise_jax.data import images as data_images
 from vise_jax.data import shards
-from vise_jax.data.augmented import Augmentation
 from vise_jax.data.datasets import Dataset
 from vise_jax.errors import UserError
 from vise_jax.evaluation import heads, leak_check, outcomes, predictions, results
 from vise_jax.evaluation.encoders import Encoders
-from vise_jax.evaluation.outcomes import Outcome
-from vise_jax.evaluation.protocols.finetune import FinetuneEvaluator, Grid
-from vise_jax.evaluation.protocols.knn import KNNEvaluator
-from vise_jax.evaluation.protocols.linear import LinearEvaluator
-from vise_jax.evaluation.protocols.lowshot import LowShotEvaluator
-from vise_jax.evaluation.results import LeakReport, Result, Selection
-from vise_jax.evaluation.splits import Split, SplitSettings
-from vise_jax.evaluation.tasks import SETTINGS, TASKS, Setting, Task, describe_counts
-from vise_jax.training.finetune import Settings
+from vise_jax.evaluation.evaluators import PROTOCOLS, Context
+from vise_jax.evaluation.protocols.finetune import FinetuneEvaluator
+from vise_jax.evaluation.results import LeakReport, Result
+from vise_jax.evaluation.splits import SplitSettings
+from vise_jax.evaluation.tasks import SETTINGS, TASKS, describe_counts
 
 log = logging.getLogger(__name__)
 
@@ -39,22 +33,6 @@ _FREE_KEYS = ("batch_size", "threads", "link_roots", "max_corrupt_fraction", "fi
 _PRIVATE_KEYS = ("link_roots",)
 # Number of images that can't be decoded and are listed by name.
 _MAX_NAMED = 10
-
-
-class Evaluator(Protocol):
-    """Measures encoders by a protocol.
-
-    Attributes:
-        outcomes: of the last run.
-    """
-
-    outcomes: list[Outcome]
-
-    def run(self, state: Encoders) -> dict[str, float]:
-        """Return the mean of each metric."""
-
-    def selection(self) -> Selection:
-        """Describe how the reported settings were selected."""
 
 
 def measure(
@@ -68,8 +46,9 @@ def measure(
 ) -> tuple[Result, Path]:
     """Measure encoders and write the result, or read the result of the same measurement.
 
-    Beside the result `NAME.json` lie the test predictions, `NAME.predictions.npz`, and the linear head of each split,
-    `NAME.head-SEED.safetensors`. With `finetune.keep_weights`, `NAME.finetuned-NUMBER` is the encoder of each outcome.
+    Test predictions are written to `NAME.predictions.npz` beside the result `NAME.json`, and the linear head of each
+    split to `NAME.head-SEED.safetensors`. With `finetune.keep_weights`, the encoder of each outcome is written to
+    `NAME.finetuned-NUMBER`.
 
     Args:
         config: as `vise_jax.config.evaluation()`.
@@ -113,10 +92,8 @@ def measure(
         if "." not in key or key.startswith(f"{config.protocol}.")
     }
     settings = {key: value for key, value in chosen.items() if key not in _FREE_KEYS} | {"setting": setting_name}
-    leaks = None
-    if leak_shards:
-        dataset, leaks = _check_leaks(config, dataset, leak_shards)
-    parts = [results.FORMAT_VERSION, settings, encoders.fingerprint, dataset.fingerprint, leaks and leaks["shards"]]
+    compared = shards.read_manifest(leak_shards)["fingerprint"] if leak_shards else None
+    parts = [results.FORMAT_VERSION, settings, encoders.fingerprint, dataset.fingerprint, compared]
     fingerprint = artifact.fingerprint(parts)
     what = config.protocol if setting_name == "image" else f"{config.protocol}-{setting_name}"
     path = results.path_of(output, config.task, what, name, dataset.title, fingerprint)
@@ -125,6 +102,9 @@ def measure(
         if earlier["data"]["left_out"]["images"] <= config.max_corrupt_fraction * len(dataset):
             log.info(f"already measured: {path}")
             return earlier, path
+    leaks = None
+    if leak_shards:
+        dataset, leaks = _check_leaks(config, dataset, leak_shards, str(compared))
     if counts := describe_counts(task, dataset) if task.examples else "":
         log.warning(counts)
     # A dataset that can't be divided is an error before features are computed.
@@ -142,7 +122,7 @@ def measure(
             used = dataset.subset(np.flatnonzero([name not in rejected for name in dataset.names]))
         return used
 
-    evaluator = PROTOCOLS[config.protocol](_Context(config, task, setting, dataset, accept, output, path))
+    evaluator = PROTOCOLS[config.protocol](Context(config, task, setting, dataset, accept, output, path))
     evaluator.run(encoders)
     summaries, described = {}, outcomes.describe(evaluator.outcomes, used)
     intervals = outcomes.intervals(evaluator.outcomes, used)
@@ -199,92 +179,7 @@ def name_of(source: str) -> str:
     return path.parent.name if path.name == "encoder" else path.name
 
 
-# From the images that can't be decoded, by name, to the dataset without them.
-Accept = Callable[[Mapping[str, str]], Dataset]
-
-
-class _Context(NamedTuple):
-    """What a protocol's evaluator is made from.
-
-    Attributes:
-        config: the whole config.
-        task: the task.
-        setting: the modalities.
-        dataset: the dataset.
-        accept: from the images that can't be decoded, by name, to the dataset without them.
-        output: directory of results.
-        path: of the result.
-    """
-
-    config: ConfigDict
-    task: Task
-    setting: Setting
-    dataset: Dataset
-    accept: Accept
-    output: Path
-    path: Path
-
-    def divide(self, dataset: Dataset) -> list[Split]:
-        return self.task.split(dataset, SplitSettings.of(self.config))
-
-    def extract(self, encoders: Encoders) -> tuple[np.ndarray, Dataset]:
-        """Return cached features of the dataset, and the dataset that they are of."""
-        config = self.config
-        features, rejected = encoders.features(
-            self.dataset,
-            self.output / "features",
-            batch_size=config.batch_size,
-            threads=config.threads,
-            max_image_pixels=config.max_image_pixels,
-        )
-        return features, self.accept(rejected)
-
-
-def _linear(context: _Context) -> LinearEvaluator:
-    task = context.task
-    return LinearEvaluator(
-        context.extract, context.divide, primary=task.primary, refit=task.refit, **context.config.linear
-    )
-
-
-def _knn(context: _Context) -> KNNEvaluator:
-    return KNNEvaluator(context.extract, context.divide, primary=context.task.primary, **context.config.knn)
-
-
-def _lowshot(context: _Context) -> LowShotEvaluator:
-    return LowShotEvaluator(context.extract, context.divide, primary=context.task.primary, **context.config.lowshot)
-
-
-def _finetune(context: _Context) -> FinetuneEvaluator:
-    config, section = context.config, context.config.finetune
-    return FinetuneEvaluator(
-        context.dataset,
-        context.accept,
-        context.divide,
-        context.path.with_name(f".{context.path.stem}.runs"),
-        primary=context.task.primary,
-        refit=context.task.refit,
-        frozen_text=context.setting.frozen_text,
-        keep_weights=section.keep_weights and not context.setting.text,
-        grid=Grid(section.learning_rates, section.weight_decays, section.seeds, config.seed),
-        settings=Settings(*(section[field.name] for field in dataclasses.fields(Settings))),
-        augmentation=Augmentation(section.augment, tuple(section.crop_area), tuple(section.crop_ratio)),
-        cache=context.output / "features",
-        batch_size=config.batch_size,
-        threads=config.threads,
-        max_image_pixels=config.max_image_pixels,
-    )
-
-
-PROTOCOLS: Mapping[str, Callable[[_Context], Evaluator]] = {
-    "linear": _linear,
-    "finetune": _finetune,
-    "knn": _knn,
-    "lowshot": _lowshot,
-}
-
-
-def _check_leaks(config: ConfigDict, dataset: Dataset, directory: Path) -> tuple[Dataset, LeakReport]:
+def _check_leaks(config: ConfigDict, dataset: Dataset, directory: Path, fingerprint: str) -> tuple[Dataset, LeakReport]:
     """Return the dataset, without leaks if these are to be left out, and the report."""
     found = leak_check.find(
         dataset,
@@ -300,7 +195,7 @@ def _check_leaks(config: ConfigDict, dataset: Dataset, directory: Path) -> tuple
         "left_out": config.leave_out_leaks,
         "compared": found.compared,
         "examples": found.examples,
-        "shards": shards.read_manifest(directory)["fingerprint"],
+        "shards": fingerprint,
         "max_distance": config.leak_distance,
     }
     left_out = ", and left out" if config.leave_out_leaks and names else ""

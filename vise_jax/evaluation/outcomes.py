@@ -16,7 +16,7 @@ from vise_jax.evaluation.splits import Split
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a protocol leaves of one split.
+    """Test predictions and sweep of one split.
 
     Attributes:
         split: the rows.

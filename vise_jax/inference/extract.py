@@ -3,11 +3,9 @@
 import contextlib
 import dataclasses
 import glob
-import json
-import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,9 +20,6 @@ from vise_jax.errors import Interrupted, UserError
 from vise_jax.inference import feature_files
 from vise_jax.preprocessing import Preprocessing
 from vise_jax.progress import Progress
-from vise_jax.text_encoder import TextEncoder
-
-log = logging.getLogger(__name__)
 
 # Images of a part, or a batch if that is larger: the most that an interruption can cost.
 _PART = 1024
@@ -75,7 +70,7 @@ def open_encoder(source: str, seed: int) -> Encoder:
     """Load the encoder of a directory; for `random:NAME` and `random:DIRECTORY`, create an untrained one.
 
     Args:
-        source: what stands after `--encoder`.
+        source: value of `--encoder`.
         seed: of random weights.
 
     Raises:
@@ -102,10 +97,10 @@ def computed(
     interrupted extraction ends in the same bytes.
 
     Args:
-        encoder: whose features.
-        images: the set.
+        encoder: the encoder.
+        images: the dataset.
         preprocessing: resize, crop and interpolation of the images before the encoder.
-        output: the file that the features will become.
+        output: file that the features will be written to.
         batch_size: images through the encoder at a time.
         threads: threads that decode; 0 = one per core.
         max_image_pixels: an image with more can't be read.
@@ -211,119 +206,6 @@ def _compute(
     )
 
 
-def cached(
-    directory: Path, encoder: FeatureExtractor, images: Dataset, preprocessing: Preprocessing, **settings: int
-) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
-    """Compute the features of a dataset, or read them from `directory` where they were computed before.
-
-    The file's name is a fingerprint of the encoder, the preprocessing and the dataset, so that a change of any is a new
-    file. A file is computed again if it is corrupt, or if an image that was corrupt can be decoded now.
-
-    Args:
-        directory: created if it doesn't exist.
-        encoder: computes the features.
-        images: the dataset.
-        preprocessing: of the images before the encoder.
-        **settings: `batch_size`, `threads` and `max_image_pixels`, see `computed`.
-
-    Returns:
-        Features float32 [M, D]; the examples they are of, int64 [M], ascending; and a reason for each image that can't
-        be decoded, by name.
-
-    Raises:
-        UserError: see `computed`.
-    """
-    key = key_of(encoder, images, preprocessing)
-    path = directory / f"{key[:32]}.npz"
-    if feature_files.holds(path, key) and not _any_decodable(
-        images, feature_files.read_about(path)["rejected"], preprocessing, **settings
-    ):
-        log.info(f"features of {images.title}: read from {path}")
-        clear(path)
-    else:
-        with computed(encoder, images, preprocessing, path, **settings) as (parts, about):
-            _write(path, parts, about, images)
-    rejected = feature_files.read_about(path)["rejected"]
-    indices = [index for index, name in enumerate(images.names) if name not in rejected]
-    features = np.concatenate([features for _, features in feature_files.read(path)])
-    return features, np.array(indices, np.int64), rejected
-
-
-def cached_texts(
-    directory: Path, encoder: TextEncoder, texts: Sequence[str], max_tokens: int, batch_size: int
-) -> np.ndarray:
-    """Compute the features of texts, or read them from `directory` where they were computed before.
-
-    Args:
-        directory: created if it doesn't exist.
-        encoder: computes the features.
-        texts: N of them.
-        max_tokens: see `TextEncoder.features`.
-        batch_size: number of texts through the encoder at a time.
-
-    Returns:
-        float32 [N, D].
-    """
-    key = artifact.fingerprint([encoder.fingerprint, list(texts), max_tokens, _computed_on()])
-    path = directory / f"{key[:32]}.text.npz"
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            features = arrays["features"]
-        if features.shape == (len(texts), encoder.feature_dim):
-            return features
-    except feature_files.UNREADABLE:
-        pass
-    with Progress("text features", len(texts), "texts") as progress:
-        features = encoder.features(texts, batch_size, max_tokens=max_tokens, after_each=progress.advance)
-    directory.mkdir(parents=True, exist_ok=True)
-    # No text is written.
-    with artifact.atomic_file(path) as file:
-        np.savez(file, features=features)
-    return features
-
-
-def undecodable(
-    directory: Path, images: Dataset, preprocessing: Preprocessing, *, threads: int, max_image_pixels: int
-) -> dict[str, str]:
-    """Return a reason for each image that can't be decoded, by name; decodes all images once and caches the answer.
-
-    Args:
-        directory: of the cached answer.
-        images: the dataset.
-        preprocessing: of the images.
-        threads: see `computed`.
-        max_image_pixels: see `computed`.
-    """
-    key = artifact.fingerprint([images.fingerprint, preprocessing.to_json(), max_image_pixels])
-    path = directory / f"{key[:32]}.undecodable.json"
-    if path.is_file():
-        return json.loads(path.read_text("utf-8"))
-    rejected: dict[str, str] = {}
-    decoded = data_images.decode_each(images, np.arange(len(images)), preprocessing, threads, max_image_pixels)
-    with Progress("check images", len(images), "images") as progress, contextlib.closing(decoded):
-        for name, image in zip(images.names, decoded, strict=True):
-            if isinstance(image, UserError):
-                rejected[name] = str(image)
-            progress.advance(1)
-    directory.mkdir(parents=True, exist_ok=True)
-    artifact.write_json(path, rejected)
-    return rejected
-
-
-def _any_decodable(
-    images: Dataset,
-    names: Mapping[str, str],
-    preprocessing: Preprocessing,
-    batch_size: int,
-    threads: int,
-    max_image_pixels: int,
-) -> bool:
-    indices = [index for index, name in enumerate(images.names) if name in names]
-    decoded = data_images.decode_each(images, indices, preprocessing, threads, max_image_pixels)
-    with contextlib.closing(decoded):
-        return any(not isinstance(image, UserError) for image in decoded)
-
-
 def export(
     encoder: FeatureExtractor, images: Dataset, preprocessing: Preprocessing, path: Path, **settings: int
 ) -> dict[str, Any]:
@@ -352,7 +234,7 @@ def export(
     if path.exists():
         raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")
     with computed(encoder, images, preprocessing, path, **settings) as (parts, about):
-        _write(path, parts, about, images)
+        write(path, parts, about, images)
     return about
 
 
@@ -361,10 +243,11 @@ def key_of(encoder: FeatureExtractor, images: Dataset, preprocessing: Preprocess
 
     The kind of device and the precision of products belong to it: they change the last bits.
     """
-    return artifact.fingerprint([encoder.fingerprint, preprocessing.to_json(), images.fingerprint, _computed_on()])
+    return artifact.fingerprint([encoder.fingerprint, preprocessing.to_json(), images.fingerprint, computed_on()])
 
 
-def _computed_on() -> list[str]:
+def computed_on() -> list[str]:
+    """Return the kind of device and the precision of features, which decide their last bits."""
     return [jax.local_devices()[0].device_kind, "float32, highest precision"]
 
 
@@ -400,7 +283,9 @@ def _about(
     }
 
 
-def _write(path: Path, paths: list[Path], about: dict[str, Any], images: Dataset) -> None:
+def write(path: Path, paths: list[Path], about: dict[str, Any], images: Dataset) -> None:
+    """Write the features of all parts to one file, see `computed`."""
+
     def rows() -> Iterator[tuple[list[str], np.ndarray]]:
         for part in map(Part.read, paths):
             if len(part.indices):

@@ -1,4 +1,4 @@
-"""What people would answer to an image, as an encoder with heads predicts it from its features."""
+"""Predict the engagement of images from their features, by the heads that the encoder was trained with."""
 
 from typing import Any
 
@@ -38,21 +38,20 @@ def check(encoder: Encoder, labeler: Labeler) -> None:
 def predict(encoder: Encoder, labeler: Labeler, features: np.ndarray, top: int) -> list[dict[str, Any]]:
     """Predict from features what people would answer.
 
-    Probabilities are the softmax of a head. Suppressed comment clusters have none: they were never a label.
+    Probabilities are the softmax of a head, over all but the suppressed comment clusters, which are never labels.
 
     The reaction profile is the expected fraction of each button: the sum over the reaction clusters of
-    their probabilities times their profiles, p_k c_k / |c_k|_1. Centroids c_k are means of counts of unit L2 length, so
-    that one with several buttons has a larger sum than one with a single button, and would count for more if it were
-    not divided by that sum first.
+    their probabilities times their profiles, p_k c_k / |c_k|_1. Centroids c_k are means of counts of unit L2
+    norm. Their sum depends on the number of buttons; dividing by it weights each cluster by its probability.
 
     Args:
         encoder: with heads, see `check`.
-        labeler: whose clusters they predict.
+        labeler: labeler of the predicted clusters.
         features: float32 [N, D].
-        top: comment clusters to name.
+        top: number of comment clusters per image.
 
     Returns:
-        For each image, values that JSON knows: `comments`, the most probable clusters, the first one first, each with
+        For each image, JSON-serializable values: `comments`, the most probable clusters, the first one first, each with
         `cluster`, `probability`, `words` and `emoji`; `reactions`, button → share. None where there is no such head.
     """
     comments: list[Any] = [None] * len(features)

@@ -38,18 +38,18 @@ def write(
     output: Path,
     max_image_pixels: int,
 ) -> None:
-    """Write the page; one that is there already is replaced.
+    """Write the page, replacing an existing one.
 
     Args:
-        encoder: whose features were compared.
-        query: a set of one image.
+        encoder: encoder of the compared features.
+        query: a dataset of one image.
         ranked: names and cosines of its neighbors.
-        images: the set that they come from.
+        images: dataset of the neighbors.
         output: a .html file.
-        max_image_pixels: an image with more can't be shown.
+        max_image_pixels: refuse larger images.
 
     Raises:
-        UserError: another ending, a neighbor that is not in the set, or one that can't be read.
+        UserError: another suffix, a neighbor that is not in `images`, or one that can't be decoded.
     """
     if output.suffix != ".html":
         raise UserError(f"{output} ends in {output.suffix or 'nothing'}: name a file that ends in .html.")

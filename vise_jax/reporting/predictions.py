@@ -1,4 +1,4 @@
-"""What people would answer to images: a line of JSON for each, and a page that needs no network and no other file."""
+"""Predicted engagement of images: a JSON line per image, and a self-contained page."""
 
 import base64
 import json
@@ -32,17 +32,17 @@ def write(
     threads: int,
     max_image_pixels: int,
 ) -> tuple[Path, int, int]:
-    """Predict what people would answer to images, and write it; nothing is done where that is there already.
+    """Predict the engagement of images and write it, unless the same predictions have been written.
 
     Args:
         encoder: with heads, see `predict.check`.
-        labeler: whose clusters they predict.
-        images: the set.
+        labeler: labeler of the predicted clusters.
+        images: the dataset.
         output: a .jsonl file with a line for each image, ordered by path: `image`, and what `predict.predict`
             returns; or `error`, a sentence, for an image that can't be read. The page is written beside it, as .html.
-        top: comment clusters to name.
-        on_page: images on the page at most, the first ones.
-        batch_size: images through the encoder at a time.
+        top: number of comment clusters per image.
+        on_page: maximum number of images on the page, the first ones.
+        batch_size: batch size of the encoder.
         threads: threads that decode; 0 = one per core.
         max_image_pixels: an image with more can't be read.
 

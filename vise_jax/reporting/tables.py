@@ -108,8 +108,26 @@ def show_metrics(result: Result) -> None:
         converged = sum(bool(row["details"]["converged"]) for row in fits)
         more = "" if converged == len(fits) else ": --config.linear.iterations allows more"
         console.print(f"{converged:,} of {len(fits):,} fits converged{more}")
+    for key, value in _at_an_edge(result):
+        console.print(f"the selected {key} {value:g} is at the edge of its grid: values beyond it may be better")
     if truncated := result["data"]["truncated_texts"]:
         console.print(f"{truncated:,} texts have more tokens than the text encoder takes, and were truncated")
+
+
+def _at_an_edge(result: Result) -> list[tuple[str, float]]:
+    """Return the settings for which every split selected the same end of the grid, better than all other values."""
+    found = []
+    for key, grid in result["selection"]["grid"].items():
+        selected = {settings[key] for settings in result["selection"]["selected"]}
+        if len(grid) > 1 and len(selected) == 1 and selected <= {min(grid), max(grid)}:
+            (value,) = selected
+            sweeps = [split["sweep"] for split in result["splits"]]
+            others = [max(row["validation"] for row in sweep if row["settings"][key] != value) for sweep in sweeps]
+            if all(
+                max(row["validation"] for row in sweep) > other for sweep, other in zip(sweeps, others, strict=True)
+            ):
+                found.append((key, value))
+    return found
 
 
 def show_comparisons(directory: Path, measurements: Sequence[Result], reference: str) -> None:

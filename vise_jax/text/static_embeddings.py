@@ -90,8 +90,8 @@ def read_vectors(directory: str, wanted: Mapping[str, int]) -> tuple[np.ndarray,
         wanted: tokens by their row, 0 to V - 1.
 
     Returns:
-        float32 [V, D] vectors, zeros for tokens that the model lacks; bool [V], which tokens it has. It lacks the one
-        that stands for whatever it doesn't know.
+        float32 [V, D] vectors, zeros for tokens that the model lacks; bool [V], which tokens it has. It lacks its
+        own unknown token.
 
     Raises:
         UserError: the directory's files are missing, damaged or don't fit each other.

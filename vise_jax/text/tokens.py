@@ -80,19 +80,20 @@ _MAY_GO_ON = regex.compile(r"\d[.()/-]?\Z|[@＠]\[|︵")
 _SEPARATORS = frozenset("\x1c\x1d\x1e\x1f")
 # A word or hashtag that is its own token, in lower case: most of the chunks that are new. XD is an emoticon.
 _PLAIN_WORD = regex.compile(r"(?![xX]D+[.,!?]*\Z)(#?[A-Za-z]+)(?:[.,]|[!?]*)")
-# Words repeat, and what does not repeat must not fill the memory. Nearly all longer chunks are URLs.
+# Bounds of the cache: words repeat, but rare chunks must not fill the memory. Longer chunks are mostly URLs.
 _MAX_CHUNKS = 2**17
 _MAX_CHUNK_LENGTH = 64
 
 
 class Splitter(dict[str, tuple]):
-    """Masks and tokenizes many comments, several times as fast as `tokenize(mask(comment))` and with equal results.
+    """Mask and tokenize many comments: equal to `tokenize(mask(comment))`, several times as fast.
 
-    What `mask` and `tokenize` look for holds no space, but for the three things above. So a comment is cut at its
-    spaces, and the tokens of each chunk are remembered, since people use the same words again and again. A comment
-    that could hold one of the three takes the slow way.
+    Patterns of `mask` and `tokenize` contain no spaces, apart from the three above. A comment is split at spaces, and
+    the tokens of each chunk are cached. A comment that may contain one of the three patterns is tokenized as a whole.
 
-    With an index (token to number), tokens are given as their numbers, and those that it lacks are dropped.
+    Args:
+        index: from tokens to their numbers. Tokens are returned as numbers, and those that it lacks are dropped; None
+            = return the tokens.
     """
 
     def __init__(self, index: Mapping[str, int] | None = None):

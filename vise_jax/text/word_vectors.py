@@ -29,15 +29,15 @@ _MAX_LINE_BYTES = 2**24
 _BUFFER_BYTES = 2**20
 _KINDS = "word2vec, GloVe or fastText .vec, plain or gzipped"
 
-# Where in the file it stands (for messages), the word, and its numbers: float32, or text.
+# Position in the file (for messages), word, and numbers: float32, or text.
 _Entry = tuple[str, bytes, np.ndarray | bytes]
 
 
 def read(path: str, wanted: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
     """Read the vectors of some tokens.
 
-    A word counts as the token that it folds to. Where several do, as `Apple` and `apple`, the one that is written
-    like the token wins, else the first.
+    Words are case-folded to tokens. Of several words of a token, such as `Apple` and `apple`, the one that equals the
+    token is used, or else the first.
 
     Args:
         path: the vector file.
@@ -48,8 +48,8 @@ def read(path: str, wanted: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         UserError: the file can't be read or is of another kind; a line has too few or too many numbers; there are
-            more or fewer words than the first line says; a wanted word stands there twice, or has something else
-            than finite numbers.
+            more or fewer words than the first line states; or a requested word is repeated, or has numbers that
+            are not finite.
     """
     try:
         with open(path, "rb") as raw:

@@ -1,4 +1,4 @@
-"""Where the time of a run goes, and traces of single steps."""
+"""Time of a run by activity, and profiler traces of single steps."""
 
 import contextlib
 import time

@@ -123,6 +123,7 @@ def test_reactions_follow_the_affect_and_comments_name_the_topic() -> None:
     assert any("555-01" in text for text in texts)
 
 
+@pytest.mark.slow
 def test_colors_tell_little() -> None:
     # Linear on color histograms: near chance, which is 1/8 and 1/5.
     hidden = [(TOPICS[number % 8], AFFECTS[number % 5]) for number in range(600)]

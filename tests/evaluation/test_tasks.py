@@ -86,7 +86,7 @@ def test_every_task_by_every_protocol(task, protocol, encoder, text_directory, d
 @pytest.mark.parametrize(
     ("protocol", "setting", "dim"),
     [
-        ("finetune", "image_text", None),
+        pytest.param("finetune", "image_text", None, marks=pytest.mark.slow),
         ("finetune", "image_frozen_text", None),
         ("linear", "image_text", 32),
         ("finetune", "image", None),

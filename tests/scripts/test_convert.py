@@ -38,6 +38,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_there_and_back(weights: Path, tmp_path: Path) -> None:
     words = ("--source", "torchvision", "--arch", "resnet18", "--weights", weights, "--output", tmp_path / "encoder")
     result = convert(*words)

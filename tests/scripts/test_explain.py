@@ -52,6 +52,7 @@ def result(made: Path, protocol: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_command(made, tmp_path):
     words = ["--encoder", made / "run" / "encoder", "--head", result(made, "linear"), "--images", made / "images"]
     command = [sys.executable, ROOT / "scripts" / "explain.py", *words, "--most", "5", "--output", tmp_path / "maps"]

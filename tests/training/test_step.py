@@ -110,6 +110,7 @@ def test_a_step_does_not_depend_on_devices_and_microbatches(bn_group, ways):
             np.testing.assert_allclose(other_weights[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_rematerialized_stages_change_nothing():
     (metrics, weights), (other_metrics, other_weights) = run(2, 8), run(2, 8, remat=(1, 2))
     assert [record["loss"] for record in other_metrics] == pytest.approx(

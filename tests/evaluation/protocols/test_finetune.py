@@ -196,7 +196,9 @@ def test_learning_rate_and_decay_of_the_grid_are_used(pictures, tmp_path):
     assert norms[1] < norms[0]
 
 
-@pytest.mark.parametrize(("name", "side"), [("clip_resnet50", 224), ("detectron2_resnet50", 32)])
+@pytest.mark.parametrize(
+    ("name", "side"), [pytest.param("clip_resnet50", 224, marks=pytest.mark.slow), ("detectron2_resnet50", 32)]
+)
 def test_encoders_of_other_sources(pictures, tmp_path, name, side):
     """CLIP's attention pool trains, too; the norms of VQAGrid are frozen, and its images are BGR."""
     architecture = {"name": name, "width": 16, "zero_init_last_bn": False}

@@ -1,4 +1,4 @@
-"""Outcomes of the splits of a measurement: test predictions, the sweep, and what becomes of them in a result."""
+"""Outcomes of the splits of a measurement, and their summary in a result."""
 
 import itertools
 import statistics
@@ -48,7 +48,7 @@ def means(outcomes: Sequence[Outcome], dataset: Dataset) -> dict[str, float]:
 
 
 def describe(outcomes: Sequence[Outcome], dataset: Dataset) -> list[SplitResult]:
-    """Return the result of each split, with bootstrap intervals over its test examples."""
+    """Return metrics, confusion matrix and sweep of each split."""
     described: list[SplitResult] = []
     for outcome in outcomes:
         split, labels = outcome.split, dataset.labels[outcome.split.test]

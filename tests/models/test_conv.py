@@ -1,4 +1,4 @@
-"""Convolutions against sums written out, and the two ways of a grouped one against each other."""
+"""Convolutions of every platform against sums written out, and their gradients against one another."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vise_jax.models.conv import Conv
+from vise_jax.models import conv_cpu, conv_xla
+from vise_jax.models.conv import Conv, convolve
 from vise_jax.models.grouped_conv import GroupedConv
 
 
@@ -40,28 +41,53 @@ def test_conv(kernel_size, stride, side):
     np.testing.assert_allclose(conv(jnp.asarray(x)), _by_hand(x, np.asarray(conv.kernel[...]), stride), atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["gpu", "cpu"])
-@pytest.mark.parametrize(("stride", "side"), [(1, 5), (2, 6), (2, 7)])
-def test_grouped_conv(monkeypatch, backend, stride, side):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    conv = GroupedConv(12, 3, stride=stride, dtype="float32", rngs=nnx.Rngs(0))
-    assert conv.kernel.shape == (3, 3, 4, 12)
-    x = _images(side, 12)
-    expected = _by_hand(x, np.asarray(conv.kernel[...]), stride, groups=3)
-    np.testing.assert_allclose(conv(jnp.asarray(x)), expected, atol=1e-5)
+PATHS = {"cpu": conv_cpu, "xla": conv_xla}
+# Kernel size, stride, groups, and sides of the map on both sides of each choice of `conv_cpu`.
+CASES = [
+    *((1, stride, 1, side) for stride in (1, 2) for side in (1, 2, 6, 7)),
+    *((3, stride, groups, side) for stride in (1, 2) for groups in (1, 3) for side in (5, 7, 16)),
+    (7, 2, 1, 9),
+]
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_both_ways_of_a_grouped_conv_have_one_gradient(monkeypatch, stride):
-    x = jnp.asarray(_images(7, 12))
-    gradients = []
-    for backend in ("gpu", "cpu"):
-        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        graph, params = nnx.split(GroupedConv(12, 3, stride=stride, dtype="float32", rngs=nnx.Rngs(0)))
-        objective = lambda params, x: jnp.sin(nnx.merge(graph, params)(x)).sum()  # noqa: B023, E731
-        gradients.append(jax.tree.leaves(jax.grad(objective, (0, 1))(params, x)))
-    for one, other in zip(*gradients, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+def _weights(kernel_size, groups, channels=12, out=6):
+    shape = (kernel_size, kernel_size, channels // groups, out)
+    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("kernel_size", "stride", "groups", "side"), CASES)
+def test_every_path_is_the_definition(path, kernel_size, stride, groups, side):
+    x, kernel = _images(side, 12), _weights(kernel_size, groups)
+    expected = _by_hand(x, kernel, stride, groups)
+    found = PATHS[path].convolve(jnp.asarray(x), jnp.asarray(kernel), stride, groups)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kernel_size", "stride", "groups", "side"), CASES)
+def test_every_path_has_the_gradients_of_xla(kernel_size, stride, groups, side):
+    x, kernel = jnp.asarray(_images(side, 12)), jnp.asarray(_weights(kernel_size, groups))
+    y, pull = jax.vjp(lambda x, kernel: conv_xla.convolve(x, kernel, stride, groups), x, kernel)
+    cotangent = jnp.asarray(np.random.default_rng(2).normal(size=y.shape).astype(np.float32))
+    _, chosen = jax.vjp(lambda x, kernel: convolve(x, kernel, stride, groups), x, kernel)
+    for found in (
+        *(path.gradients(x, kernel, cotangent, stride, groups) for path in PATHS.values()),
+        chosen(cotangent),
+    ):
+        for one, expected in zip(found, pull(cotangent), strict=True):
+            np.testing.assert_allclose(one, expected, atol=1e-4)
+
+
+def test_the_path_follows_the_platform_that_is_compiled_for():
+    """Not the one that compiles: programs are compiled here for accelerators that are elsewhere."""
+    x, kernel = jnp.zeros((2, 16, 16, 12)), jnp.zeros((3, 3, 4, 12))
+    gradient = jax.jit(jax.grad(lambda kernel: jnp.sin(convolve(x, kernel, 1, 3)).sum()))
+    programs = {
+        platform: gradient.trace(kernel).lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "tpu")
+    }
+    assert "stablehlo.convolution" not in programs["cpu"]
+    assert programs["tpu"].count("stablehlo.convolution") == 2
+    assert "stablehlo.dot_general" not in programs["tpu"]
 
 
 def test_bfloat16_products_of_float32_kernels():

@@ -1,8 +1,12 @@
 """Convolution on NHWC images with torch's padding and torchvision's initial weights."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from vise_jax.models import conv_cpu, conv_xla
 
 # torchvision's ResNets: normal with variance 2 / fan_out (He et al. 2015), not truncated.
 initial_kernel = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -31,60 +35,46 @@ class Conv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map [B, H, W, in_channels] to `dtype` [B, ceil(H / stride), ceil(W / stride), out_channels]."""
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        size = kernel.shape[0]
-        if size == 1:
-            return pointwise(x, kernel, self.stride)
-        if size == 3 and _small_map_on_cpu(x, self.stride):
-            return batched(x, kernel, self.stride, groups=1)
-        return convolve(x, kernel, self.stride)
+        return convolve(x, kernel, self.stride, 1)
 
 
-def _small_map_on_cpu(x: jax.Array, stride: int) -> bool:
-    # XLA's CPU convolution falls off a cliff there: with 64 images of 2x2 pixels and 256 channels, forward and backward
-    # take 300 ms on 2 cores, `batched` 6 ms; the two meet at 7x7.
-    return jax.default_backend() == "cpu" and (x.shape[1] // stride) * (x.shape[2] // stride) <= 49
-
-
-def convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int = 1) -> jax.Array:
-    """Convolve with XLA: x [B, H, W, C], kernel [k, k, C / groups, D] → [B, ceil(H / stride), ceil(W / stride), D]."""
-    side = (kernel.shape[0] - 1) // 2
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=[(side, side), (side, side)],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
-
-
-def pointwise(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Compute a 1x1 convolution as a matrix product, which XLA's CPU compiler does not do by itself."""
-    return jnp.tensordot(x[:, ::stride, ::stride], kernel[0, 0], axes=1)
-
-
-def batched(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
-    """Compute a 3x3 convolution as one product of all nine shifted images with the kernel, batched over groups.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
+    """Convolve by the functions of the platform that is compiled for.
 
     Args:
         x: [B, H, W, C].
-        kernel: [3, 3, C / groups, D].
+        kernel: [k, k, C / groups, D].
         stride: step in both directions.
-        groups: how many groups.
+        groups: number of groups.
 
     Returns:
         [B, ceil(H / stride), ceil(W / stride), D].
     """
-    batch, height, width, channels = x.shape
-    size, out = channels // groups, kernel.shape[-1]
-    rows, columns = -(-height // stride), -(-width // stride)
-    major = jnp.moveaxis(x.reshape(batch, height, width, groups, size), 3, 0)
-    padded = jnp.pad(major, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
-    taps = [
-        padded[:, :, i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)
-    ]  # each [G, B, rows, columns, size]
-    patches = jnp.concatenate(taps, axis=-1).reshape(groups, batch * rows * columns, 9 * size)
-    matrices = jnp.moveaxis(kernel.reshape(9 * size, groups, out // groups), 1, 0)
-    products = jax.lax.dot_general(patches, matrices, (((2,), (1,)), ((0,), (0,))))
-    products = products.reshape(groups, batch, rows, columns, out // groups)
-    return jnp.moveaxis(products, 0, 3).reshape(batch, rows, columns, out)
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(conv_cpu.convolve, stride=stride, groups=groups),
+        default=functools.partial(conv_xla.convolve, stride=stride, groups=groups),
+    )
+
+
+# Images and kernel are the only residuals on every platform: differentiated branches would keep those of all platforms.
+def _forward(
+    x: jax.Array, kernel: jax.Array, stride: int, groups: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return convolve(x, kernel, stride, groups), (x, kernel)
+
+
+def _backward(
+    stride: int, groups: int, residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return jax.lax.platform_dependent(
+        *residuals,
+        cotangent,
+        cpu=functools.partial(conv_cpu.gradients, stride=stride, groups=groups),
+        default=functools.partial(conv_xla.gradients, stride=stride, groups=groups),
+    )
+
+
+convolve.defvjp(_forward, _backward)

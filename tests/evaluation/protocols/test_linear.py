@@ -98,6 +98,20 @@ def test_the_order_of_the_penalties_does_not_matter():
     assert ascending.iterations[0] < solve(features, labels, 3, [1e-4]).iterations[0]
 
 
+def test_the_curvature_follows_the_penalty():
+    """On a quadratic, changes of the gradient are the Hessian times the steps, also after a penalty is added to it."""
+    random = np.random.default_rng(0)
+    steps = random.normal(size=(10, 6, 3)).astype(np.float32)
+    hessian = np.diag(random.uniform(1, 2, 6)).astype(np.float32)
+    changes = np.einsum("de,mek->mdk", hessian, steps)
+    added = np.array([0.5] * 5 + [0.0], np.float32)[:, None]
+    before = logistic_regression._Curvature(steps, changes, np.ones(10, np.float32), np.int32(10))
+    after = logistic_regression._with_diagonal(before, added)
+    expected = np.einsum("de,mek->mdk", hessian + np.diag(added[:, 0]), steps)
+    np.testing.assert_allclose(after.changes, expected, rtol=1e-5)
+    np.testing.assert_allclose(after.inverse, 1 / (steps * expected).sum((1, 2)), rtol=1e-5)
+
+
 def test_padding_is_no_example():
     features, labels = blobs(200, 10, 3, spread=2.0)
     alone = solve(features[:150], labels[:150], 3, [1e-2])

@@ -32,6 +32,12 @@ def test_boxes_are_inside_with_area_and_ratio_in_range():
     assert np.mean(top) == pytest.approx(np.mean(375 - bottom), rel=0.1)
 
 
+def test_the_logarithm_of_the_ratio_is_uniform():
+    left, top, right, bottom = boxes(1000, 1000, 4000, area=(0.01, 0.02), ratio=(1 / 4, 4.0)).T
+    quarters = np.histogram(np.log2((right - left) / (bottom - top)), [-2.1, -1, 0, 1, 2.1])[0] / 4000
+    np.testing.assert_allclose(quarters, 0.25, atol=0.03)
+
+
 @pytest.mark.parametrize(
     ("width", "height", "expected"),
     [

@@ -129,9 +129,10 @@ def test_metrics_are_shown_with_intervals_and_fits(capsys):
 @pytest.mark.parametrize(
     ("validations", "expected"),
     [
-        # The largest value is best in both splits; in one of them only; inside the grid; no better than another.
+        # The largest value is best in both splits; in one of them only; an inner one is; none is better than another.
         ([[0.1, 0.2, 0.3], [0.2, 0.1, 0.3]], ["learning_rate 1 "]),
         ([[0.1, 0.2, 0.3], [0.2, 0.3, 0.1]], []),
+        ([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1]], []),
         ([[0.1, 0.3, 0.2], [0.1, 0.3, 0.2]], []),
         ([[0.3, 0.3, 0.3], [0.3, 0.3, 0.3]], []),
     ],

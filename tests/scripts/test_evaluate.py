@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from vise_jax import models
@@ -30,6 +31,7 @@ def make_encoder(directory: Path) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_evaluate_and_report(tmp_path):
     encoder, random = make_encoder(tmp_path / "encoder"), np.random.default_rng(0)
     # The images are links into a store, as in a DVC workspace.

@@ -172,5 +172,5 @@ def test_differences_are_those_of_the_predictions(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert re.search(r"ours +│ +cifar10 linear +│ +accuracy +│ +\+30\.00 +│ +\+2\d\.\d\d to \+3\d\.", shown)
     assert "elsewhere" not in shown
-    with pytest.raises(UserError, match="No result is of an encoder named 'nobody'"):
-        tables.show_comparisons(tmp_path, results, "nobody")
+    with pytest.raises(UserError, match="No result is of an encoder named 'absent'"):
+        tables.show_comparisons(tmp_path, results, "absent")

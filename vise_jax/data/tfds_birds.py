@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from vise_jax.data import datasets, records
 from vise_jax.data.datasets import Dataset
-from vise_jax.data.listing import ImageFile
+from vise_jax.data.listing import ImageFile, file_inside
 from vise_jax.errors import UserError
 
 
@@ -42,7 +42,8 @@ def open_prepared(directory: Path) -> Dataset:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{version} can't be read: run tfds build caltech_birds2011 again.") from error
     for split, number, length in shards:
-        path = version / f"caltech_birds2011-{split}.tfrecord-{number}"
+        file = f"caltech_birds2011-{split}.tfrecord-{number}"
+        path = file_inside(version, file, version / "dataset_info.json", (), must_exist=False).path
         if not path.is_file():
             raise UserError(f"{path} is missing: run tfds build caltech_birds2011 again, with its default file format.")
         for name, label, image in _read_shard(path, length):

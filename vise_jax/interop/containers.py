@@ -263,7 +263,7 @@ def _why(path: Path, error: Exception) -> str:
             f"{path} asks for {called[1]} to be called, which weights never need: nothing of it was run; get the file "
             "again from its source, or save its state_dict() alone."
         )
-    # Keep torch's first sentence only: it goes on to suggest loading without safeguards.
+    # Keep torch's first sentence only: the next one suggests loading without safeguards.
     first = re.split(r"(?<=[.!])\s|weights_only|Weights only", text)[0].strip(" .") or type(error).__name__
     reason = first if len(first) <= 200 else type(error).__name__
     return f"{path} can't be read ({reason}): get the file again from its source."

@@ -215,7 +215,7 @@ class Encoder:
                 network = variables.with_weights(self.architecture, weights)
                 return network(normalize(images, self.preprocessing), train=False)[1]
 
-        return jax.jit(forward)
+        return jax.jit(forward, compiler_options=models.compiler_options(self._mesh.devices.flat[0].platform))
 
 
 def read_weights(directory: Path, description: dict[str, Any]) -> dict[str, jax.Array]:

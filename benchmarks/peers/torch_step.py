@@ -14,9 +14,9 @@ from vise_jax.preprocessing import Preprocessing
 class VisE(nn.Module):
     """The encoder and a linear head for each kind of engagement, on uint8 images [B, 3, H, W]."""
 
-    def __init__(self, name: str, heads: dict[str, int]):
+    def __init__(self, name: str, heads: dict[str, int], width: int = 64):
         super().__init__()
-        self.encoder = torch_resnet.ResNet(name)
+        self.encoder = torch_resnet.ResNet(name, width)
         self.heads = nn.ModuleDict({head: nn.Linear(self.encoder.feature_dim, heads[head]) for head in heads})
         preprocessing = Preprocessing.imagenet()
         self.mean, self.std = (
@@ -39,7 +39,14 @@ def loss_of(logits: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> 
 
 
 def prepare(
-    encoder: str, heads: dict[str, int], batch: dict[str, np.ndarray], *, layout: str, compiled: bool, dtype: str
+    encoder: str,
+    heads: dict[str, int],
+    batch: dict[str, np.ndarray],
+    *,
+    layout: str,
+    compiled: bool,
+    dtype: str,
+    width: int = 64,
 ) -> tuple[Callable[[int], None], int | None]:
     """Make the step of one variant.
 
@@ -50,6 +57,7 @@ def prepare(
         layout: "nchw" or "channels_last".
         compiled: through `torch.compile`.
         dtype: "bfloat16" is autocast.
+        width: channels of the first stage.
 
     Returns:
         A function that takes a number of steps and waits for them; and the peak memory of a step in bytes, None on
@@ -61,7 +69,7 @@ def prepare(
     on_gpu = device.type == "cuda"
     before = torch.cuda.memory_allocated() if on_gpu else 0
     memory_format = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}[layout]
-    model = VisE(encoder, heads).to(device).to(memory_format=memory_format).train()  # type: ignore[call-overload]
+    model = VisE(encoder, heads, width).to(device).to(memory_format=memory_format).train()  # type: ignore[call-overload]
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 1e-4}, {"params": others, "weight_decay": 0.0}]

@@ -1,13 +1,14 @@
 """Class activation maps: which parts of an image speak for a class (Zhou et al. 2016; the paper's Figure 7)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vise_jax import variables
+from vise_jax import models, variables
 from vise_jax.encoder import Encoder
 from vise_jax.models.clip_resnet import CLIPResNet
 from vise_jax.models.vise import VisE
@@ -53,7 +54,7 @@ def make_explainer(encoder: Encoder, head: AffineHead) -> Callable[[np.ndarray, 
         A function of images, uint8 [B, H, W, 3], and classes, int [B], or None for the predicted ones.
     """
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=models.compiler_options(jax.default_backend()))
     def explain(weights: dict[str, jax.Array], images: jax.Array, classes: jax.Array) -> tuple[jax.Array, jax.Array]:
         with jax.default_matmul_precision("highest"):
             network = variables.with_weights(encoder.architecture, weights)

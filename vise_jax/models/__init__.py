@@ -9,6 +9,7 @@ from flax import nnx
 from vise_jax.errors import UserError
 from vise_jax.models import resnet
 from vise_jax.models.clip_resnet import CLIPResNet
+from vise_jax.models.conv import compiler_options
 from vise_jax.models.norm import BatchNorm, FrozenBatchNorm
 from vise_jax.models.precision import compute_dtype
 from vise_jax.models.resnet import ResNet
@@ -23,6 +24,7 @@ __all__ = [
     "TextTransformer",
     "VisE",
     "build",
+    "compiler_options",
     "is_resolved",
     "resolve",
 ]

@@ -12,6 +12,11 @@ from vise_jax.models import conv_cpu, conv_xla
 initial_kernel = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
+def compiler_options(platform: str) -> dict[str, str]:
+    """Return the options of `jax.jit` with which encoders are fast on a platform, as "cpu" or "gpu"."""
+    return conv_cpu.COMPILER_OPTIONS if platform == "cpu" else {}
+
+
 class Conv(nnx.Module):
     """A square convolution without bias, `(kernel_size - 1) // 2` zeros on every side as in torch.
 

@@ -1,23 +1,29 @@
-"""Convolutions on CPUs, where XLA's own are slow: as matrix products, chosen by the size of the map.
+"""Convolutions and sums on CPUs: XLA's where they are fast, matrix products and slices elsewhere.
 
-All functions take images [B, H, W, C] and kernels [k, k, C / groups, D], and pad `(k - 1) // 2` zeros on every side.
+All convolutions take images [B, H, W, C] and kernels [k, k, C / groups, D], and pad `(k - 1) // 2` zeros on every side.
+docs/performance.md has the measurements behind each choice, made with `COMPILER_OPTIONS`.
 """
+
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from vise_jax.models import conv_xla
 
+# Without YNNPACK, to which XLA gives convolutions, matrix products and sums by default.
+COMPILER_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
-    """Convolve: [B, ceil(H / stride), ceil(W / stride), D].
+    """Convolve: [B, ceil(H / stride), ceil(W / stride), D]."""
+    return _convolution(x, kernel)(x, kernel, stride, groups)
 
-    XLA's gradient of a grouped convolution takes 50 times as long as `_batched` (2 cores, 512 channels, 32 groups,
-    56x56, batch 2), and small maps 50 times, too (64 images of 2x2 pixels, 256 channels); the two meet at 7x7.
-    """
-    if len(kernel) == 3 and (groups > 1 or (x.shape[1] // stride) * (x.shape[2] // stride) <= 49):
-        return _batched(x, kernel, stride, groups)
-    return conv_xla.convolve(x, kernel, stride, groups)
+
+def _convolution(x: jax.Array, kernel: jax.Array) -> Callable[..., jax.Array]:
+    """Return the faster function for images as large as `x`: XLA is slow where they are smaller than the kernel."""
+    return _batched if len(kernel) == 3 and min(x.shape[1:3]) < 3 else conv_xla.convolve
 
 
 def gradients(
@@ -26,8 +32,35 @@ def gradients(
     """Return the gradients of `convolve` with respect to images and kernel."""
     if len(kernel) == 1:
         return _pointwise_gradients(x, kernel, cotangent, stride)
-    _, pull = jax.vjp(lambda x, kernel: convolve(x, kernel, stride, groups), x, kernel)
-    return pull(cotangent)
+    if groups > 1 and stride > 1:
+        return jax.vjp(lambda x, kernel: _batched(x, kernel, stride, groups), x, kernel)[1](cotangent)
+    # The gradient of the images is a convolution of the cotangent.
+    of_images = _convolution(cotangent, kernel)
+    (dx,) = jax.vjp(lambda x: of_images(x, kernel, stride, groups), x)[1](cotangent)
+    if groups > 1:
+        return dx, _grouped_kernel_gradient(x, cotangent, len(kernel), groups)
+    (dkernel,) = jax.vjp(lambda kernel: conv_xla.convolve(x, kernel, stride), kernel)[1](cotangent)
+    return dx, dkernel
+
+
+def _grouped_kernel_gradient(x: jax.Array, cotangent: jax.Array, kernel_size: int, groups: int) -> jax.Array:
+    """Return the kernel's gradient of a grouped convolution of stride 1, [k, k, C / groups, D].
+
+    It is a grouped convolution itself: a group's channels are its batch, and the images its channels. XLA's own
+    gradient, by `batch_group_count`, takes 100 times as long.
+    """
+    batch, height, width, channels = x.shape
+    images = x.reshape(batch, height, width, groups, -1).transpose(4, 1, 2, 3, 0)  # [C / G, H, W, G, B]
+    side = (kernel_size - 1) // 2
+    of_kernel = jax.lax.conv_general_dilated(
+        images.reshape(channels // groups, height, width, groups * batch),
+        cotangent.transpose(1, 2, 0, 3),  # [H, W, B, D]
+        window_strides=(1, 1),
+        padding=[(side, side), (side, side)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+    return of_kernel.transpose(1, 2, 0, 3)
 
 
 def _pointwise_gradients(
@@ -77,3 +110,20 @@ def _batched(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.A
     products = jax.lax.dot_general(patches, matrices, (((2,), (1,)), ((0,), (0,))))
     products = products.reshape(groups, batch, rows, columns, out // groups)
     return jnp.moveaxis(products, 0, 3).reshape(batch, rows, columns, out)
+
+
+def sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Sum arrays [G, B, H, W, C] over examples, height and width: a [G, C] of each.
+
+    XLA sums one channel after the other, in strides of C. The sum of up to 16 slices is a loop over channels, which
+    also computes the arrays, so that they are never written to memory.
+    """
+    return tuple(map(_sum, arrays))
+
+
+def _sum(x: jax.Array) -> jax.Array:
+    groups, channels = x.shape[0], x.shape[-1]
+    rows = x.size // (groups * channels)
+    slices = max(count for count in range(1, 17) if rows % count == 0)
+    x = x.reshape(groups, slices, rows // slices, channels)
+    return functools.reduce(jnp.add, (x[:, index] for index in range(slices))).sum(1)

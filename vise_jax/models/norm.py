@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vise_jax.models import conv_cpu
+
 
 class BatchNorm(nnx.Module):
     """Batch normalization (Ioffe & Szegedy 2015) over batch, height and width.
@@ -102,16 +104,34 @@ def _affine(x: jax.Array, mean: jax.Array, gain: jax.Array, bias: jax.Array) -> 
 
 
 def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Compute mean and biased variance [G, C] of x [G, B, H, W, C], in two passes.
+    """Compute mean and biased variance [G, C] of x [G, B, H, W, C], in one pass.
 
-    The second pass also sums the deviations, which takes back what rounding did to the first one's mean:
-    E[x²] - E[x]² in one pass would lose a small variance beside a large mean.
+    Values are shifted by the mean of the group's first example: E[x²] - E[x]² alone would lose a small variance beside
+    a large mean.
     """
     x = x.astype(jnp.float32)
-    rough = x.mean((1, 2, 3), keepdims=True)
-    deviation = x - rough
-    error = deviation.mean((1, 2, 3))
-    return rough[:, 0, 0, 0] + error, jnp.square(deviation).mean((1, 2, 3)) - jnp.square(error)
+    count = x.shape[1] * x.shape[2] * x.shape[3]
+    center = x[:, 0].mean((1, 2))
+    deviation = x - _spread(center)
+    total, squares = _sums(deviation, jnp.square(deviation))
+    return center + total / count, squares / count - jnp.square(total / count)
+
+
+def _sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Sum arrays [G, B, H, W, C] over examples, height and width: a [G, C] of each."""
+    return jax.lax.platform_dependent(*arrays, cpu=conv_cpu.sums, default=_sums_at_once)
+
+
+def _sums_at_once(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Sum all arrays in one pass over what they are computed from."""
+    zeros = (jnp.zeros((), jnp.float32),) * len(arrays)
+    add = lambda a, b: tuple(map(jnp.add, a, b))  # noqa: E731
+    return tuple(jax.lax.reduce(arrays, zeros, add, (1, 2, 3)))
+
+
+def _spread(values: jax.Array) -> jax.Array:
+    """Reshape [G, C] to [G, 1, 1, 1, C]."""
+    return values[:, None, None, None]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -136,12 +156,11 @@ def _forward(epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array) ->
 def _backward(epsilon: float, saved: tuple, gradients: tuple) -> tuple:
     x, mean, inverse, scale = saved
     dy = gradients[0].astype(jnp.float32)
-    spread = (slice(None), None, None, None)
-    normalized = (x.astype(jnp.float32) - mean[spread]) * inverse[spread]
-    dbias, dscale = dy.sum((1, 2, 3)), (dy * normalized).sum((1, 2, 3))  # [G, C]
+    normalized = (x.astype(jnp.float32) - _spread(mean)) * _spread(inverse)
+    dbias, dscale = _sums(dy, dy * normalized)
     count = x.shape[1] * x.shape[2] * x.shape[3]
-    dx = dy - (dbias / count)[spread] - normalized * (dscale / count)[spread]
-    dx = dx * (inverse * scale[None])[spread]
+    dx = dy - _spread(dbias / count) - normalized * _spread(dscale / count)
+    dx = dx * _spread(inverse * scale[None])
     return dx.astype(x.dtype), dscale.sum(0), dbias.sum(0)
 
 

@@ -10,6 +10,7 @@ from flax import nnx
 from vise_jax.models.conv import Conv
 from vise_jax.models.grouped_conv import GroupedConv
 from vise_jax.models.norm import BatchNorm, FrozenBatchNorm
+from vise_jax.models.pool import max_pool
 
 # From a number of channels, and an initial scale if it is not 1, to a batch norm.
 Norm = Callable[..., BatchNorm | FrozenBatchNorm]
@@ -171,7 +172,7 @@ class ResNet(nnx.Module):
         """
         x = jax.nn.relu(self.bn1(self.conv1(images), train=train))
         if self.stem == "imagenet":
-            x = nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(x)
         x = run_stages((self.layer1, self.layer2, self.layer3, self.layer4), x, train=train, remat=self.remat)
         features = x.astype(jnp.float32).mean((1, 2))
         return features, {"features": features, "feature_map": x}

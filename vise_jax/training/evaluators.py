@@ -7,6 +7,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from vise_jax import models
 from vise_jax.training import engagement_loss, sharding
 from vise_jax.training import state as train_state
 from vise_jax.training.sharding import Layout
@@ -34,7 +35,8 @@ class FeatureEvaluator:
     ):
         self._probe, self._mesh = probe, mesh
         self._encode = jax.jit(
-            lambda weights, images: nnx.merge(graphdef, weights).encoder(normalize(images), train=False)[0]
+            lambda weights, images: nnx.merge(graphdef, weights).encoder(normalize(images), train=False)[0],
+            compiler_options=models.compiler_options(mesh.devices.flat[0].platform),
         )
 
     def run(self, state: TrainState) -> dict[str, float]:
@@ -112,4 +114,5 @@ def make_evaluation_step(
         evaluation_step,
         in_shardings=(places.params, places.batch_stats, sharding.split(mesh)),
         out_shardings=sharding.replicated(mesh),
+        compiler_options=models.compiler_options(mesh.devices.flat[0].platform),
     )

@@ -13,7 +13,7 @@ import safetensors.numpy
 from flax import nnx
 from jax.sharding import Mesh
 
-from vise_jax import artifact, variables
+from vise_jax import artifact, models, variables
 from vise_jax.encoder import Encoder
 from vise_jax.models.classifier import Classifier
 from vise_jax.models.norm import BatchNorm
@@ -232,7 +232,8 @@ class FineTuner:
                 model = nnx.merge(graphdef, weights)
                 return jax.nn.softmax(model(inputs, train=False).astype(jnp.float32))
 
-            self._predictors[graphdef] = jax.jit(predictor)
+            options = models.compiler_options(jax.default_backend())
+            self._predictors[graphdef] = jax.jit(predictor, compiler_options=options)
         return self._predictors[graphdef]
 
 

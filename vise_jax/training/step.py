@@ -8,6 +8,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
+from vise_jax import models
 from vise_jax.training import sharding
 from vise_jax.training import state as train_state
 from vise_jax.training.optimizer import Rate
@@ -126,7 +127,11 @@ def make_train_step(
 
     places, everywhere, split = train_state.shardings(mesh, layout), sharding.replicated(mesh), sharding.split(mesh)
     return jax.jit(
-        train_step, in_shardings=(places, split, split), out_shardings=(places, everywhere), donate_argnums=0
+        train_step,
+        in_shardings=(places, split, split),
+        out_shardings=(places, everywhere),
+        donate_argnums=0,
+        compiler_options=models.compiler_options(mesh.devices.flat[0].platform),
     )
 
 

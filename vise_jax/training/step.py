@@ -58,7 +58,7 @@ def make_train_step(
         """Return gradients, batch statistics, loss terms and counts, of this device's examples or of all."""
 
         def over_devices(values):  # type: ignore[no-untyped-def]
-            return jax.lax.psum(values, AXIS) if layout.local else values
+            return jax.lax.psum(values, AXIS) if layout.local and mesh.size > 1 else values
 
         counts = dict(task.counts(batch))
         counts = over_devices(counts | {"corrupt": control["corrupt"].sum(), "signals": control["signals"].sum(axis=0)})

@@ -2,6 +2,7 @@
 
     python benchmarks/step.py
     python benchmarks/step.py --encoders resnet50 --batch 16 --peers "eager nchw,eager channels_last"
+    python benchmarks/step.py --encoders resnet18 --width 32 --image_size 64 --batch 64   # the demo's encoder
 
 A step is what `train.py` does with a batch: flip and normalize uint8 images, forward, Eq. 1 on two heads, backward,
 SGD with momentum and weight decay; on one device. All variants take turns, round by round, so that a machine that
@@ -25,22 +26,21 @@ sys.path.insert(0, str(Path(__file__).parent / "shared"))
 
 import jax
 import numpy as np
+import training_step
 from absl import flags
 from measuring import ratio
 
-from vise_jax import cli, config, models
+from vise_jax import cli
 from vise_jax.errors import UserError
-from vise_jax.training import pretrain, sharding
+from vise_jax.training import sharding
 from vise_jax.training import state as train_state
-from vise_jax.training.step import make_train_step
 
 PEERS = ("eager nchw", "eager channels_last", "compiled nchw", "compiled channels_last")
-HEADS = {"comments": 5000, "reactions": 128}
-LABELS_PER_IMAGE = 8
 
 QUICK = flags.DEFINE_bool("quick", False, "ResNet-18, 4 images of 64 pixels, 2 rounds, no torch.compile: a smoke test.")
 ENCODERS = flags.DEFINE_list("encoders", None, "Which; the paper's three if not said.")
 BATCH = flags.DEFINE_integer("batch", None, "Images in a step; 128 on a GPU and 16 elsewhere if not said.", 1)
+WIDTH = flags.DEFINE_integer("width", 64, "Channels of the encoder's first stage; the demo's has 32.", 1)
 IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side in pixels; 224 if not said.", 32)
 DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16"], "bfloat16 on a GPU and float32 elsewhere if not said."
@@ -63,8 +63,8 @@ def main(_: list[str]) -> None:
 
     encoders, ratios = {}, {}
     for name in names:
-        batch = synthetic_batch(batch_size, image_size)
-        variants = {"vise_jax": prepare(name, batch, dtype)}
+        batch = training_step.batch(batch_size, image_size)
+        variants = {"vise_jax": prepare(name, WIDTH.value, batch, dtype)}
         variants |= {f"torch {peer}": _prepare_torch(name, batch, peer, dtype) for peer in peers}
         seconds = measure({variant: step for variant, (step, _) in variants.items()}, rounds, steps)
         speeds = {variant: batch_size * steps / np.asarray(times) for variant, times in seconds.items()}
@@ -85,6 +85,7 @@ def main(_: list[str]) -> None:
                 "device": jax.devices()[0].device_kind,
                 "ratios": ratios,
                 "batch": batch_size,
+                "width": WIDTH.value,
                 "image_size": image_size,
                 "dtype": dtype,
                 "rounds": rounds,
@@ -96,39 +97,17 @@ def main(_: list[str]) -> None:
     )
 
 
-def synthetic_batch(size: int, side: int) -> dict[str, np.ndarray]:
-    """Draw random images and labels, every example with both kinds; see `vise_jax.training.step` for shapes."""
-    generator = np.random.default_rng(0)
-    return {
-        "images": generator.integers(0, 256, (size, side, side, 3), np.uint8),
-        "comment_labels": generator.integers(0, HEADS["comments"], (size, LABELS_PER_IMAGE), np.int32),
-        "comment_weights": np.ones((size, LABELS_PER_IMAGE), np.float32),
-        "reaction_label": generator.integers(0, HEADS["reactions"], size, np.int32),
-    }
-
-
-def prepare(name: str, batch: dict[str, np.ndarray], dtype: str) -> tuple[Step, int | None]:
+def prepare(name: str, width: int, batch: dict[str, np.ndarray], dtype: str) -> tuple[Step, int | None]:
     """Compile the training step of `train.py`; return a function that takes a number of steps, and the peak memory."""
-    experiment = config.base()
-    experiment.model.update(name=name, dtype=dtype)
-    experiment.training.batch_size = len(batch["images"])
-    experiment.data.image_size = batch["images"].shape[1]
-    config.validate(experiment)
-    mesh = sharding.data_mesh(jax.devices()[:1])
-    layout = sharding.layout(experiment.training.batch_size, mesh.size)
-    model = models.build(name, heads=HEADS, bn_group=layout.bn_group, dtype=dtype)
-    total = 1_000_000
-    rate, optimizer = pretrain.make_optimizer(experiment.training, total)
-    graphdef, state = train_state.create(model, optimizer, layout)
-    size = experiment.training.batch_size
-    control = {"corrupt": np.zeros(size, np.int32), "signals": np.zeros((size, 3), np.int32)}
+    size, side = batch["images"].shape[:2]
+    step, state, mesh, layout = training_step.build(
+        name, width=width, batch_size=size, image_size=side, dtype=dtype, devices=jax.devices()[:1]
+    )
     place = [
         jax.device_put(state, train_state.shardings(mesh, layout)),
         sharding.put_batch(mesh, batch),
-        sharding.put_batch(mesh, control),
+        sharding.put_batch(mesh, training_step.control(size)),
     ]
-    task = pretrain.make_task(experiment, {"examples": total, "validation": {"examples": 0}}, lambda _: model)
-    step = make_train_step(graphdef, task, optimizer, rate, seed=0, mesh=mesh, layout=layout)
     compiled = step.lower(*place).compile()  # type: ignore[attr-defined]
 
     def run(count: int) -> None:
@@ -169,7 +148,9 @@ def _prepare_torch(name: str, batch: dict[str, np.ndarray], peer: str, dtype: st
     import torch_step
 
     how, layout = peer.split()
-    return torch_step.prepare(name, HEADS, batch, layout=layout, compiled=how == "compiled", dtype=dtype)
+    return torch_step.prepare(
+        name, training_step.HEADS, batch, layout=layout, compiled=how == "compiled", dtype=dtype, width=WIDTH.value
+    )
 
 
 def _version(module: str) -> Any:

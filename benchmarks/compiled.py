@@ -9,7 +9,8 @@ is compared with a plain ResNet in flax.linen that is compiled in the same run. 
 encoders is bound by the bytes that it moves. The last line is one JSON object; a ratio above 1 means that this project
 moves fewer bytes.
 
-Bytes are those of operands and results of all operations of the optimized program but views. What a compiler chooses by
+Bytes are those of operands and results of all operations of the optimized program but views; of an operand that is only
+sliced, those of the slices. What a compiler chooses by
 trying it out on a device (autotuning) is left at its default.
 """
 
@@ -26,8 +27,9 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", CUDA_VISIBLE_DEVICES="")
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
-sys.path[:0] = [str(Path(__file__).parent / directory) for directory in ("shared", "peers")]
+os.environ.update(XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0")
+sys.path.insert(0, str(Path(__file__).parent / "shared"))
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
 import jax
 import linen_resnet
@@ -139,7 +141,9 @@ def topology(target: str) -> list[jax.Device]:
             ).devices
         return topologies.get_topology_desc(platform="tpu", topology_name=target).devices
     except Exception as error:
-        raise UserError(f"There is no target {target!r} here ({str(error).splitlines()[0][:200]}): see --help.") from error
+        raise UserError(
+            f"There is no target {target!r} here ({str(error).splitlines()[0][:200]}): see --help."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -186,7 +190,9 @@ def compile_plain(name: str, devices: list[jax.Device], images: int, side: int) 
 
 def counted(compiled: Any) -> Program:
     """Count the operations of a compiled step."""
-    entry = compiled.as_text().split("\nENTRY ")[1].split("\n}")[0]
+    text = compiled.as_text()
+    sliced = _sliced_parameters(text)
+    entry = text.split("\nENTRY ")[1].split("\n}")[0]
     results: dict[str, str] = {}
     total, conversions, fusions, libraries = 0, 0, 0, Counter[str]()
     collectives, collective_bytes = 0, 0
@@ -198,7 +204,9 @@ def counted(compiled: Any) -> Program:
         results[name] = shape
         if operation in _VIEWS or operation.endswith("-done"):
             continue
-        read = sum(_size(results.get(operand, "")) for operand in operands)
+        called = re.search(r"calls=%?([\w.\-]+)", line)
+        parts = sliced.get(called[1], {}) if called else {}
+        read = sum(parts.get(index, _size(results.get(operand, ""))) for index, operand in enumerate(operands))
         # The result of a start holds its operands, too.
         size = 2 * read if operation.endswith("-start") else read + _size(shape)
         total += size
@@ -227,32 +235,59 @@ def counted(compiled: Any) -> Program:
     )
 
 
+def _sliced_parameters(text: str) -> dict[str, dict[int, int]]:
+    """Return, by computation, the bytes that it reads of each parameter of which it only uses slices."""
+    found: dict[str, dict[int, int]] = {}
+    for block in text.split("\n\n"):
+        header, *lines = block.strip().splitlines() or [""]
+        # Names of a parameter, also as another view or type of all of it, to its number and the bytes of an element.
+        parameters: dict[str, tuple[int, int]] = {}
+        read: dict[int, int | None] = {}
+        for line in lines:
+            if not (match := _INSTRUCTION.match(line)):
+                continue
+            name, rest = match.groups()
+            shape, operation, operands = _split(rest)
+            if operation == "parameter":
+                number = int(rest.partition("parameter(")[2].partition(")")[0])
+                parameters[name] = number, _size(shape) // max(_elements(shape), 1)
+            for number, width in {parameters[operand] for operand in operands if operand in parameters}:
+                if operation in ("bitcast", "convert"):
+                    parameters[name] = number, width
+                elif operation != "slice":
+                    read[number] = None
+                elif (before := read.get(number, 0)) is not None:
+                    read[number] = before + width * _elements(shape)
+        if parts := {number: size for number, size in read.items() if size is not None}:
+            found[header.removeprefix("ENTRY ").lstrip("%").split(" ")[0]] = parts
+    return found
+
+
 def _split(rest: str) -> tuple[str, str, list[str]]:
     """Split an instruction into the type of its result, its operation and the names of its operands."""
-    depth, end = 0, 0
-    if rest.startswith("("):
-        for end, character in enumerate(rest):
-            depth += (character == "(") - (character == ")")
-            if depth == 0:
-                break
-        shape, rest = rest[: end + 1], rest[end + 2 :]
-    else:
-        shape, _, rest = rest.partition(" ")
-    operation, _, rest = rest.partition("(")
-    depth = 1
-    for end, character in enumerate(rest):
+    shape, rest = _cut(rest, 0) if rest.startswith("(") else rest.split(" ", 1)
+    operation, _, rest = rest.strip().partition("(")
+    return shape, operation, re.findall(r"%([\w.\-]+)", _cut(rest, 1)[0])
+
+
+def _cut(text: str, depth: int) -> tuple[str, str]:
+    """Cut a text behind the parenthesis that closes the outermost of `depth` open ones."""
+    for end, character in enumerate(text, start=1):
         depth += (character == "(") - (character == ")")
         if depth == 0:
-            break
-    return shape, operation, re.findall(r"%([\w.\-]+)", rest[:end])
+            return text[:end], text[end:]
+    return text, ""
 
 
 def _size(shape: str) -> int:
     """Return the bytes of a type, of a tuple those of all elements."""
-    return sum(
-        _BYTES.get(dtype, 4) * math.prod(int(side) for side in sides.split(",") if side)
-        for dtype, sides in _SHAPE.findall(shape)
-    )
+    return sum(_BYTES.get(dtype, 4) * _elements(f"{dtype}[{sides}]") for dtype, sides in _SHAPE.findall(shape))
+
+
+def _elements(shape: str) -> int:
+    """Return the number of elements of an array's type."""
+    match = _SHAPE.search(shape)
+    return math.prod(int(side) for side in match[2].split(",") if side) if match else 0
 
 
 def described(program: Program, images: int) -> str:
@@ -261,9 +296,9 @@ def described(program: Program, images: int) -> str:
     libraries = ", ".join(f"{number} {name}" for name, number in sorted(program.libraries.items())) or "none"
     flops = "" if program.flops is None else f"{program.flops / images / 1e9:.1f} GFLOP, "
     return (
-        f"{flops}{program.bytes / images / 1e6:.1f} MB an image ({program.conversions / images / 1e6:.1f} of copies and "
-        f"conversions), {program.temporary / 2**30:.2f} GiB temporary, {program.held / 2**30:.2f} held, {program.fusions} "
-        f"fusions, {count} collectives of {size / 1e6:.0f} MB; library calls: {libraries}"
+        f"{flops}{program.bytes / images / 1e6:.1f} MB an image ({program.conversions / images / 1e6:.1f} of copies "
+        f"and conversions), {program.temporary / 2**30:.2f} GiB temporary, {program.held / 2**30:.2f} held, "
+        f"{program.fusions} fusions, {count} collectives of {size / 1e6:.0f} MB; library calls: {libraries}"
     )
 
 

@@ -4,12 +4,13 @@
     python benchmarks/input.py --threads 4 --rounds 5
 
 800 simulated photographs of about 500 x 375 pixels are made: noise whose spectrum falls like that of natural images.
-Every variant gives random-resized-crops, uint8 [B, 224, 224, 3], bilinear, with areas and ratios of `config.base()`,
-drawn by the same law, in random order:
+Every variant gives random-resized-crops, uint8 [B, 224, 224, 3], antialiased, with areas and ratios of `config.base()`,
+drawn by torchvision's law, in random order:
 
 - vise_jax: `vise_jax.data.pretraining.batches` from engagement shards, with their labels;
 - torch DataLoader, from a file an image, images only: with Pillow (`Image.open`, `convert`, `resize` with a box), with
-  simplejpeg (OpenCV resizes), with OpenCV alone. Pillow antialiases; the others and vise_jax don't.
+  simplejpeg (OpenCV resizes), with OpenCV alone. OpenCV averages areas where a crop shrinks, since its bilinear filter
+  is not antialiased.
 
 None flips: ours does that on the device. Simplejpeg that only decodes, in threads and in processes, is the limit that
 the share is of. Each variant is a process of its own, which has started before a clock starts. They take turns, round

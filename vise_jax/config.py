@@ -119,8 +119,8 @@ DATA: Section = {
     # Random resized crop: range of its area, as a fraction of the image's, and of its aspect ratio. Not in the paper.
     "crop_area": ((0.08, 1.0), (lambda value: _is_range(value) and value[1] <= 1, "two fractions, the smaller first")),
     "crop_ratio": ((3 / 4, 4 / 3), (_is_range, "two ratios, the smaller first")),
-    # Antialias crops that shrink, as Pillow does. Off is faster, and the default of tf.image.
-    "antialias": (False, ANY),
+    # Antialias crops that shrink, as torchvision and Pillow do. Off is faster, and the default of tf.image.
+    "antialias": (True, ANY),
     # Horizontal flips, on the device.
     "flip": (True, ANY),
     # Shuffling, see `vise_jax.data.epoch_order`. A batch-norm group of 32 is drawn from shuffle_window / shuffle_block

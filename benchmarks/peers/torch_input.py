@@ -18,13 +18,12 @@ Transform = Callable[[Path], np.ndarray]
 def transform(
     decoder: str, image_size: int, crop_area: tuple[float, float], crop_ratio: tuple[float, float]
 ) -> Transform:
-    """Return a function from a JPEG file to a random crop, resized bilinearly: uint8 [image_size, image_size, 3].
+    """Return a function from a JPEG file to a random crop, resized with antialiasing: uint8 [image_size, image_size, 3].
 
     Args:
-        decoder: "Pillow" (which also filters, antialias=True, as it always does), "simplejpeg" (OpenCV resizes) or
-            "OpenCV".
+        decoder: "Pillow", "simplejpeg" (OpenCV resizes) or "OpenCV".
         image_size: side of the result.
-        crop_area: range of the crop's area, as a share of the image's.
+        crop_area: range of the crop's area, as a fraction of the image's.
         crop_ratio: range of its width divided by its height.
     """
     if decoder == "Pillow":
@@ -45,7 +44,10 @@ def transform(
 
     def crop(image: np.ndarray) -> np.ndarray:
         left, top, right, bottom = random_box(image.shape[1], image.shape[0], crop_area, crop_ratio)
-        return cv2.resize(image[top:bottom, left:right], (image_size, image_size), interpolation=cv2.INTER_LINEAR)
+        shrinks = min(right - left, bottom - top) > image_size
+        # OpenCV's bilinear filter is not antialiased; its filter that is averages over areas.
+        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        return cv2.resize(image[top:bottom, left:right], (image_size, image_size), interpolation=how)
 
     if decoder == "OpenCV":
         how = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -63,21 +65,18 @@ def decode_only(path: Path) -> np.ndarray:
 
 
 def random_box(width: int, height: int, crop_area: tuple[float, float], crop_ratio: tuple[float, float]) -> Box:
-    """Draw a crop as `tf.image.sample_distorted_bounding_box` does, so that all variants cut out as many pixels.
-
-    A ratio first, then a height, evenly among those that fit; where ten draws don't fit, the whole image.
-    """
-    pixels = width * height
+    """Draw a crop as torchvision's RandomResizedCrop does."""
     for _ in range(10):
-        ratio = random.uniform(*crop_ratio)
-        lowest, highest = (round(math.sqrt(share * pixels / ratio)) for share in crop_area)
-        highest = min(highest, int((width + 0.5) / ratio), height)
-        rows = random.randint(min(lowest, highest), highest)
-        columns = round(rows * ratio)
-        if crop_area[0] * pixels <= rows * columns <= crop_area[1] * pixels and 0 < columns <= width:
+        target = width * height * random.uniform(*crop_area)
+        ratio = math.exp(random.uniform(math.log(crop_ratio[0]), math.log(crop_ratio[1])))
+        columns, rows = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < columns <= width and 0 < rows <= height:
             left, top = random.randint(0, width - columns), random.randint(0, height - rows)
             return left, top, left + columns, top + rows
-    return 0, 0, width, height
+    rows = min(height, round(width / crop_ratio[0]))
+    columns = min(width, round(height * crop_ratio[1]))
+    left, top = (width - columns) // 2, (height - rows) // 2
+    return left, top, left + columns, top + rows
 
 
 class Photos(Dataset):

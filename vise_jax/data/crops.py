@@ -3,7 +3,12 @@
 Orientation tags (EXIF) are ignored and transparency is dropped, as torchvision's image directories do.
 """
 
+import math
+
 import tensorflow as tf
+
+# Boxes that are drawn before the crop is the largest central box.
+_TRIES = 10
 
 
 def decode_random_crop(
@@ -14,15 +19,15 @@ def decode_random_crop(
     antialias: bool,
     seed: tf.Tensor,
 ) -> tf.Tensor:
-    """Decode a random crop of a JPEG or PNG image and resize it to a square (random-resized-crop).
+    """Decode a random crop of a JPEG or PNG image and resize it to a square (torchvision's RandomResizedCrop).
 
     Only the crop of a JPEG is decoded. Stateless: the same seed gives the same crop.
 
     Args:
         encoded: string scalar, the file's bytes.
         image_size: side of the result.
-        crop_area: range of the crop's area, as a share of the image's.
-        crop_ratio: range of its width divided by its height. Where ten draws don't fit, the whole image is the crop.
+        crop_area: range of the crop's area, as a fraction of the image's.
+        crop_ratio: range of its width divided by its height.
         antialias: low-pass filter when the crop shrinks.
         seed: int32 [2].
 
@@ -30,32 +35,62 @@ def decode_random_crop(
         uint8 [image_size, image_size, 3].
     """
 
-    def box(shape: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-            shape,
-            tf.zeros([1, 0, 4]),
-            seed,
-            min_object_covered=0.0,
-            aspect_ratio_range=crop_ratio,
-            area_range=crop_area,
-            max_attempts=10,
-            use_image_if_no_bounding_boxes=True,
-        )
-        return begin, size
+    draws = tf.random.stateless_uniform([4, _TRIES], seed)
+
+    def box(shape: tf.Tensor) -> tf.Tensor:
+        return random_crop_box(shape[0], shape[1], crop_area, crop_ratio, draws)
 
     def crop_jpeg() -> tf.Tensor:
-        begin, size = box(tf.io.extract_jpeg_shape(encoded))
-        window = tf.concat([begin[:2], size[:2]], 0)
+        window = box(tf.io.extract_jpeg_shape(encoded))
         # By default TensorFlow decodes 0.8 of 255 levels too dark; the exact method is Pillow's and evaluation's.
         return tf.image.decode_and_crop_jpeg(encoded, window, channels=3, dct_method="INTEGER_ACCURATE")
 
     def crop_png() -> tf.Tensor:
         image = tf.io.decode_png(encoded, channels=3)
-        begin, size = box(tf.shape(image))
-        return tf.slice(image, begin, size)
+        top, left, height, width = tf.unstack(box(tf.shape(image)))
+        return image[top : top + height, left : left + width]
 
     crop = tf.cond(tf.image.is_jpeg(encoded), crop_jpeg, crop_png)
     crop.set_shape([None, None, 3])
     resized = tf.image.resize(crop, [image_size, image_size], method="bilinear", antialias=antialias)
     # The weights are positive, so that nothing leaves the range.
     return tf.cast(tf.round(resized), tf.uint8)
+
+
+def random_crop_box(
+    height: tf.Tensor,
+    width: tf.Tensor,
+    crop_area: tuple[float, float],
+    crop_ratio: tuple[float, float],
+    draws: tf.Tensor,
+) -> tf.Tensor:
+    """Return the box of a random resized crop by torchvision's law.
+
+    Area and logarithm of the aspect ratio are uniform. The first of ten boxes that fits is returned; if none does, the
+    largest central box whose aspect ratio is in the range.
+
+    Args:
+        height: int32, of the image.
+        width: int32, of the image.
+        crop_area: range of the box's area, as a fraction of the image's.
+        crop_ratio: range of its width divided by its height.
+        draws: uniform in [0, 1), float32 [4, 10]: area, ratio, left and top.
+
+    Returns:
+        int32 [4]: top, left, height and width.
+    """
+    rows, columns = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+    area = rows * columns * (crop_area[0] + (crop_area[1] - crop_area[0]) * draws[0])
+    low, high = math.log(crop_ratio[0]), math.log(crop_ratio[1])
+    aspect = tf.exp(low + (high - low) * draws[1])
+    size = tf.round(tf.sqrt(tf.stack([area / aspect, area * aspect])))  # [2, 10]
+    image = tf.stack([rows, columns])
+    fits = tf.reduce_all((size >= 1) & (size <= image[:, None]), 0)
+    first = tf.argmax(fits)  # of equal values the first
+    drawn = size[:, first]
+    start = tf.floor(tf.stack([draws[3, first], draws[2, first]]) * (image - drawn + 1))
+    # float32 can round a draw close to 1 up to the next integer.
+    start = tf.minimum(start, image - drawn)
+    largest = tf.round(tf.stack([tf.minimum(rows, columns / crop_ratio[0]), tf.minimum(columns, rows * crop_ratio[1])]))
+    central = tf.concat([tf.floor((image - largest) / 2), largest], 0)
+    return tf.cast(tf.where(fits[first], tf.concat([start, drawn], 0), central), tf.int32)

@@ -114,7 +114,7 @@ def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     center = x[:, 0].mean((1, 2))
     deviation = x - _spread(center)
     total, squares = _sums(deviation, jnp.square(deviation))
-    return center + total / count, squares / count - jnp.square(total / count)
+    return center + total / count, jnp.maximum(squares / count - jnp.square(total / count), 0)
 
 
 def _sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:

@@ -9,8 +9,8 @@ is compared with a plain ResNet in flax.linen that is compiled in the same run. 
 encoders is bound by the bytes that it moves. The last line is one JSON object; a ratio above 1 means that this project
 moves fewer bytes.
 
-Bytes are those of operands and results of all operations of the optimized program but views; of an operand that is only
-sliced, those of the slices. What a compiler chooses by
+Bytes are those that the compiler counts. NVIDIA's counts none: there, those of operands and results of all operations of
+the optimized program but views; of an operand that is only sliced, those of the slices. What a compiler chooses by
 trying it out on a device (autotuning) is left at its default.
 """
 
@@ -78,7 +78,7 @@ class Program(NamedTuple):
     """What a compiled step does, per device.
 
     Attributes:
-        bytes: of operands and results.
+        bytes: read and written.
         temporary: bytes of its temporary memory.
         held: bytes of arguments, results and temporary memory.
         flops: as the compiler counts them; None if it does not.
@@ -224,7 +224,7 @@ def counted(compiled: Any) -> Program:
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     cost = compiled.cost_analysis() or {}
     return Program(
-        total,
+        int(cost.get("bytes accessed", total)),
         memory.temp_size_in_bytes,
         held + memory.temp_size_in_bytes,
         cost.get("flops"),

@@ -26,9 +26,6 @@ from rich.table import Table
 
 from vise_jax import cli, config, machine
 from vise_jax.errors import UserError
-from vise_jax.labeling.delete import delete
-from vise_jax.labeling.fit import fit
-from vise_jax.labeling.label import label
 from vise_jax.posts import expand, summary
 
 _CONFIG = cli.define_config()
@@ -52,7 +49,10 @@ def main(words: list[str]) -> None:
     commands[command](Path(cli.required(_OUTPUT)), beam_options if _RUNNER.value == "beam" else None)
 
 
+# The jobs are imported where they start: JAX takes seconds that --help and wrong flags should not.
 def _fit(output: Path, beam_options: list[str] | None) -> None:
+    from vise_jax.labeling.fit import fit
+
     posts = expand(cli.required(_POSTS))
     if _LABELER.value is not None:
         raise UserError("--labeler is for run and relabel; fit writes the labeler to --output.")
@@ -93,6 +93,8 @@ def _clusters(fit: dict) -> str:
 
 
 def _run(output: Path, beam_options: list[str] | None) -> None:
+    from vise_jax.labeling.label import label
+
     posts = expand(cli.required(_POSTS))
     was_complete = (output / "manifest.json").exists()
     manifest = label(
@@ -110,6 +112,8 @@ def _run(output: Path, beam_options: list[str] | None) -> None:
 
 
 def _relabel(output: Path, beam_options: list[str] | None) -> None:
+    from vise_jax.labeling.delete import delete
+
     if _POSTS.value is not None or beam_options is not None:
         raise UserError("--posts and --runner beam are for fit and run; relabel reads the shards alone.")
     exclude = Path(cli.required(_EXCLUDE))

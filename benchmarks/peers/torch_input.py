@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ Transform = Callable[[Path], np.ndarray]
 def transform(
     decoder: str, image_size: int, crop_area: tuple[float, float], crop_ratio: tuple[float, float]
 ) -> Transform:
-    """Return a function from a JPEG file to a random crop, resized with antialiasing: uint8 [image_size, image_size, 3].
+    """Return a function from a JPEG file to a random crop, antialiased: uint8 [image_size, image_size, 3].
 
     Args:
         decoder: "Pillow", "simplejpeg" (OpenCV resizes) or "OpenCV".
@@ -42,7 +43,7 @@ def transform(
     # The workers are the parallelism.
     cv2.setNumThreads(0)
 
-    def crop(image: np.ndarray) -> np.ndarray:
+    def crop(image: Any) -> np.ndarray:
         left, top, right, bottom = random_box(image.shape[1], image.shape[0], crop_area, crop_ratio)
         shrinks = min(right - left, bottom - top) > image_size
         # OpenCV's bilinear filter is not antialiased; its filter that is averages over areas.

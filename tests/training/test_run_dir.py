@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -109,3 +110,15 @@ def test_an_encoder_for_other_images_is_refused(tmp_path):
     model = models.build("tiny", width=4, heads=HEADS)
     with pytest.raises(UserError, match="takes images with color BGR, training prepares them with RGB"):
         run_dir.warm_start(model, tmp_path / "encoder", Preprocessing.imagenet())
+
+
+def test_programs_are_kept_in_the_run_directory_unless_jax_has_a_cache(tmp_path):
+    of_tests = jax.config.jax_compilation_cache_dir
+    try:
+        run_dir.cache_compilations(tmp_path)
+        assert jax.config.jax_compilation_cache_dir == of_tests
+        jax.config.update("jax_compilation_cache_dir", None)
+        run_dir.cache_compilations(tmp_path)
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compilation_cache")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", of_tests)

@@ -6,6 +6,7 @@ import glob
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -183,21 +184,26 @@ def _compute(
 ) -> Part:
     """Compute the features of the next images."""
     indices: list[int] = []
-    outputs: list[np.ndarray] = []
+    coming: list[Future[np.ndarray]] = []
     rejected: dict[int, str] = {}
-    for start in range(part.start, part.stop, size):
-        batch = []
-        for index in range(start, min(start + size, part.stop)):
-            image = next(decoded)
-            if not isinstance(image, UserError):
-                batch.append(image)
-                indices.append(index)
-            else:
-                rejected[index] = str(image)
-                progress.print(f"left out: {image}")
-        if batch:
-            outputs.append(encoder.features(np.stack(batch), size))
-        progress.advance(min(size, part.stop - start))
+    with ThreadPoolExecutor(1) as device:
+        for start in range(part.start, part.stop, size):
+            batch = []
+            for index in range(start, min(start + size, part.stop)):
+                image = next(decoded)
+                if not isinstance(image, UserError):
+                    batch.append(image)
+                    indices.append(index)
+                else:
+                    rejected[index] = str(image)
+                    progress.print(f"left out: {image}")
+            # The device works on one batch while the next is collected.
+            if len(coming) > 1:
+                coming[-2].result()
+            if batch:
+                coming.append(device.submit(encoder.features, np.stack(batch), size))
+            progress.advance(min(size, part.stop - start))
+    outputs = [future.result() for future in coming]
     features = np.concatenate(outputs) if outputs else np.zeros((0, 0), np.float32)
     if not np.isfinite(features).all():
         raise UserError("The encoder's features are not all finite numbers: its training has gone wrong, take another.")

@@ -75,6 +75,7 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
         run_dir.acquire(workdir, values, deletions.fingerprints(manifest), layout.bn_group) as (bn_group, fingerprint),
         vise_logging.to_file(workdir / loop.of_process("train.log")),
     ):
+        run_dir.cache_compilations(workdir)
         layout = divide(bn_group=bn_group)
         # Posts that were deleted since the first start keep their positions.
         manifest = deletions.as_of(manifest, fingerprint)

@@ -100,6 +100,15 @@ def _compare(workdir: Path, mine: dict[str, Any], theirs: dict[str, Any], finger
         )
 
 
+def cache_compilations(workdir: Path) -> None:
+    """Keep compiled programs in the run directory, so that a resumed run starts without compiling.
+
+    A cache that JAX was told to use, as by `JAX_COMPILATION_CACHE_DIR`, is used instead.
+    """
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str((workdir / "compilation_cache").absolute()))
+
+
 def has_checkpoint(workdir: Path) -> bool:
     """Return whether the run has a checkpoint to resume from."""
     return any((workdir / "checkpoints").glob("[0-9]*"))

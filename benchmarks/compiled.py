@@ -9,9 +9,9 @@ is compared with a plain ResNet in flax.linen that is compiled in the same run. 
 encoders is bound by the bytes that it moves. The last line is one JSON object; a ratio above 1 means that this project
 moves fewer bytes.
 
-Bytes are those that the compiler counts. NVIDIA's counts none: there, those of operands and results of all operations of
-the optimized program but views; of an operand that is only sliced, those of the slices. What a compiler chooses by
-trying it out on a device (autotuning) is left at its default.
+Bytes are those that the compiler counts. NVIDIA's counts none: there they are those of operands and results of all
+operations of the optimized program but views, and of an operand that is only sliced, those of the slices. What a
+compiler chooses by trying it out on a device (autotuning) is left at its default.
 """
 
 import contextlib

@@ -96,7 +96,10 @@ LABELS: Section = {
     "salt_file": ("", ANY),
     # Reject images with more pixels before they are decoded.
     "max_image_pixels": (50_000_000, AT_LEAST_1),
-    # JPEG quality of images that are transcoded: WebP, GIF, BMP, TIFF, AVIF, and JPEG files in CMYK.
+    # Shrink images whose shorter side is longer than this many pixels to it, as JPEG; 0 = keep every image's pixels.
+    # The smallest crops of 224 pixels (area 0.08) lose detail below 224 / sqrt(0.08) = 792. Not in the paper.
+    "image_side": (0, (lambda value: value == 0 or value >= 8, "0, or at least 8")),
+    # JPEG quality of images that are transcoded: shrunk ones, WebP, GIF, BMP, TIFF, AVIF, and JPEG files in CMYK.
     "transcode_quality": (90, (lambda value: 1 <= value <= 95, "between 1 and 95")),
     # Size of a shard.
     "shard_megabytes": (128.0, POSITIVE),

@@ -53,6 +53,21 @@ def test_good_images_come_back_as_they_are(encoded: bytes, tmp_path: Path) -> No
     assert read(Post("a", image_bytes=encoded), 10_000) == encoded
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_large_images_are_shrunk_to_the_side(kind: str) -> None:
+    # Smooth, so that filters that suit photographs agree on it; with metadata, which must go.
+    ramp = np.linspace(0, 255, 400 * 300 * 3).reshape(300, 400, 3).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(ramp).save(file, kind, exif=Image.Exif().tobytes() if kind != "PNG" else b"", quality=95)
+    shrunk = read(Post("a", image_bytes=file.getvalue()), 10**6, side=60)
+    image = Image.open(io.BytesIO(shrunk))
+    assert (image.format, image.size) == ("JPEG", (80, 60))
+    expected = np.asarray(Image.fromarray(ramp).resize((80, 60), Image.Resampling.BICUBIC), int)
+    assert np.abs(np.asarray(image, int) - expected).mean() < 3
+    small = encode(kind if kind != "WEBP" else "PNG")
+    assert read(Post("a", image_bytes=small), 10**6, side=48) == small
+
+
 @pytest.mark.parametrize(
     ("encoded", "reason"),
     [

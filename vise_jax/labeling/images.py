@@ -27,17 +27,20 @@ _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
 _DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
 
 
-def read_image(post: Post, max_pixels: int, quality: int = 90, link_roots: Sequence[str] = ()) -> tuple[bytes, int]:
+def read_image(
+    post: Post, max_pixels: int, quality: int = 90, link_roots: Sequence[str] = (), side: int = 0
+) -> tuple[bytes, int]:
     """Return the encoded image of a post, a JPEG or PNG file without metadata, and its perceptual hash.
 
     The image is decoded to its end, so that training can decode it. JPEG and PNG files keep their pixels' bytes. Other
-    formats, and JPEG files that are not gray or RGB, are transcoded to JPEG.
+    formats, JPEG files that are not gray or RGB, and images that are shrunk are transcoded to JPEG.
 
     Args:
         post: with `image` or `image_bytes`.
         max_pixels: an image with more, by its header, is not decoded.
         quality: of the transcoded JPEG files, 1 to 95.
         link_roots: directories outside of that of the posts that links may point into.
+        side: an image whose shorter side is longer is shrunk to it; 0 = none is.
 
     Raises:
         BadPost: `no_image`, `image_missing`, `image_path_leaves_folder` (also through a link), `image_empty`,
@@ -54,11 +57,12 @@ def read_image(post: Post, max_pixels: int, quality: int = 90, link_roots: Seque
             image = Image.open(io.BytesIO(encoded), formats=(*_KEPT, *_TRANSCODED))
         if image.width * image.height > max_pixels:
             raise BadPost("image_too_large")
-        if image.format in _KEPT and image.mode in _MODES:
+        shrinks = 0 < side < min(image.size)
+        if image.format in _KEPT and image.mode in _MODES and not shrinks:
             # A fraction of the size takes a JPEG decoder through all its bytes with less work.
             perceptual.draft(image)
             return strip_metadata(encoded), perceptual.perceptual_hash(image)
-        file, pixels = io.BytesIO(), to_rgb(image)
+        file, pixels = io.BytesIO(), _shrunk(image, side) if shrinks else to_rgb(image)
         pixels.save(file, "JPEG", quality=quality, comment=b"")
         return file.getvalue(), perceptual.perceptual_hash(pixels)
     except Image.DecompressionBombError as error:
@@ -67,6 +71,14 @@ def read_image(post: Post, max_pixels: int, quality: int = 90, link_roots: Seque
         raise BadPost(_unidentified(encoded)) from error
     except _DAMAGE as error:
         raise BadPost("image_truncated") from error
+
+
+def _shrunk(image: Image.Image, side: int) -> Image.Image:
+    """Shrink an image so that its shorter side is `side`, with an antialiasing filter."""
+    scale = side / min(image.size)
+    size = round(image.width * scale), round(image.height * scale)
+    image.draft(None, size)  # a JPEG decoder halves images with less work, as long as they stay larger
+    return to_rgb(image).resize(size, Image.Resampling.BICUBIC)
 
 
 def _unidentified(encoded: bytes) -> str:

@@ -33,6 +33,7 @@ SHARD_KEYS = (
     "train_fraction",
     "max_image_pixels",
     "transcode_quality",
+    "image_side",
     "shard_megabytes",
     "split_megabytes",
 )
@@ -271,7 +272,9 @@ def _batch(
         if split not in ("train", "validation"):
             continue
         try:
-            encoded, image_hash = read_image(post, labels.max_image_pixels, labels.transcode_quality, labels.link_roots)
+            encoded, image_hash = read_image(
+                post, labels.max_image_pixels, labels.transcode_quality, labels.link_roots, labels.image_side
+            )
         except BadPost as bad:
             reject_log.reject(post.line, bad.reason)
             continue

@@ -4,7 +4,7 @@
 # make test-all the slow ones, too
 # make convert  torch, to convert encoders from and to PyTorch
 # make lint     format, lint, types
-# make bench    the benchmarks, quick
+# make bench    the benchmarks, quick, compared with what was measured before
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -53,4 +53,4 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark --quick || exit 1; done
+	$(BIN)/python benchmarks/regressions.py

@@ -81,7 +81,7 @@ def test_peers_give_batches_without_end(benchmark: ModuleType, torch_input: Modu
         assert (tuple(batch.shape), str(batch.dtype)) == ((6, 224, 224, 3), "torch.uint8")
 
 
-@pytest.mark.parametrize(("decoder", "most"), [("Pillow", 3.0), ("simplejpeg", 0.5), ("OpenCV", 1.5)])
+@pytest.mark.parametrize(("decoder", "most"), [("Pillow", 0.5), ("simplejpeg", 3.0), ("OpenCV", 3.0)])
 def test_peers_cut_out_and_resize_as_ours_does(
     benchmark: ModuleType,
     torch_input: ModuleType,
@@ -101,9 +101,9 @@ def test_peers_cut_out_and_resize_as_ours_does(
     found = torch_input.transform(decoder, 224, AREA, RATIO)(path)
     window = [top, left, bottom - top, right - left]
     crop = tf.image.decode_and_crop_jpeg(path.read_bytes(), window, channels=3, dct_method="INTEGER_ACCURATE")
-    ours = tf.image.resize(crop, [224, 224], method="bilinear").numpy()
+    ours = tf.image.resize(crop, [224, 224], method="bilinear", antialias=True).numpy()
     assert (found.shape, found.dtype) == ((224, 224, 3), np.uint8)
-    # All round; Pillow filters, too.
+    # Pillow's filter is ours; OpenCV averages areas.
     assert np.abs(found - ours).mean() < most
 
 
@@ -111,18 +111,12 @@ def test_peers_cut_out_and_resize_as_ours_does(
 def test_peers_draw_crops_by_the_same_law(torch_input: ModuleType, width: int, height: int) -> None:
     import tensorflow as tf
 
+    from vise_jax.data import crops
+
     def ours(number: tf.Tensor) -> tf.Tensor:
-        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-            [height, width, 3],
-            tf.zeros([1, 0, 4]),
-            tf.stack([0, number]),
-            min_object_covered=0.0,
-            aspect_ratio_range=RATIO,
-            area_range=AREA,
-            max_attempts=10,
-            use_image_if_no_bounding_boxes=True,
-        )
-        return tf.concat([begin[1::-1], size[1::-1]], 0)
+        draws = tf.random.stateless_uniform([4, 10], tf.stack([0, number]))
+        top, left, rows, columns = tf.unstack(crops.random_crop_box(height, width, AREA, RATIO, draws))
+        return tf.stack([left, top, columns, rows])
 
     random.seed(0)
     theirs = np.array([torch_input.random_box(width, height, AREA, RATIO) for _ in range(4000)])

@@ -1,0 +1,21 @@
+"""What counts as a regression."""
+
+
+def test_a_ratio_below_the_tolerance_is_a_regression(load_benchmark):
+    regressions = load_benchmark("regressions")
+    expected = {"step": {"tolerance": 0.2, "ratios": {"torch": 1.0, "other": 2.0, "gone": 1.0}}}
+    rows = regressions.compare({"step": {"torch": 0.79, "other": 1.61, "new": 0.1}}, expected)
+    assert [(peer, verdict) for _, peer, _, _, verdict in rows] == [
+        ("gone", ""),
+        ("new", ""),
+        ("other", ""),
+        ("torch", "REGRESSION"),
+    ]
+    assert rows[0][3] == rows[1][2] == "not measured"
+
+
+def test_a_benchmark_without_expectations_has_none_to_miss(load_benchmark):
+    regressions = load_benchmark("regressions")
+    assert regressions.compare({"step": {"torch": 0.1}}, {"step": {}}) == [
+        ("step", "torch", "not measured", "0.10", "")
+    ]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from vise_jax.models import pool
 from vise_jax.models.pool import max_pool
 
 
@@ -23,6 +24,8 @@ def test_maxima_and_gradient_are_those_of_xla_bit_for_bit(shape):
     np.testing.assert_array_equal(found, expected)
     cotangent = jnp.asarray(generator.normal(size=expected.shape), jnp.float32)
     np.testing.assert_array_equal(ours(cotangent)[0], pull(cotangent)[0])
+    for of_platform in (pool._by_xla, pool._by_comparison):
+        np.testing.assert_array_equal(of_platform(x, expected, cotangent), pull(cotangent)[0])
 
 
 def test_the_gradient_goes_to_the_first_of_equal_maxima():

@@ -119,7 +119,12 @@ def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """Sum arrays [G, B, H, W, C] over examples, height and width: a [G, C] of each."""
-    return jax.lax.platform_dependent(*arrays, cpu=conv_cpu.sums, default=_sums_at_once)
+    return jax.lax.platform_dependent(*arrays, cpu=conv_cpu.sums, tpu=_sums_apart, default=_sums_at_once)
+
+
+def _sums_apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Sum one array after the other. XLA's TPU compiler fuses these sums itself, and not `_sums_at_once`."""
+    return tuple(x.sum((1, 2, 3)) for x in arrays)
 
 
 def _sums_at_once(*arrays: jax.Array) -> tuple[jax.Array, ...]:

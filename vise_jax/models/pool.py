@@ -12,8 +12,8 @@ _WINDOW = [(i, j) for i in range(3) for j in range(3)]
 def max_pool(x: jax.Array) -> jax.Array:
     """Return the maxima of 3x3 windows, stride 2, one pixel of padding (torch's, of -inf) on every side.
 
-    The gradient of a window goes to the first of its maxima, as in torch. It is computed by comparing nine shifted
-    images: XLA's own sorts out maxima by indices in int32 and scatters them.
+    The gradient of a window goes to the first of its maxima, as in torch. Except on TPUs, whose compiler has an operation
+    for it, it is computed by comparing nine shifted images: XLA's own finds maxima by int32 indices and scatters.
 
     Args:
         x: [B, H, W, C].
@@ -25,12 +25,23 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 def _forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    maxima = nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    maxima = _pool(x)
     return maxima, (x, maxima)
 
 
+def _pool(x: jax.Array) -> jax.Array:
+    return nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+
+
 def _backward(residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array]:
-    x, maxima = residuals
+    return (jax.lax.platform_dependent(*residuals, cotangent, tpu=_by_xla, default=_by_comparison),)
+
+
+def _by_xla(x: jax.Array, _: jax.Array, cotangent: jax.Array) -> jax.Array:
+    return jax.vjp(_pool, x)[1](cotangent)[0]
+
+
+def _by_comparison(x: jax.Array, maxima: jax.Array, cotangent: jax.Array) -> jax.Array:
     height, width = x.shape[1:3]
     rows, columns = cotangent.shape[1:3]
     taken, firsts = jnp.zeros(maxima.shape, bool), []
@@ -45,7 +56,7 @@ def _backward(residuals: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> t
         quarters[i % 2, j % 2] += jnp.pad(jnp.where(first, cotangent, 0), edges)
     split = [jnp.stack([quarters[i, 0], quarters[i, 1]], axis=3) for i in range(2)]
     padded = jnp.stack(split, axis=2).reshape(len(x), 2 * (rows + 1), 2 * (columns + 1), x.shape[-1])
-    return (padded[:, 1 : 1 + height, 1 : 1 + width],)
+    return padded[:, 1 : 1 + height, 1 : 1 + width]
 
 
 def _shifted(x: jax.Array) -> list[jax.Array]:

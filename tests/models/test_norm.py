@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vise_jax.models import conv_cpu, norm
+from vise_jax.models import conv_cpu
+from vise_jax.models import norm as norms
 from vise_jax.models.norm import BatchNorm, FrozenBatchNorm, merged, per_group
 
 SHAPE = (8, 5, 6, 3)
@@ -126,7 +127,7 @@ def test_gradient_equals_autodiff_of_the_formula(group):
 def test_sums_of_every_platform_are_those_of_numpy(shape):
     generator = np.random.default_rng(0)
     arrays = [generator.normal(size=shape).astype(np.float32) for _ in range(2)]
-    for sums in (conv_cpu.sums, norm._sums_apart, norm._sums_at_once):
+    for sums in (conv_cpu.sums, norms._sums_apart, norms._sums_at_once):
         for found, array in zip(sums(*map(jnp.asarray, arrays)), arrays, strict=True):
             np.testing.assert_allclose(found, array.astype(np.float64).sum((1, 2, 3)), rtol=1e-4, atol=1e-4)
 

@@ -12,8 +12,8 @@ _WINDOW = [(i, j) for i in range(3) for j in range(3)]
 def max_pool(x: jax.Array) -> jax.Array:
     """Return the maxima of 3x3 windows, stride 2, one pixel of padding (torch's, of -inf) on every side.
 
-    The gradient of a window goes to the first of its maxima, as in torch. Except on TPUs, whose compiler has an operation
-    for it, it is computed by comparing nine shifted images: XLA's own finds maxima by int32 indices and scatters.
+    The gradient of a window goes to the first of its maxima, as in torch. It is computed by comparing nine shifted
+    images, where XLA's own finds maxima by int32 indices and scatters. TPUs have an operation for the latter.
 
     Args:
         x: [B, H, W, C].

@@ -89,9 +89,10 @@ def state(run_folder: Path) -> dict[str, np.ndarray]:
     ("sent", "status"),
     [
         (signal.SIGKILL, -signal.SIGKILL),
-        pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow),
+        (signal.SIGTERM, 0),
     ],
 )
+@pytest.mark.slow
 def test_an_ended_run_resumes_to_the_same_bits(job, sent, status):
     workdir = job / sent.name
     process = subprocess.Popen(
@@ -131,6 +132,7 @@ def test_the_shards_hold_no_words(job):
         assert not [word for word in words if word in content], path
 
 
+@pytest.mark.slow
 def test_the_encoder_is_evaluated_and_reported(job):
     for encoder in (job / "run" / "encoder", f"random:{job / 'run' / 'encoder'}"):
         words = ["--encoder", encoder, "--data", job / "corpus" / "affect", "--output", job / "results"]

@@ -49,15 +49,21 @@ def run(script: str, *words: str | Path) -> str:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory) -> Path:
-    """Corpus, labeler, shards and an undisturbed run."""
+    """Corpus, labeler and shards."""
     directory = tmp_path_factory.mktemp("job")
     make_corpus(directory / "corpus", posts=120, labeled=60)
     posts = sorted((directory / "corpus" / "posts").glob("*.jsonl"))
     labels = demo_config().labels
     fit(posts, labels, directory / "labeler")
     label(posts, directory / "labeler", labels, directory / "shards")
-    run("train", *training(directory), "--workdir", directory / "run")
     return directory
+
+
+@pytest.fixture(scope="module")
+def trained(job) -> Path:
+    """The job, and an undisturbed run."""
+    run("train", *training(job), "--workdir", job / "run")
+    return job
 
 
 def demo_config() -> ConfigDict:
@@ -93,10 +99,10 @@ def state(run_folder: Path) -> dict[str, np.ndarray]:
     ],
 )
 @pytest.mark.slow
-def test_an_ended_run_resumes_to_the_same_bits(job, sent, status):
-    workdir = job / sent.name
+def test_an_ended_run_resumes_to_the_same_bits(trained, sent, status):
+    workdir = trained / sent.name
     process = subprocess.Popen(
-        command("train", *training(job), "--workdir", workdir), env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.DEVNULL
+        command("train", *training(trained), "--workdir", workdir), env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.DEVNULL
     )
     # Ended with a checkpoint on the disk and, most likely, records beyond it.
     while process.poll() is None and not (workdir / "checkpoints" / "14").exists():
@@ -104,20 +110,22 @@ def test_an_ended_run_resumes_to_the_same_bits(job, sent, status):
     process.send_signal(sent)
     assert process.wait() == status
     assert not (workdir / "encoder").exists(), "the run was over before it could be ended: take more steps"
-    run("train", *training(job), "--workdir", workdir)
-    assert metrics(workdir) == metrics(job / "run")
-    undisturbed, resumed = state(job / "run"), state(workdir)
+    run("train", *training(trained), "--workdir", workdir)
+    assert metrics(workdir) == metrics(trained / "run")
+    undisturbed, resumed = state(trained / "run"), state(workdir)
     assert undisturbed.keys() == resumed.keys()
     for name, value in undisturbed.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
 
 
-def test_records_and_the_loss_falls(job):
-    records = metrics(job / "run")
+@pytest.mark.slow
+def test_records_and_the_loss_falls(trained):
+    records = metrics(trained / "run")
     assert [record["step"] for record in records] == list(range(10, STEPS + 1, 10))
     assert all(np.isclose(r["loss"], r["loss_comments"] + r["loss_reactions"], rtol=1e-5) for r in records)
-    assert (job / "run" / "config.json").exists()
-    assert list((job / "run" / "tensorboard").iterdir())
+    assert records[-1]["loss"] < records[0]["loss"]
+    assert (trained / "run" / "config.json").exists()
+    assert list((trained / "run" / "tensorboard").iterdir())
 
 
 def test_the_shards_hold_no_words(job):
@@ -133,21 +141,22 @@ def test_the_shards_hold_no_words(job):
 
 
 @pytest.mark.slow
-def test_the_encoder_is_evaluated_and_reported(job):
-    for encoder in (job / "run" / "encoder", f"random:{job / 'run' / 'encoder'}"):
-        words = ["--encoder", encoder, "--data", job / "corpus" / "affect", "--output", job / "results"]
+def test_the_encoder_is_evaluated_and_reported(trained):
+    for encoder in (trained / "run" / "encoder", f"random:{trained / 'run' / 'encoder'}"):
+        words = ["--encoder", encoder, "--data", trained / "corpus" / "affect", "--output", trained / "results"]
         run("evaluate", "--config", "configs/eval.py:folder,linear", "--config.linear.iterations=20", *words)
-    results = [json.loads(path.read_text()) for path in (job / "results").glob("*.json")]
+    results = [json.loads(path.read_text()) for path in (trained / "results").glob("*.json")]
     assert len(results) == 2
     means = [result["metrics"][result["primary"]]["mean"] for result in results]
     assert all(0 <= mean <= 1 for mean in means)
-    run("report", "--results", job / "results", "--output", job / "report")
-    table = (job / "report" / "table.md").read_text()
+    run("report", "--results", trained / "results", "--output", trained / "report")
+    table = (trained / "report" / "table.md").read_text()
     assert all(f"{100 * mean:.1f}" in table for mean in means)
 
 
-def test_the_encoder_gives_features(job):
-    encoder = vise_jax.Encoder.load(job / "run" / "encoder")
+@pytest.mark.slow
+def test_the_encoder_gives_features(trained):
+    encoder = vise_jax.Encoder.load(trained / "run" / "encoder")
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     features = encoder.features(images)
     assert features.shape == (3, 32)
@@ -156,8 +165,8 @@ def test_the_encoder_gives_features(job):
 
 
 @pytest.mark.slow
-def test_a_workdir_of_another_experiment_is_refused(job):
-    words = command("train", *training(job), "--config.training.seed=5", "--workdir", job / "run")
+def test_a_workdir_of_another_experiment_is_refused(trained):
+    words = command("train", *training(trained), "--config.training.seed=5", "--workdir", trained / "run")
     result = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
     assert result.returncode == 1
     assert "training.seed" in result.stderr
@@ -165,10 +174,10 @@ def test_a_workdir_of_another_experiment_is_refused(job):
 
 
 @pytest.mark.slow
-def test_what_was_trained_predicts_the_labeler_s_clusters(job):
-    output = job / "predictions.jsonl"
-    photos = job / "corpus" / "topic" / "test"
-    given = ["--encoder", job / "run" / "encoder", "--labeler", job / "labeler", "--images", photos]
+def test_what_was_trained_predicts_the_labeler_s_clusters(trained):
+    output = trained / "predictions.jsonl"
+    photos = trained / "corpus" / "topic" / "test"
+    given = ["--encoder", trained / "run" / "encoder", "--labeler", trained / "labeler", "--images", photos]
     assert "20 images" in run("predict", *given, "--output", output)
     lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert all(line["comments"][0]["words"] for line in lines)

@@ -53,7 +53,7 @@ def fraction_inside(maps: np.ndarray, boxes: np.ndarray, centers: np.ndarray) ->
 @pytest.mark.parametrize(
     ("name", "side"),
     [
-        ("resnet18", 160),
+        ("tiny", 96),
         pytest.param("resnet18", 224, marks=pytest.mark.slow),
         pytest.param("resnet50", 224, marks=pytest.mark.slow),
         pytest.param("clip_resnet50", 224, marks=pytest.mark.slow),

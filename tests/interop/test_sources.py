@@ -25,7 +25,10 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(source, marks=pytest.mark.slow) if source == "wsl" else source for source in CASES],
+)
 def case(request, tmp_path_factory) -> tuple[str, torch_peers.Checkpoint, Encoder]:
     source = request.param
     arch, width = CASES[source]

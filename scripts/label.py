@@ -34,6 +34,9 @@ _OUTPUT = flags.DEFINE_string("output", None, "The directory to write: the label
 _LABELER = flags.DEFINE_string("labeler", None, "run, relabel: the labeler that fit has written.")
 _EXCLUDE = flags.DEFINE_string("exclude", None, "A file with post ids to leave out, one a line.")
 _WORKERS = flags.DEFINE_integer("workers", machine.available_cpus(), "Processes; 0 = none but this one.", 0)
+_DISTRIBUTED = flags.DEFINE_string(
+    "distributed", "off", "fit: join other processes for K-means; auto, off or HOST:PORT,PROCESSES,INDEX."
+)
 _RUNNER = flags.DEFINE_enum("runner", "local", ["local", "beam"], "Where the work is done.")
 
 
@@ -57,7 +60,13 @@ def _fit(output: Path, beam_options: list[str] | None) -> None:
     if _LABELER.value is not None:
         raise UserError("--labeler is for run and relabel; fit writes the labeler to --output.")
     labeler = fit(
-        posts, _CONFIG.value.labels, output, exclude=_exclude(), workers=_WORKERS.value, beam_options=beam_options
+        posts,
+        _CONFIG.value.labels,
+        output,
+        exclude=_exclude(),
+        workers=_WORKERS.value,
+        beam_options=beam_options,
+        distributed=_DISTRIBUTED.value,
     )
     fitted = labeler.fitted
     rows = {

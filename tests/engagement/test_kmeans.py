@@ -1,5 +1,6 @@
 """K-means against scikit-learn's Lloyd from the same start, and the corners: duplicates, empty clusters, large k."""
 
+import itertools
 from pathlib import Path
 
 import jax
@@ -107,14 +108,25 @@ def test_points_streamed_from_disk_in_blocks_give_what_points_in_memory_give(
     ).all()
 
 
-def test_one_device_gives_what_four_give(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = blobs(2_003, 8, 12)
+def test_one_device_gives_the_bits_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = blobs(4_003, 8, 12)
     assert jax.local_device_count() == 4
     four = kmeans.fit(x, 12, iterations=6, seed=0)
     first = jax.devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: first)
     one = kmeans.fit(x, 12, iterations=6, seed=0)
-    np.testing.assert_allclose(one.centroids, four.centroids, rtol=1e-5, atol=1e-5)
+    assert one.centroids.tobytes() == four.centroids.tobytes()
+    assert one.inertia == four.inertia
+
+
+def test_shares_of_processes_add_up_to_all_blocks(tmp_path: Path) -> None:
+    x = blobs(4_003, 8, 12)
+    for points in (x, on_disk(x, tmp_path / "x.npy")):
+        shares = [kmeans_passes.put_points(points, 12, jax.devices(), process, 3) for process in range(3)]
+        blocks = [[np.asarray(block)[:rows] for block, rows in share.blocks()] for share in shares]
+        np.testing.assert_array_equal(np.concatenate(list(itertools.chain(*blocks))), x)
+        assert max(map(len, blocks)) == shares[0].most_blocks
+        assert min(map(len, blocks)) > 0
 
 
 class Killed(BaseException):

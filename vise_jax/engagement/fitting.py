@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
+import jax
 import numpy as np
 import scipy.sparse
 from ml_collections import ConfigDict
 
-from vise_jax import artifact
+from vise_jax import artifact, hosts
 from vise_jax.engagement import hashing, kmeans, reactions
 from vise_jax.engagement.comments import SEPARATOR, CommentEncoder, fit_encoder
 from vise_jax.engagement.fit_statistics import Corpus, gather
@@ -37,34 +38,83 @@ def fit_labeler(posts: Iterable[Post | Mapping], labels: ConfigDict) -> Labeler:
     Raises:
         UserError: nothing to fit on, or too little for the requested number of clusters.
     """
-    return fit_corpus(gather(track(map(as_post, posts), "reading", "posts"), labels), labels)
+    return cast(Labeler, fit_corpus(gather(track(map(as_post, posts), "reading", "posts"), labels), labels))
 
 
-def fit_corpus(corpus: Corpus, labels: ConfigDict, work: Path | None = None) -> Labeler:
+def fit_corpus(corpus: Corpus | None, labels: ConfigDict, work: Path | None = None) -> Labeler | None:
     """Fit a labeler on the gathered statistics of posts.
 
+    All processes of `jax.distributed` call it alike, with a directory that they share. Only the first has the corpus;
+    the others take part in K-means.
+
     Args:
-        corpus: of all posts.
+        corpus: of all posts; None on the other processes.
         labels: the `labels` section of a config.
         work: a directory for the vectors of the comments and the state of K-means, so that they need no memory and an
             interrupted fit resumes.
 
+    Returns:
+        The labeler; None on the other processes.
+
     Raises:
         UserError: as `fit_labeler`.
     """
-    counts = {key: corpus.counts[key] for key in ("posts", "cluster_posts", "excluded", "comments", "reactions")}
+    vectors = hosts.on_first(lambda: _vectorize(cast(Corpus, corpus), labels, work))
+    comments = _cluster(vectors and vectors.phi, labels, "comment", work)
+    profiles = _cluster(vectors and vectors.profiles, labels, "reaction", work)
+    return hosts.on_first(lambda: _describe(cast(Corpus, corpus), cast(_Vectors, vectors), comments, profiles, labels))
+
+
+class _Vectors(NamedTuple):
+    """What is clustered.
+
+    Attributes:
+        encoder: of comments, or None without any.
+        tfidf: [N, T], of the sampled comments.
+        phi: float32 [M, D], phi_C of the comments with a known token.
+        known: int64 [M], their rows in the sample.
+        profiles: float32 [P, R], phi_R.
+    """
+
+    encoder: CommentEncoder | None
+    tfidf: scipy.sparse.csr_matrix | None
+    phi: np.ndarray
+    known: np.ndarray
+    profiles: np.ndarray
+
+
+def check_not_empty(corpus: Corpus, labels: ConfigDict) -> None:
+    """Raise a `UserError` if there is nothing to fit on."""
+    counts = corpus.counts
     if not counts["comments"] and not counts["reactions"]:
         raise UserError(
             f"None of the {counts['posts']:,} posts can make clusters: {counts['cluster_posts']:,} fall into the "
             f"cluster split (labels.cluster_fraction={labels.cluster_fraction:.3g}), without comments and "
             f"reactions (rejected: {summary(corpus.rejected)}): give more posts, or raise labels.cluster_fraction."
         )
-    owners, sample = [owner for owner, _ in corpus.comments], [tokens for _, tokens in corpus.comments]
-    profiles = reactions.encode(list(corpus.reactions))
-    encoder, tfidf = fit_encoder(corpus.documents, counts["comments"], sample, labels) if sample else (None, None)
+
+
+def _vectorize(corpus: Corpus, labels: ConfigDict, work: Path | None) -> _Vectors:
+    check_not_empty(corpus, labels)
+    sample = [tokens for _, tokens in corpus.comments]
+    encoder, tfidf = (None, None)
+    if sample:
+        encoder, tfidf = fit_encoder(corpus.documents, corpus.counts["comments"], sample, labels)
     phi, known = _encode(encoder, tfidf, sample, work)
-    comment_centroids, comment_fit = _cluster(phi, labels, "comment", work)
-    reaction_centroids, reaction_fit = _cluster(profiles, labels, "reaction", work)
+    return _Vectors(encoder, tfidf, phi, known, reactions.encode(list(corpus.reactions)))
+
+
+def _describe(
+    corpus: Corpus,
+    vectors: _Vectors,
+    comments: tuple[np.ndarray, dict[str, Any]],
+    profiles: tuple[np.ndarray, dict[str, Any]],
+    labels: ConfigDict,
+) -> Labeler:
+    """Return the labeler of centroids: what its clusters are about, and which are of too few posts."""
+    (comment_centroids, comment_fit), (reaction_centroids, reaction_fit) = comments, profiles
+    encoder, tfidf, phi, known, _ = vectors
+    owners = [owner for owner, _ in corpus.comments]
     clusters = kmeans.assign(phi, comment_centroids)
     terms, term_weights = _distinctive_terms(None if tfidf is None else tfidf[known], clusters, len(comment_centroids))
     posts = _distinct_posts([owners[row] for row in known], clusters, len(comment_centroids))
@@ -76,7 +126,7 @@ def fit_corpus(corpus: Corpus, labels: ConfigDict, work: Path | None = None) -> 
         )
     comment_fit["suppressed"] = len(suppressed)
     fitted = {
-        **counts,
+        **{key: corpus.counts[key] for key in ("posts", "cluster_posts", "excluded", "comments", "reactions")},
         "tokens": len(encoder.vocabulary) if encoder else 0,
         "comment_dim": phi.shape[1],
         "comment_clusters": comment_fit,
@@ -118,7 +168,7 @@ def _encode(
 
     if work is None:
         return np.concatenate(list(chunks())), np.concatenate(known)
-    path = work / "comments.float32"
+    path = _points_file(work, "comment")
     with artifact.atomic_file(path) as file:
         for chunk in chunks():
             file.write(chunk.tobytes())
@@ -169,8 +219,11 @@ def _distinct_posts(owners: list[str], clusters: np.ndarray, k: int) -> np.ndarr
     return np.bincount(pairs[0], minlength=k)
 
 
-def _cluster(phi: np.ndarray, labels: ConfigDict, kind: str, work: Path | None) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return centroids of the rows of `phi`, float32 [K, D], and numbers that describe the fit."""
+def _cluster(
+    points: np.ndarray | None, labels: ConfigDict, kind: str, work: Path | None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return centroids of the rows of `points`, float32 [K, D], and numbers that describe the fit."""
+    phi = _shared(points, kind, work)
     if not len(phi):
         return np.zeros((0, phi.shape[1] if phi.shape[1] else len(REACTIONS)), np.float32), {"clusters": 0}
     key = f"{kind}_clusters"
@@ -191,6 +244,28 @@ def _cluster(phi: np.ndarray, labels: ConfigDict, kind: str, work: Path | None) 
             raise
         except UserError as error:
             raise UserError(f"labels.{key}: {error}") from error
-    used = len(np.unique(kmeans.assign(phi, centroids)))
-    fit = {"clusters": len(centroids), "points": len(phi), "inertia": inertia, "empty": len(centroids) - used}
+    used = hosts.on_first(lambda: len(np.unique(kmeans.assign(phi, centroids))))
+    fit = {"clusters": len(centroids), "points": len(phi), "inertia": inertia, "empty": len(centroids) - (used or 0)}
     return centroids, fit
+
+
+def _shared(points: np.ndarray | None, kind: str, work: Path | None) -> np.ndarray:
+    """Return the first process's points, float32 [N, D], on every process: the others map its file."""
+    if jax.process_count() == 1:
+        return cast(np.ndarray, points)
+    path = _points_file(cast(Path, work), kind)
+
+    def write() -> None:
+        if points is not None and not isinstance(points, np.memmap):
+            with artifact.atomic_file(path) as file:
+                file.write(points.tobytes())
+
+    hosts.on_first(write)
+    rows, dimensions = hosts.gather(np.array((0, 0) if points is None else points.shape))[0].tolist()
+    if points is not None or not rows:
+        return np.zeros((0, dimensions), np.float32) if points is None else points
+    return np.memmap(path, np.float32, "r", shape=(rows, dimensions))
+
+
+def _points_file(work: Path, kind: str) -> Path:
+    return work / f"{kind}s.float32"

@@ -1,4 +1,4 @@
-"""K-means in JAX: Lloyd's algorithm or mini-batches from a k-means++ start, on any number of devices.
+"""K-means in JAX: Lloyd's algorithm or mini-batches from a k-means++ start, on the devices of any number of processes.
 
 Points are an array in memory, or an `np.memmap` that may be larger than any memory; see `kmeans_passes`.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from vise_jax import artifact
+from vise_jax import artifact, hosts
 from vise_jax.engagement import kmeans_passes as passes
 from vise_jax.errors import UserError
 
@@ -48,6 +48,9 @@ def fit(
 ) -> KMeans:
     """Cluster points into `k` clusters.
 
+    All processes of `jax.distributed` call it alike, with the same points; each goes through its share of them. The
+    number of devices and processes changes no more than float64 rounding does.
+
     An empty cluster is restarted from the point that is farthest from its centroid. Lloyd's algorithm stops early when
     no point moves.
 
@@ -61,8 +64,8 @@ def fit(
             points that were ever assigned to it (Sculley 2010).
         tolerance: Lloyd's algorithm stops when the relative decrease of the inertia in an iteration is smaller.
         allow_fewer: fit as many clusters as there are distinct points if these are fewer than `k`.
-        state: file in which the centroids are saved every `save_every` iterations. The same call resumes from it, to
-            the same bits.
+        state: file in which the first process saves the centroids every `save_every` iterations. The same call
+            resumes from it, to the same bits.
         save_every: iterations between two saves.
         after_iteration: called with the inertia (of mini-batches, that of the batch) after each iteration.
 
@@ -81,19 +84,20 @@ def fit(
         k = distinct
     if init is not None and np.shape(init) != (k, x.shape[1]):
         raise ValueError(f"init has to be {(k, x.shape[1])}, but is {np.shape(init)}")
-    points = passes.put_points(x, k, jax.local_devices())
+    points = _put(x, k)
     job = "" if state is None else _fingerprint(x, k, init, seed, batch_size)
     run = _read_state(state, job) if state is not None and state.exists() else None
     if run is None:
         start = _start(x, k, seed) if init is None else np.array(init, np.float32)
         run = _Run(start, np.zeros(k, np.int64), 0, np.inf, False)
+    run = _from_first(run)
     advance = _mini_batches(x, batch_size, seed) if batch_size else _lloyd(x, points, tolerance)
     while run.iteration < iterations and not run.finished:
         run = advance(run)
         after_iteration(run.inertia)
-        if state is not None and (run.finished or run.iteration % save_every == 0):
+        if state is not None and jax.process_index() == 0 and (run.finished or run.iteration % save_every == 0):
             _write_state(state, job, run)
-    return KMeans(run.centroids, _inertia(passes.run_pass(points, run.centroids)))
+    return KMeans(run.centroids, passes.run_pass(points, run.centroids).inertia)
 
 
 def assign(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
@@ -138,17 +142,22 @@ def _checked(x: np.ndarray) -> np.ndarray:
     return x
 
 
+def _put(x: np.ndarray, k: int) -> passes.Points:
+    return passes.put_points(x, k, jax.local_devices(), jax.process_index(), jax.process_count())
+
+
 def _lloyd(x: np.ndarray, points: passes.Points, tolerance: float) -> Callable[[_Run], _Run]:
-    labels = np.full(len(x), -1, np.int32)
+    labels: np.ndarray | None = None
 
     def advance(run: _Run) -> _Run:
         nonlocal labels
         result = passes.run_pass(points, run.centroids)
-        inertia = _inertia(result)
-        finished = np.array_equal(labels, result.labels) or run.inertia - inertia < tolerance * inertia
+        moved = labels is None or not np.array_equal(labels, result.labels)
         labels = result.labels
-        means = _means(_reseed(x, result, run.centroids), run.centroids)
-        return _Run(means, run.seen, run.iteration + 1, inertia, finished)
+        finished = not np.any(hosts.gather(np.array(moved)))
+        finished |= run.inertia - result.inertia < tolerance * result.inertia
+        means = _means(_reseed(x, points, result, run.centroids), run.centroids)
+        return _Run(means, run.seen, run.iteration + 1, result.inertia, finished)
 
     return advance
 
@@ -158,11 +167,11 @@ def _mini_batches(x: np.ndarray, size: int, seed: int) -> Callable[[_Run], _Run]
         rows = np.random.default_rng([seed, run.iteration]).choice(len(x), min(size, len(x)), replace=False)
         batch = np.array(x[np.sort(rows)])
         passes.release(x)
-        result = passes.run_pass(passes.put_points(batch, len(run.centroids), jax.local_devices()), run.centroids)
-        inertia = _inertia(result)
+        points = _put(batch, len(run.centroids))
+        result = passes.run_pass(points, run.centroids)
         sums = result.sums + run.centroids.astype(np.float64) * run.seen[:, None]
-        ever = _reseed(batch, result._replace(sums=sums, counts=result.counts + run.seen), run.centroids)
-        return _Run(_means(ever, run.centroids), ever.counts, run.iteration + 1, inertia, False)
+        ever = _reseed(batch, points, result._replace(sums=sums, counts=result.counts + run.seen), run.centroids)
+        return _Run(_means(ever, run.centroids), ever.counts, run.iteration + 1, result.inertia, False)
 
     return advance
 
@@ -173,15 +182,16 @@ def _means(result: passes.Pass, centroids: np.ndarray) -> np.ndarray:
     return np.where(used, result.sums / np.maximum(result.counts, 1)[:, None], centroids).astype(np.float32)
 
 
-def _reseed(x: np.ndarray, result: passes.Pass, centroids: np.ndarray) -> passes.Pass:
+def _reseed(x: np.ndarray, points: passes.Points, result: passes.Pass, centroids: np.ndarray) -> passes.Pass:
     """Move the farthest points, all distinct, from their clusters into the empty clusters."""
     empty = list(np.flatnonzero(result.counts == 0))
     if not empty:
         return result
     sums, counts = result.sums.copy(), result.counts.copy()
+    labels, distances = (passes.gather_rows(points, own) for own in (result.labels, result.distances))
     taken: set[bytes] = set()
-    for point in np.argsort(-result.distances, kind="stable"):
-        row, old = np.asarray(x[point]), result.labels[point]
+    for point in np.argsort(-distances, kind="stable"):
+        row, old = np.asarray(x[point]), labels[point]
         if not empty or np.array_equal(row, centroids[old]):
             break
         if row.tobytes() in taken or counts[old] <= 1:
@@ -203,15 +213,16 @@ def _count_distinct(x: np.ndarray, enough: int) -> int:
     return len(seen)
 
 
-def _inertia(result: passes.Pass) -> float:
-    return float(result.distances.sum(dtype=np.float64))
-
-
 def _fingerprint(x: np.ndarray, k: int, init: np.ndarray | None, seed: int, batch_size: int) -> str:
     """Fingerprint that a saved state must match to be resumed, from a subsample of the points."""
     some = np.asarray(x[:: max(1, len(x) // 64)], np.float64).tolist()
     start = None if init is None else np.asarray(init, np.float64).tolist()
     return artifact.fingerprint([list(x.shape), some, k, start, seed, batch_size])
+
+
+def _from_first(run: _Run) -> _Run:
+    centroids, seen, *scalars = (hosts.gather(np.asarray(value))[0] for value in run)
+    return _Run(centroids, seen, *(scalar.item() for scalar in scalars))
 
 
 def _write_state(path: Path, job: str, run: _Run) -> None:

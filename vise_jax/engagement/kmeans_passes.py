@@ -1,26 +1,28 @@
-"""Passes of K-means over the points, sharded over the local devices.
+"""Passes of K-means over the points, block by block on the devices of all processes.
 
 A pass goes through tiles, so that the distances of one tile to all centroids are the largest array: never points x
 centroids. An array in memory stays on the devices; an `np.memmap` is streamed from the disk in each pass. Products are
-float32 on every device. Sums are float32 within a block of points, and float64 over blocks.
+float32 on every device. Sums are float32 within a block of points, and float64 over blocks, so that the number of
+devices and processes decides no more than the rounding of float64.
 """
 
+import math
 import mmap
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+
+from vise_jax import hosts
 
 # Distances held at a time on each device, and points at most: few enough for a core's cache, enough for an accelerator.
 _CPU_TILE, _ACCELERATOR_TILE = (2**20, 1024), (2**26, 65536)
 _SMALLEST_TILE = 64
-# Bytes of points that go to each device at a time.
-_BLOCK_BYTES = 2**26
+# Bytes of points that go to a device at a time, and the number of blocks that even few points are divided into.
+_BLOCK_BYTES, _LEAST_BLOCKS = 2**26, 16
 # XLA's argmin is a scalar loop on CPU; minima over groups of this many centroids, and then within one group, are not.
 _GROUP = 32
 
@@ -29,52 +31,65 @@ class Pass(NamedTuple):
     """Results of a pass over the points.
 
     Attributes:
-        sums: float64 [k, D], of the points of each cluster.
-        counts: int64 [k], of the points of each cluster.
-        labels: int32 [N], the cluster of each point.
+        sums: float64 [k, D], of the points of each cluster, over all processes.
+        counts: int64 [k], of the points of each cluster, over all processes.
+        inertia: sum of the squared distances to the centroids, over all processes.
+        labels: int32 [N], the cluster of each point of this process.
         distances: float32 [N], squared, to its centroid.
     """
 
     sums: np.ndarray
     counts: np.ndarray
+    inertia: float
     labels: np.ndarray
     distances: np.ndarray
 
 
 class Points(NamedTuple):
-    """Points, by block on the devices.
+    """The points of this process, by block on its devices.
 
     Attributes:
-        blocks: starts a pass: yields blocks [B, D] of full tiles, sharded over the mesh, and the number of rows that
-            are points; the other rows are zeros.
-        mesh: the devices, along the axis `points`.
+        blocks: starts a pass: yields blocks [B, D] of full tiles, each on one device, and the number of rows that are
+            points; the other rows are zeros.
+        devices: of this process.
         tile: rows whose distances a device holds at a time.
+        size: rows of a block.
+        most_blocks: number of blocks of the process that has the most.
+        processes: number of processes that the points are divided among.
     """
 
     blocks: Callable[[], Iterator[tuple[jax.Array, int]]]
-    mesh: Mesh
+    devices: list[jax.Device]
     tile: int
+    size: int
+    most_blocks: int
+    processes: int
 
 
-def put_points(x: np.ndarray, k: int, devices: list[jax.Device]) -> Points:
-    """Put an array on the devices once; put an `np.memmap` there in each pass again, block by block."""
-    mesh = _mesh(tuple(devices))
-    blocks = max(1, -(-x.nbytes // (_BLOCK_BYTES * len(devices))))
-    rows = max(1, -(-len(x) // (blocks * len(devices))))
+def put_points(x: np.ndarray, k: int, devices: list[jax.Device], process: int = 0, processes: int = 1) -> Points:
+    """Put this process's share of an array on its devices once; put that of an `np.memmap` there in each pass again.
+
+    Neither devices nor processes decide what a block is.
+    """
+    fitting = max(1, _BLOCK_BYTES // max(1, x.itemsize * x.shape[1]))
+    rows = max(1, min(fitting, -(-len(x) // _LEAST_BLOCKS)))
     tile = _tile(rows, k)
-    size = -(-rows // tile) * tile * len(devices)
+    size = -(-rows // tile) * tile
+    blocks = -(-len(x) // size)
+    mine = range(blocks * process // processes, blocks * (process + 1) // processes)
 
     def put() -> Iterator[tuple[jax.Array, int]]:
-        for first in range(0, len(x), size):
-            part = np.asarray(x[first : first + size])
+        for number in mine:
+            part = np.asarray(x[number * size : (number + 1) * size])
             padded = np.pad(part, ((0, size - len(part)), (0, 0)))
-            yield jax.device_put(padded, NamedSharding(mesh, P("points"))), len(part)
+            yield jax.device_put(padded, devices[number % len(devices)]), len(part)
             release(x)
 
+    rest = (devices, tile, size, -(-blocks // processes), processes)
     if isinstance(x, np.memmap):
-        return Points(put, mesh, tile)
+        return Points(put, *rest)
     resident = list(put())
-    return Points(lambda: iter(resident), mesh, tile)
+    return Points(lambda: iter(resident), *rest)
 
 
 def release(x: np.ndarray) -> None:
@@ -91,76 +106,76 @@ def _tile(points: int, k: int) -> int:
     return max(_SMALLEST_TILE, min(largest, fitting, needed))
 
 
-@cache
-def _mesh(devices: tuple[jax.Device, ...]) -> Mesh:
-    return Mesh(np.array(devices), ("points",), axis_types=(AxisType.Auto,))
-
-
 def run_pass(points: Points, centroids: np.ndarray) -> Pass:
-    """Assign all points to their nearest centroids, and sum them up by cluster.
+    """Assign the points to their nearest centroids, and sum them up by cluster. Every process has to call it.
 
     Raises:
         ValueError: a point or centroid is not finite.
     """
     sums, counts = np.zeros(centroids.shape, np.float64), np.zeros(len(centroids), np.int64)
     labels, distances = [np.zeros(0, np.int32)], [np.zeros(0, np.float32)]
-    on_device = jnp.asarray(centroids)
+    inertias = np.zeros(points.most_blocks)
+    on_each = {device: jax.device_put(centroids, device) for device in points.devices}
 
     def collect(block: tuple[jax.Array, ...], rows: int) -> None:
         nonlocal sums, counts
         block_sums, block_counts, block_labels, block_distances = map(np.asarray, block)
-        if not np.isfinite(block_distances).all():
-            raise ValueError("x and init have to be finite")
         sums += block_sums
         counts += block_counts
+        inertias[len(labels) - 1] = block_distances[:rows].sum(dtype=np.float64)
         labels.append(block_labels[:rows])
         distances.append(block_distances[:rows])
 
-    # The next block is read while one is worked on.
+    # Every device has a block to work on while the next one is read.
     waiting: list[tuple[tuple[jax.Array, ...], int]] = []
     for block, rows in points.blocks():
-        waiting.append((_work(block, jnp.int32(rows), on_device, points.mesh, points.tile), rows))
-        if len(waiting) > 1:
+        centroids_there = on_each[next(iter(block.devices()))]
+        waiting.append((_work(block, jnp.int32(rows), centroids_there, points.tile), rows))
+        if len(waiting) > len(points.devices):
             collect(*waiting.pop(0))
     for arrays, rows in waiting:
         collect(arrays, rows)
-    return Pass(sums, counts, np.concatenate(labels), np.concatenate(distances))
+    inertia = math.fsum(np.concatenate(_gather(points, inertias)))
+    if not math.isfinite(inertia):
+        raise ValueError("x and init have to be finite")
+    sums, counts = (np.sum(_gather(points, array), axis=0) for array in (sums, counts))
+    return Pass(sums, counts, inertia, np.concatenate(labels), np.concatenate(distances))
+
+
+def gather_rows(points: Points, own: np.ndarray) -> np.ndarray:
+    """Return the values of all points, from those of each process's: [N]. Every process has to call it."""
+    padded = np.zeros(points.most_blocks * points.size, own.dtype)
+    padded[: len(own)] = own
+    rows = [int(number) for number in _gather(points, np.array(len(own)))]
+    return np.concatenate([values[:count] for values, count in zip(_gather(points, padded), rows, strict=True)])
+
+
+def _gather(points: Points, array: np.ndarray) -> list[np.ndarray]:
+    return hosts.gather(array) if points.processes > 1 else [array]
 
 
 # Sums and counts so far, and the number of the next row.
 _Carry = tuple[jax.Array, jax.Array, jax.Array]
 
 
-@partial(jax.jit, static_argnames=("mesh", "tile"))
-def _work(x: jax.Array, points: jax.Array, centroids: jax.Array, mesh: Mesh, tile: int) -> tuple[jax.Array, ...]:
+@partial(jax.jit, static_argnames="tile")
+def _work(x: jax.Array, points: jax.Array, centroids: jax.Array, tile: int) -> tuple[jax.Array, ...]:
     """Compute sums [k, D] and counts [k] of the clusters, labels [B] and squared distances [B] of a block [B, D]."""
     k = len(centroids)
+    norms, table = _padded(centroids)
 
-    def on_each(x: jax.Array, points: jax.Array, centroids: jax.Array) -> tuple[jax.Array, ...]:
-        norms, table = _padded(centroids)
+    def add(carry: _Carry, rows: jax.Array) -> tuple[_Carry, tuple[jax.Array, jax.Array]]:
+        sums, counts, first = carry
+        labels = _nearest(rows, norms, table)
+        distances = jnp.sum((rows - centroids[labels]) ** 2, axis=1)
+        is_point = (first + jnp.arange(tile, dtype=jnp.int32) < points).astype(jnp.int32)
+        sums += jax.ops.segment_sum(rows, labels, num_segments=k)
+        counts += jax.ops.segment_sum(is_point, labels, num_segments=k)
+        return (sums, counts, first + tile), (labels, distances)
 
-        def add(carry: _Carry, rows: jax.Array) -> tuple[_Carry, tuple[jax.Array, jax.Array]]:
-            sums, counts, first = carry
-            labels = _nearest(rows, norms, table)
-            distances = jnp.sum((rows - centroids[labels]) ** 2, axis=1)
-            is_point = (first + jnp.arange(tile, dtype=jnp.int32) < points).astype(jnp.int32)
-            sums += jax.ops.segment_sum(rows, labels, num_segments=k)
-            counts += jax.ops.segment_sum(is_point, labels, num_segments=k)
-            return (sums, counts, first + tile), (labels, distances)
-
-        first = jax.lax.axis_index("points").astype(jnp.int32) * len(x)
-        start = (jnp.zeros_like(centroids), jnp.zeros(k, jnp.int32), first)
-        (sums, counts, _), (labels, distances) = jax.lax.scan(add, start, x.reshape(-1, tile, x.shape[1]))
-        return jax.lax.psum(sums, "points"), jax.lax.psum(counts, "points"), labels.ravel(), distances.ravel()
-
-    split, replicated = P("points"), P()
-    return jax.shard_map(
-        on_each,
-        mesh=mesh,
-        in_specs=(split, replicated, replicated),
-        out_specs=(replicated, replicated, split, split),
-        check_vma=False,
-    )(x, points, centroids)
+    start = (jnp.zeros_like(centroids), jnp.zeros(k, jnp.int32), jnp.int32(0))
+    (sums, counts, _), (labels, distances) = jax.lax.scan(add, start, x.reshape(-1, tile, x.shape[1]))
+    return sums, counts, labels.ravel(), distances.ravel()
 
 
 def _padded(centroids: jax.Array) -> tuple[jax.Array, jax.Array]:

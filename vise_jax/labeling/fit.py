@@ -1,19 +1,20 @@
 """The fit job: posts files give a labeler."""
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from ml_collections import ConfigDict
 
-from vise_jax import artifact
+from vise_jax import artifact, hosts
 from vise_jax.engagement import fit_statistics, hashing
 from vise_jax.engagement.comments import vectors_sha256
 from vise_jax.engagement.fit_statistics import Corpus
-from vise_jax.engagement.fitting import fit_corpus
+from vise_jax.engagement.fitting import check_not_empty, fit_corpus
 from vise_jax.engagement.labeler import PATHS, Labeler
 from vise_jax.errors import Interrupted, UserError
 from vise_jax.labeling import beam_runner, local_runner, output_dir
@@ -25,6 +26,8 @@ _GATHERED = (
     *("comment_encoder", "cluster_fraction", "max_comments", "max_fit_comments", "max_fit_reactions"),
     *("split_megabytes", "repair_encoding", "seed"),
 )
+# Seconds after which a silent process counts as dead.
+_HEARTBEAT_SECONDS = 100
 # Keys that decide nothing of the labeler.
 _NOT_FITTED = (*SHARD_KEYS, *PATHS, "max_rejected_fraction", "min_posts_to_stop")
 
@@ -37,8 +40,11 @@ def fit(
     exclude: Path | None = None,
     workers: int = 0,
     beam_options: Sequence[str] | None = None,
+    distributed: str = "off",
 ) -> Labeler:
     """Fit a labeler on posts files and save it, unless `output` holds the labeler of the same files and keys.
+
+    Several processes call it alike, with directories that they share: the first reads the posts, all run K-means.
 
     The statistics of the input splits and the state of K-means are kept in a directory `.NAME.fit` beside the output
     until the labeler is saved. Only the owner can read it, since it holds words of comments.
@@ -50,10 +56,48 @@ def fit(
         exclude: file with post ids to leave out, one per line.
         workers: number of processes that read posts; 0 = this process.
         beam_options: read the posts on Apache Beam instead, with these options of its pipeline.
+        distributed: how to join the other processes, as `training.distributed` (see `hosts.initialize`).
 
     Raises:
-        UserError: invalid input, nothing to fit on, or an output directory that holds something else.
+        UserError: the processes can't be joined, invalid input, nothing to fit on, or an output directory that holds
+            something else.
     """
+    hosts.initialize(distributed, _HEARTBEAT_SECONDS)
+    output = output.absolute()
+    work = output.with_name(f".{output.name}.fit")
+    with contextlib.ExitStack() as stack:
+        begun = hosts.on_first(lambda: _begin(paths, labels, output, work, exclude, workers, beam_options, stack))
+        if hosts.from_first(begun is not None):
+            labeler = fit_corpus(begun and begun.corpus, labels, work)
+
+            def save() -> None:
+                fitted, about = cast(Labeler, labeler).fitted, cast(_Begun, begun).about
+                replace(cast(Labeler, labeler), fitted={**fitted, **about}).save(output)
+
+            hosts.on_first(save)
+        # A fit that was killed after it saved the labeler has left it.
+        hosts.on_first(lambda: shutil.rmtree(work, ignore_errors=True))
+    return Labeler.load(output)
+
+
+class _Begun(NamedTuple):
+    """The statistics of the posts, and what the labeler tells about them."""
+
+    corpus: Corpus
+    about: dict[str, Any]
+
+
+def _begin(
+    paths: Sequence[Path],
+    labels: ConfigDict,
+    output: Path,
+    work: Path,
+    exclude: Path | None,
+    workers: int,
+    beam_options: Sequence[str] | None,
+    stack: contextlib.ExitStack,
+) -> _Begun | None:
+    """Gather the statistics in a locked `work`; return None if `output` holds the labeler already."""
     hashing.make_salt(labels.salt_file)
     secret = hashing.salt(labels.salt_file, labels.seed)
     excluded = hashing.read_excluded(exclude, secret)
@@ -62,66 +106,50 @@ def fit(
     inputs = describe_inputs(input_splits)
     vectors = vectors_sha256(labels)
     files = sorted(file["sha256"] for file in inputs)
-    origin = artifact.fingerprint([files, keys, vectors, hashing.salt_check(secret), hashing.exclusion_check(excluded)])
-    output = output.absolute()
-    work = output.with_name(f".{output.name}.fit")
+    checks = [vectors, hashing.salt_check(secret), hashing.exclusion_check(excluded)]
+    origin = artifact.fingerprint([files, keys, *checks])
     if output_dir.holds_something(output):
-        labeler = Labeler.load(output)
-        if labeler.fitted.get("origin") != origin:
+        if Labeler.load(output).fitted.get("origin") != origin:
             raise UserError(f"{output} holds a labeler of other posts or other labels keys: name a new directory.")
-        # A fit that was killed after it saved the labeler has left it.
-        shutil.rmtree(work, ignore_errors=True)
-        return labeler
+        return None
     # Only the keys that decide the statistics: with another number of clusters nothing is read again.
     gathered = {key: labels[key] for key in _GATHERED}
-    begun = artifact.fingerprint(
-        [
-            files,
-            gathered,
-            vectors,
-            hashing.salt_check(secret),
-            hashing.exclusion_check(excluded),
-            beam_options is not None,
-        ]
-    )
+    origin_of_statistics = artifact.fingerprint([files, gathered, *checks, beam_options is not None])
     work.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with output_dir.locked(work):
-        if not (work / "origin").exists() or (work / "origin").read_text() != begun:
-            output_dir.empty(work)
-            artifact.write_text(work / "origin", begun)
-        gather = partial(_gather, labels.to_dict(), exclude)
-        try:
-            if beam_options is None:
-                local_runner.each(partial(_gather_to, gather, work), input_splits, workers, "reading")
-                corpus = Corpus.empty(labels)
-                for input_split in input_splits:
-                    corpus.merge(Corpus.load(work / f"{input_split.name}.json.gz", labels))
-            else:
-                if not (work / "fit_statistics.json.gz").exists():
-                    beam_runner.gather(gather, input_splits, labels, work / "fit_statistics.json.gz", beam_options)
-                corpus = Corpus.load(work / "fit_statistics.json.gz", labels)
-        except UserError as error:
-            if not isinstance(error, Interrupted) and not any(work.glob("*.json.gz")):
-                shutil.rmtree(work)
-            raise
-        unmatched = hashing.count_unmatched(exclude, excluded, corpus.counts["matched"])
-        if not corpus.counts["comments"] and not corpus.counts["reactions"]:
-            shutil.rmtree(work)  # nothing was gathered; the next line raises the error
-            return fit_corpus(corpus, labels)
-        # An error keeps the statistics: with another number of clusters the posts are not read again.
-        labeler = fit_corpus(corpus, labels, work)
-        about = {
-            "origin": origin,
-            "inputs": inputs,
-            "vectors": vectors,
-            "rejected": dict(sorted(corpus.rejected.items())),
-            "notes": dict(sorted(corpus.notes.items())),
-            "unmatched": unmatched,
-        }
-        labeler = replace(labeler, fitted={**labeler.fitted, **about})
-        labeler.save(output)
+    stack.enter_context(output_dir.locked(work))
+    if not (work / "origin").exists() or (work / "origin").read_text() != origin_of_statistics:
+        output_dir.empty(work)
+        artifact.write_text(work / "origin", origin_of_statistics)
+    gather = partial(_gather, labels.to_dict(), exclude)
+    try:
+        if beam_options is None:
+            local_runner.each(partial(_gather_to, gather, work), input_splits, workers, "reading")
+            corpus = Corpus.empty(labels)
+            for input_split in input_splits:
+                corpus.merge(Corpus.load(work / f"{input_split.name}.json.gz", labels))
+        else:
+            if not (work / "fit_statistics.json.gz").exists():
+                beam_runner.gather(gather, input_splits, labels, work / "fit_statistics.json.gz", beam_options)
+            corpus = Corpus.load(work / "fit_statistics.json.gz", labels)
+    except UserError as error:
+        if not isinstance(error, Interrupted) and not any(work.glob("*.json.gz")):
+            shutil.rmtree(work)
+        raise
+    unmatched = hashing.count_unmatched(exclude, excluded, corpus.counts["matched"])
+    try:
+        check_not_empty(corpus, labels)
+    except UserError:
         shutil.rmtree(work)
-    return labeler
+        raise
+    about = {
+        "origin": origin,
+        "inputs": inputs,
+        "vectors": vectors,
+        "rejected": dict(sorted(corpus.rejected.items())),
+        "notes": dict(sorted(corpus.notes.items())),
+        "unmatched": unmatched,
+    }
+    return _Begun(corpus, about)
 
 
 def _gather(

@@ -15,10 +15,10 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from vise_jax import artifact
+from vise_jax import artifact, hosts
 from vise_jax.errors import UserError
 from vise_jax.progress import Progress
-from vise_jax.training import hosts, sharding
+from vise_jax.training import sharding
 from vise_jax.training import state as train_state
 from vise_jax.training.checkpoint import Checkpoints
 from vise_jax.training.optimizer import Rate

@@ -15,11 +15,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vise_jax import config as vise_config
+from vise_jax import hosts, models
 from vise_jax import logging as vise_logging
-from vise_jax import models
 from vise_jax.errors import UserError
 from vise_jax.preprocessing import Preprocessing, normalize
-from vise_jax.training import engagement_loss, hosts, loop, optimizer, run_dir, sharding
+from vise_jax.training import engagement_loss, loop, optimizer, run_dir, sharding
 from vise_jax.training.evaluators import FeatureEvaluator, Probe, ValidationEvaluator
 from vise_jax.training.optimizer import Rate
 from vise_jax.training.sharding import Layout

@@ -10,11 +10,10 @@ import jax
 from flax import nnx
 
 import vise_jax
-from vise_jax import artifact, models, variables
+from vise_jax import artifact, hosts, models, variables
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.preprocessing import Preprocessing
-from vise_jax.training import hosts
 
 _FORMAT_VERSION = 1
 # Keys that may change when a run is resumed: they don't change what is computed. The shards are compared by

@@ -6,12 +6,15 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from vise_jax.errors import UserError
+
+T = TypeVar("T")
 
 
 def initialize(distributed: str, heartbeat_seconds: int, environment: Mapping[str, str] = os.environ) -> None:
@@ -58,16 +61,20 @@ def _one_of_several(environment: Mapping[str, str]) -> bool:
     return slurm or more_than_one("OMPI_COMM_WORLD_SIZE") or kubernetes or tpu
 
 
-def on_first(action: Callable[[], object]) -> None:
+def on_first(action: Callable[[], T]) -> T | None:
     """Run an action on the first process; the others wait for it, and stop where it fails.
+
+    Returns:
+        What the action returns, on the first process; None on the others.
 
     Raises:
         UserError: the action's, on the first process; on the others, one that refers to it.
     """
     error: UserError | None = None
+    result: T | None = None
     if jax.process_index() == 0:
         try:
-            action()
+            result = action()
         except UserError as failure:
             error = failure
     failed = from_first(int(error is not None))
@@ -75,11 +82,22 @@ def on_first(action: Callable[[], object]) -> None:
         raise error
     if failed:
         raise UserError("The first process has stopped: see its log.")
+    return result
 
 
 def from_first(value: int) -> int:
     """Return the value that the first process has."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if jax.process_count() > 1 else value
+
+
+def gather(array: np.ndarray) -> list[np.ndarray]:
+    """Return the array of each process, by index. Shapes and dtypes have to be the same on all."""
+    if jax.process_count() == 1:
+        return [array]
+    # As bytes: JAX would convert 64-bit numbers to 32 bits.
+    sent = np.frombuffer(array.tobytes(), np.uint8)
+    received = np.asarray(multihost_utils.process_allgather(sent))
+    return [np.frombuffer(row.tobytes(), array.dtype).reshape(array.shape) for row in received]
 
 
 def barrier(name: str) -> None:

@@ -3,8 +3,8 @@
 import jax
 import pytest
 
+from vise_jax import hosts
 from vise_jax.errors import UserError
-from vise_jax.training import hosts
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_NODELIST": "n[1-2]"}
 KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}

@@ -19,13 +19,14 @@ def get_config() -> ConfigDict:
     # 4,000 posts are few: most are needed for training.
     config.labels.cluster_fraction = 0.2
     config.labels.comment_dim = 32
-    config.data.image_size = 64
+    config.data.image_size = 48
     # Smaller crops often miss what makes the affect.
     config.data.crop_area = (0.3, 1.0)
     config.model.name = "resnet18"
     config.model.width = 32
     config.training.batch_size = 64
-    config.training.learning_rate = 0.2
-    config.training.steps = 900
+    # Few steps: a high rate pays.
+    config.training.learning_rate = 0.8
+    config.training.steps = 600
     config.training.checkpoint_every = 300
     return config

@@ -66,7 +66,7 @@ class Points(NamedTuple):
     processes: int
 
 
-def put_points(x: np.ndarray, k: int, devices: list[jax.Device], process: int = 0, processes: int = 1) -> Points:
+def put_points(x: np.ndarray, k: int, devices: list[jax.Device], process: int, processes: int) -> Points:
     """Put this process's share of an array on its devices once; put that of an `np.memmap` there in each pass again.
 
     Neither devices nor processes decide what a block is.
@@ -152,6 +152,33 @@ def gather_rows(points: Points, own: np.ndarray) -> np.ndarray:
 
 def _gather(points: Points, array: np.ndarray) -> list[np.ndarray]:
     return hosts.gather(array) if points.processes > 1 else [array]
+
+
+def nearest(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Return the nearest centroid of each point, the first of ties: int32 [N]. It works on one device.
+
+    Raises:
+        ValueError: a point or centroid is not finite.
+    """
+    if not np.isfinite(centroids).all():
+        raise ValueError("x and init have to be finite")
+    rows = max(1, _BLOCK_BYTES // max(1, x.itemsize * x.shape[1]))
+    tile = _tile(min(len(x), rows), len(centroids))
+    labels = [np.zeros(0, np.int32)]
+    for first in range(0, len(x), rows):
+        part = np.asarray(x[first : first + rows])
+        if not np.isfinite(part).all():
+            raise ValueError("x and init have to be finite")
+        padded = np.pad(part, ((0, -len(part) % tile), (0, 0)))
+        labels.append(np.asarray(_labels(padded, centroids, tile))[: len(part)])
+        release(x)
+    return np.concatenate(labels)
+
+
+@partial(jax.jit, static_argnames="tile")
+def _labels(x: jax.Array, centroids: jax.Array, tile: int) -> jax.Array:
+    norms, table = _padded(centroids)
+    return jax.lax.map(lambda rows: _nearest(rows, norms, table), x.reshape(-1, tile, x.shape[1])).ravel()
 
 
 # Sums and counts so far, and the number of the next row.

@@ -78,7 +78,7 @@ _SPANS_SPACES = regex.compile(r"\d(?:[ \u00a0.()/-]{0,2}\d){6}|[@＠]\[|︵")
 _MAY_GO_ON = regex.compile(r"\d[.()/-]?\Z|[@＠]\[|︵")
 # Spaces to str.split, but not to \s: a URL continues after them.
 _SEPARATORS = frozenset("\x1c\x1d\x1e\x1f")
-# A word or hashtag that is its own token, in lower case: most of the chunks that are new. XD is an emoticon.
+# A word or hashtag that is its own token, in lower case, and punctuation after it. XD is an emoticon.
 _PLAIN_WORD = regex.compile(r"(?![xX]D+[.,!?]*\Z)(#?[A-Za-z]+)(?:[.,]|[!?]*)")
 # Bounds of the cache: words repeat, but rare chunks must not fill the memory. Longer chunks are mostly URLs.
 _MAX_CHUNKS = 2**17
@@ -121,11 +121,22 @@ class Splitter(dict[str, tuple]):
         index = self._index
         return tokens if index is None else [index[token] for token in tokens if token in index]
 
+    def _one(self, token: str) -> tuple:
+        if self._index is None:
+            return (token,)
+        number = self._index.get(token)
+        return () if number is None else (number,)
+
     def __missing__(self, chunk: str) -> tuple:
-        word = _PLAIN_WORD.fullmatch(chunk)
-        tokens = tuple(self._known([word[1].lower()] if word else tokenize(mask(chunk))))
-        if not word and _MAY_GO_ON.search(chunk):
-            tokens = (self._sign, *tokens)
+        # Most of the chunks that are new are words of letters.
+        if chunk.isalpha() and chunk.isascii() and chunk[0] not in "xX":
+            tokens = self._one(chunk.lower())
+        elif word := _PLAIN_WORD.fullmatch(chunk):
+            tokens = self._one(word[1].lower())
+        else:
+            tokens = tuple(self._known(tokenize(mask(chunk))))
+            if _MAY_GO_ON.search(chunk):
+                tokens = (self._sign, *tokens)
         if len(chunk) <= _MAX_CHUNK_LENGTH:
             if len(self) >= _MAX_CHUNKS:
                 self.clear()

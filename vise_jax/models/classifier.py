@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vise_jax.models import initial
 from vise_jax.models.clip_resnet import CLIPResNet
 from vise_jax.models.resnet import ResNet
 from vise_jax.models.transformer import TextTransformer
@@ -34,7 +35,7 @@ class Classifier(nnx.Module):
         self.image, self.text = image, text
         self.feature_dim = frozen_dim + sum(encoder.feature_dim for encoder in (image, text) if encoder is not None)
         # Small initial logits, as usual for a new head on trained features.
-        self.head = nnx.Linear(self.feature_dim, classes, kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
+        self.head = nnx.Linear(self.feature_dim, classes, kernel_init=initial.normal(0.01), rngs=rngs)
 
     def __call__(self, batch: Mapping[str, jax.Array], *, train: bool) -> jax.Array:
         """Return logits, float32 [B, K].

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vise_jax.errors import UserError
+from vise_jax.models import initial
 from vise_jax.models.conv import Conv
 from vise_jax.models.resnet import Norm, make_stages, run_stages, shortcut
 
@@ -123,7 +124,7 @@ class _AttentionPool(nnx.Module):
     """Multi-head attention (heads of 64 channels) whose one query is the mean of the feature map."""
 
     def __init__(self, channels: int, out_channels: int, *, rngs: nnx.Rngs):
-        normal = nnx.initializers.normal(channels**-0.5)
+        normal = initial.normal(channels**-0.5)
         positions = (_IMAGE_SIZE // _STRIDE) ** 2 + 1
         self.positional_embedding = nnx.Param(normal(rngs.params(), (positions, channels), jnp.float32))
         self.q_proj, self.k_proj, self.v_proj, self.c_proj = (

@@ -3,13 +3,9 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from vise_jax.models import conv_cpu, conv_xla
-
-# torchvision's ResNets: normal with variance 2 / fan_out (He et al. 2015), not truncated.
-initial_kernel = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+from vise_jax.models import conv_cpu, conv_xla, initial
 
 
 def compiler_options(platform: str) -> dict[str, str]:
@@ -33,7 +29,7 @@ class Conv(nnx.Module):
         self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, dtype: str, rngs: nnx.Rngs
     ):
         shape = (kernel_size, kernel_size, in_channels, out_channels)
-        self.kernel = nnx.Param(initial_kernel(rngs.params(), shape, jnp.float32))
+        self.kernel = nnx.Param(initial.he_fan_out(rngs.params(), shape))
         self.stride = stride
         self.dtype = dtype
 

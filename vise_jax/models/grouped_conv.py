@@ -1,10 +1,9 @@
 """Grouped 3x3 convolution (ResNeXt)."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from vise_jax.models import conv
+from vise_jax.models import conv, initial
 
 
 class GroupedConv(nnx.Module):
@@ -19,7 +18,7 @@ class GroupedConv(nnx.Module):
     """
 
     def __init__(self, channels: int, groups: int, *, stride: int = 1, dtype: str, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(conv.initial_kernel(rngs.params(), (3, 3, channels // groups, channels), jnp.float32))
+        self.kernel = nnx.Param(initial.he_fan_out(rngs.params(), (3, 3, channels // groups, channels)))
         self.groups = groups
         self.stride = stride
         self.dtype = dtype

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vise_jax.models import initial
+
 
 class TextTransformer(nnx.Module):
     """A bidirectional transformer (Devlin et al. 2019, Liu et al. 2019) without a head.
@@ -89,7 +91,7 @@ class _Embeddings(nnx.Module):
         dtype: str,
         rngs: nnx.Rngs,
     ):
-        normal = nnx.initializers.normal(0.02)
+        normal = initial.normal(0.02)
         self.word_embeddings, self.position_embeddings, self.token_type_embeddings = (
             nnx.Embed(count, width, embedding_init=normal, rngs=rngs) for count in (vocabulary, positions, segments)
         )
@@ -171,5 +173,5 @@ class _Dense(nnx.Module):
 
 
 def _linear(channels: int, width: int, dtype: str, rngs: nnx.Rngs) -> nnx.Linear:
-    linear = functools.partial(nnx.Linear, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
+    linear = functools.partial(nnx.Linear, kernel_init=initial.normal(0.02), rngs=rngs)
     return linear(channels, width, dtype=jnp.dtype(dtype))

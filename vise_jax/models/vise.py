@@ -1,10 +1,12 @@
 """VisE: an encoder and one linear head for each kind of engagement (Sec. 3.3)."""
 
+import functools
 from collections.abc import Mapping
 
 import jax
 from flax import nnx
 
+from vise_jax.models import initial
 from vise_jax.models.clip_resnet import CLIPResNet
 from vise_jax.models.resnet import ResNet
 
@@ -20,7 +22,8 @@ class VisE(nnx.Module):
 
     def __init__(self, encoder: ResNet | CLIPResNet, heads: Mapping[str, int], *, rngs: nnx.Rngs):
         self.encoder = encoder
-        self.heads = nnx.Dict({name: nnx.Linear(encoder.feature_dim, heads[name], rngs=rngs) for name in sorted(heads)})
+        linear = functools.partial(nnx.Linear, encoder.feature_dim, kernel_init=initial.lecun_normal, rngs=rngs)
+        self.heads = nnx.Dict({name: linear(heads[name]) for name in sorted(heads)})
         self.feature_dim = encoder.feature_dim
         self.feature_layer = encoder.feature_layer
 

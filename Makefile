@@ -26,6 +26,9 @@ convert: setup
 
 DEMO_CONFIG := --config configs/demo.py --config.labels.seed=$(SEED) --config.training.seed=$(SEED)
 DEMO_EVAL := --config configs/eval.py:folder,linear --output $(DEMO)/results --data $(DEMO)/corpus
+# Each command compiles what those before it have not.
+demo: export JAX_COMPILATION_CACHE_DIR ?= $(abspath $(DEMO))/compiled
+demo: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 demo: setup
 	$(BIN)/python scripts/demo.py --output $(DEMO)/corpus --seed $(SEED)
 	$(BIN)/python scripts/label.py fit $(DEMO_CONFIG) --posts '$(DEMO)/corpus/posts/*.jsonl' --output $(DEMO)/labeler

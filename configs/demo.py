@@ -19,6 +19,8 @@ def get_config() -> ConfigDict:
     # 4,000 posts are few: most are needed for training.
     config.labels.cluster_fraction = 0.2
     config.labels.comment_dim = 32
+    # Posts have images of 80 to 160 pixels.
+    config.labels.image_side = 64
     config.data.image_size = 48
     # Smaller crops often miss what makes the affect.
     config.data.crop_area = (0.3, 1.0)

@@ -22,7 +22,7 @@ from vise_jax import hosts
 _CPU_TILE, _ACCELERATOR_TILE = (2**20, 1024), (2**26, 65536)
 _SMALLEST_TILE = 64
 # Bytes of points that go to a device at a time, and the number of blocks that even few points are divided into.
-_BLOCK_BYTES, _LEAST_BLOCKS = 2**26, 16
+_BLOCK_BYTES, _LEAST_BLOCKS = 2**26, 4
 # XLA's argmin is a scalar loop on CPU; minima over groups of this many centroids, and then within one group, are not.
 _GROUP = 32
 

@@ -252,10 +252,8 @@ def records(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (directory / "records").iterdir()}
 
 
-@pytest.mark.parametrize(
-    "runner",
-    [pytest.param("one worker", marks=pytest.mark.slow), "two workers", pytest.param("beam", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["one worker", "two workers", "beam"])
 def test_workers_and_runners_give_the_same_bytes(corpus: tuple[list[Path], Path], tmp_path: Path, runner: str) -> None:
     paths, directory = corpus
     labels = make_labels(shard_megabytes=0.01, split_megabytes=0.004)

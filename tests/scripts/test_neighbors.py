@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from vise_jax.data import datasets
@@ -17,6 +18,7 @@ def neighbors(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
 
 
+@pytest.mark.slow
 def test_a_table_a_page_and_mistakes(trained, tmp_path: Path) -> None:
     trained.save(tmp_path / "encoder")
     (tmp_path / "images").mkdir()

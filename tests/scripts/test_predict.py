@@ -32,6 +32,7 @@ def made(trained, labeler, tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_lines_and_a_page(made: Path, tmp_path: Path) -> None:
     given = ("--encoder", made / "encoder", "--labeler", made / "labeler", "--images", made / "images")
     result = predict(*given, "--output", tmp_path / "p.jsonl", "--top=1", "--on_page=2")

@@ -48,6 +48,13 @@ def test_a_coordinator_can_be_named(calls):
     assert calls == [where | {"heartbeat_timeout_seconds": 100}]
 
 
+@pytest.mark.parametrize("where", ["on", "node1:1234", "node1,2,0", "node1:1234,2,x"])
+def test_another_value_is_refused(calls, where):
+    with pytest.raises(UserError, match="give auto, off or HOST:PORT,PROCESSES,INDEX"):
+        hosts.initialize(where, 100, {})
+    assert not calls
+
+
 def test_processes_that_can_not_be_joined_are_reported(calls, monkeypatch):
     def refuse(**_):
         raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out\nmore")

@@ -124,7 +124,7 @@ def variants(x: np.ndarray, start: np.ndarray, iterations: int) -> dict[str, Fit
         every = {"min_points_per_centroid": 1, "max_points_per_centroid": len(x)}
         fitted = faiss.Kmeans(x.shape[1], len(start), niter=iterations, **every)
         fitted.train(x, init_centroids=start)
-        return float(fitted.obj[-1])
+        return float(np.asarray(fitted.obj)[-1])
 
     return {**fits, "faiss": faiss_kmeans}
 

@@ -12,7 +12,6 @@ the whole: 1 means that reading costs nothing. The cores that decode are those t
 The last line is one JSON object.
 """
 
-import io
 import json
 import sys
 import tempfile
@@ -26,8 +25,7 @@ import jax
 import numpy as np
 from absl import flags
 from measuring import ratio
-from PIL import Image
-from simulated import write_shards
+from simulated import pattern, write_shards
 
 from vise_jax import cli, config, machine, models
 from vise_jax.data import datasets, shards
@@ -57,7 +55,8 @@ def main(words: list[str]) -> None:
     steps, rounds = STEPS.value or (4 if QUICK.value else 20), ROUNDS.value or (3 if QUICK.value else 9)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        encoded = [photo(number, IMAGE_SIZE.value * 8 // 7) for number in range(64 if QUICK.value else _IMAGES)]
+        draw, side = np.random.default_rng(0), IMAGE_SIZE.value * 8 // 7
+        encoded = [pattern(draw, 9, (side, side)) for _ in range(64 if QUICK.value else _IMAGES)]
         seconds = {
             "training": train(directory, encoded, steps, rounds),
             "extraction": extract_features(directory, encoded, rounds),
@@ -98,14 +97,6 @@ def width() -> int:
 
 def batch_size() -> int:
     return BATCH.value or (16 if QUICK.value else 64)
-
-
-def photo(number: int, side: int) -> bytes:
-    """Return a JPEG file of a coarse random pattern."""
-    file = io.BytesIO()
-    coarse = Image.fromarray(np.random.default_rng(number).integers(0, 256, (9, 9, 3), np.uint8))
-    coarse.resize((side, side), Image.Resampling.BICUBIC).save(file, "JPEG", quality=85)
-    return file.getvalue()
 
 
 class Turns:

@@ -9,7 +9,6 @@ and started again: steps lost, and seconds from the start of the process and fro
 step. The last line is one JSON object; its ratio is the restart's time at 10% by that at 90%.
 """
 
-import io
 import json
 import re
 import subprocess
@@ -24,8 +23,7 @@ import jax
 import numpy as np
 from absl import flags
 from measuring import ratio
-from PIL import Image
-from simulated import write_shards
+from simulated import pattern, write_shards
 
 from vise_jax import cli
 
@@ -65,15 +63,8 @@ def main(words: list[str]) -> None:
 def make_shards(directory: Path, examples: int) -> None:
     """Write shards of drawn images."""
     draw = np.random.default_rng(0)
-    images = [_picture(draw) for _ in range(min(examples, 2_000))]
+    images = [pattern(draw, 6, (72, 64)) for _ in range(min(examples, 2_000))]
     write_shards(directory, lambda number: images[number % len(images)], examples, _SHARDS, comments=40, reactions=8)
-
-
-def _picture(draw: np.random.Generator) -> bytes:
-    file = io.BytesIO()
-    coarse = Image.fromarray(draw.integers(0, 256, (6, 6, 3), np.uint8))
-    coarse.resize((72, 64), Image.Resampling.BICUBIC).save(file, "JPEG", quality=85)
-    return file.getvalue()
 
 
 def command(directory: Path, run: str, steps: int, every: int) -> list[str]:

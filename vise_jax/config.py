@@ -43,6 +43,10 @@ NOT_NEGATIVE: Rule = lambda value: value >= 0, "at least 0"
 FRACTION: Rule = lambda value: 0 <= value <= 1, "between 0 and 1"
 OPEN_FRACTION: Rule = lambda value: 0 < value < 1, "above 0 and below 1"
 BELOW_1: Rule = _below_one, "at least 0 and below 1"
+DISTRIBUTED: Rule = (
+    lambda value: value in ("auto", "off") or bool(re.fullmatch(r"[^,]+:\d+,\d+,\d+", value)),
+    '"auto", "off" or "HOST:PORT,PROCESSES,INDEX"',
+)
 PATHS: Rule = lambda value: all(isinstance(path, str) and path for path in value), "paths of directories"
 GRID: Rule = lambda value: value and all(number > 0 for number in value), "one or more numbers above 0"
 # The default None of an integer key.
@@ -219,13 +223,7 @@ TRAINING: Section = {
     "probe": ("", ANY),
     # Processes of the run. "auto": detected from Slurm, Kubernetes, Cloud TPU or Open MPI. "off": one. Explicitly:
     # "HOST:PORT,PROCESSES,INDEX".
-    "distributed": (
-        "auto",
-        (
-            lambda value: value in ("auto", "off") or bool(re.fullmatch(r"[^,]+:\d+,\d+,\d+", value)),
-            '"auto", "off" or "HOST:PORT,PROCESSES,INDEX"',
-        ),
-    ),
+    "distributed": ("auto", DISTRIBUTED),
     # Timeout after which a silent process counts as dead and the others exit.
     "heartbeat_seconds": (100, AT_LEAST_1),
     "seed": (0, NOT_NEGATIVE),

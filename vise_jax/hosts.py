@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import os
-import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from vise_jax import config
 from vise_jax.errors import UserError
 
 T = TypeVar("T")
@@ -35,9 +35,10 @@ def initialize(distributed: str, heartbeat_seconds: int, environment: Mapping[st
     if distributed == "off" or (distributed == "auto" and not _one_of_several(environment)):
         return
     if distributed != "auto":
-        if not (parts := re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", distributed)):
+        if not config.DISTRIBUTED[0](distributed):
             raise UserError(f"distributed is {distributed!r}: give auto, off or HOST:PORT,PROCESSES,INDEX.")
-        where = {"coordinator_address": parts[1], "num_processes": int(parts[2]), "process_id": int(parts[3])}
+        address, count, index = distributed.split(",")
+        where = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
     # SIGTERM is ours: JAX's own notice of it would be a second one, and exists with several processes only.
     jax.config.update("jax_enable_preemption_service", False)
     try:

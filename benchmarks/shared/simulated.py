@@ -1,13 +1,23 @@
 """Simulated engagement shards for benchmarks."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from vise_jax import artifact
 from vise_jax.data import shards
+
+
+def pattern(draw: np.random.Generator, cells: int, size: tuple[int, int]) -> bytes:
+    """Return a JPEG file of `cells` x `cells` random colors, blurred into each other, of a width and height."""
+    file = io.BytesIO()
+    coarse = Image.fromarray(draw.integers(0, 256, (cells, cells, 3), np.uint8))
+    coarse.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=85)
+    return file.getvalue()
 
 
 def write_shards(

@@ -114,8 +114,11 @@ def _describe(
     """Return the labeler of centroids: what its clusters are about, and which are of too few posts."""
     (comment_centroids, comment_fit), (reaction_centroids, reaction_fit) = comments, profiles
     encoder, tfidf, phi, known, _ = vectors
+    clusters, of_profiles = kmeans.assign(phi, comment_centroids), kmeans.assign(vectors.profiles, reaction_centroids)
+    for fit, used in ((comment_fit, clusters), (reaction_fit, of_profiles)):
+        if fit["clusters"]:
+            fit["empty"] = fit["clusters"] - len(np.unique(used))
     owners = [owner for owner, _ in corpus.comments]
-    clusters = kmeans.assign(phi, comment_centroids)
     terms, term_weights = _distinctive_terms(None if tfidf is None else tfidf[known], clusters, len(comment_centroids))
     posts = _distinct_posts([owners[row] for row in known], clusters, len(comment_centroids))
     suppressed = np.flatnonzero(posts < labels.min_posts).astype(np.int32)
@@ -244,9 +247,7 @@ def _cluster(
             raise
         except UserError as error:
             raise UserError(f"labels.{key}: {error}") from error
-    used = hosts.on_first(lambda: len(np.unique(kmeans.assign(phi, centroids))))
-    fit = {"clusters": len(centroids), "points": len(phi), "inertia": inertia, "empty": len(centroids) - (used or 0)}
-    return centroids, fit
+    return centroids, {"clusters": len(centroids), "points": len(phi), "inertia": inertia}
 
 
 def _shared(points: np.ndarray | None, kind: str, work: Path | None) -> np.ndarray:

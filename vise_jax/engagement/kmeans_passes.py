@@ -71,8 +71,7 @@ def put_points(x: np.ndarray, k: int, devices: list[jax.Device], process: int, p
 
     Neither devices nor processes decide what a block is.
     """
-    fitting = max(1, _BLOCK_BYTES // max(1, x.itemsize * x.shape[1]))
-    rows = max(1, min(fitting, -(-len(x) // _LEAST_BLOCKS)))
+    rows = max(1, min(_most_rows(x), -(-len(x) // _LEAST_BLOCKS)))
     tile = _tile(rows, k)
     size = -(-rows // tile) * tile
     blocks = -(-len(x) // size)
@@ -96,6 +95,10 @@ def release(x: np.ndarray) -> None:
     """Release the pages of an `np.memmap` that were read: they would count as this process's memory."""
     if isinstance(x, np.memmap) and (mapping := getattr(x, "_mmap", None)) is not None:
         mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _most_rows(x: np.ndarray) -> int:
+    return max(1, _BLOCK_BYTES // max(1, x.itemsize * x.shape[1]))
 
 
 def _tile(points: int, k: int) -> int:
@@ -162,7 +165,7 @@ def nearest(x: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """
     if not np.isfinite(centroids).all():
         raise ValueError("x and init have to be finite")
-    rows = max(1, _BLOCK_BYTES // max(1, x.itemsize * x.shape[1]))
+    rows = _most_rows(x)
     tile = _tile(min(len(x), rows), len(centroids))
     labels = [np.zeros(0, np.int32)]
     for first in range(0, len(x), rows):

@@ -19,6 +19,7 @@ def test_size_and_shapes():
     assert intermediates["feature_map"].shape == (2, 7, 7, 2048)
 
 
+@pytest.mark.slow
 def test_heads_dtype_and_remat_are_as_of_other_encoders():
     settings = {"width": 4, "heads": {"comments": 3}, "dtype": "bfloat16", "remat": (1, 4)}
     model = nnx.eval_shape(lambda: models.build("clip_resnet50", **settings))

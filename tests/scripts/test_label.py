@@ -51,6 +51,7 @@ def labeler(posts: Path) -> Path:
     return posts.parent / "labeler"
 
 
+@pytest.mark.slow
 def test_fit_and_run_write_shards_and_running_again_changes_nothing(posts: Path, labeler: Path, tmp_path: Path) -> None:
     command = ("run", config(), "--posts", posts, "--labeler", labeler, "--output", tmp_path / "shards")
     first = label(*command)

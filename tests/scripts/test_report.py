@@ -70,6 +70,7 @@ def test_results_alone(made: Path, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_clusters_without_anyone_s_comments(made: Path, tmp_path: Path) -> None:
     command = ("--labeler", made / "labeler", "--shards", made / "shards", "--output", tmp_path / "report")
     result = report(*command)
@@ -99,6 +100,7 @@ def test_examples_are_masked(made: Path, tmp_path: Path) -> None:
     assert "comments as people wrote them" in page
 
 
+@pytest.mark.slow
 def test_excluded_posts_are_no_examples(made: Path, tmp_path: Path) -> None:
     given = ("--labeler", made / "labeler", "--shards", made / "shards", "--output", tmp_path / "report")
     (tmp_path / "ids").write_text("".join(f"p{number}\n" for number in range(90) if number != 4))
@@ -115,6 +117,7 @@ def make_run(directory: Path, rate: float) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_runs(tmp_path: Path) -> None:
     one, other = make_run(tmp_path / "a" / "run", 0.1), make_run(tmp_path / "b" / "run", 0.2)
     result = report("--runs", f"{one},{other}", "--output", tmp_path / "report")

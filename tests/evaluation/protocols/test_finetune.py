@@ -129,6 +129,7 @@ def test_frozen_batch_norms_stay(pictures, tmp_path):
     assert moved(weights, encoder)["image/conv1/kernel"]
 
 
+@pytest.mark.slow
 def test_training_the_head_alone_is_the_linear_protocol(pictures, tmp_path):
     encoder, l2 = make_encoder(zero_init_last_bn=False), 0.2
     weights, tuner, dataset = train(
@@ -283,7 +284,9 @@ def test_corrupt_images_are_left_out(encoder, pictures, tmp_path):
     assert result["data"]["left_out"] == {"images": 1, "names": ["along/3.png"]}
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
+@pytest.mark.parametrize(
+    "batch_size", [pytest.param(1, marks=pytest.mark.slow), 7, 64, pytest.param(1000, marks=pytest.mark.slow)]
+)
 def test_metrics_do_not_depend_on_the_batch_size(encoder, pictures, tmp_path, batch_size):
     config = configured(epochs=1.0)
     config.batch_size = 16

@@ -8,6 +8,7 @@ Example:
     python scripts/convert.py --source torchvision --arch resnet50 --weights resnet50-0676ba61.pth --output ENCODER
     python scripts/convert.py --source roberta --weights roberta-base/ --output TEXT_ENCODER
     python scripts/convert.py --encoder RUN/encoder --to torchvision --output vise_resnet50.safetensors
+    python scripts/convert.py --encoder RUN/encoder --to timm --output vise_resnet50
 """
 
 import sys
@@ -36,12 +37,17 @@ _MAX_GIGABYTES = flags.DEFINE_float(
 )
 _ENCODER = flags.DEFINE_string("encoder", None, "Encoder directory to export.")
 _TO = flags.DEFINE_string(
-    "to", None, "Layout to export to: torchvision, or vise (the authors' releases: a Sequential without fc)."
+    "to",
+    None,
+    "Layout to export to: torchvision, timm (a directory for timm.create_model), or vise (the authors' releases: a "
+    "Sequential without fc).",
 )
 _HEAD = flags.DEFINE_string(
-    "head", "", "With --to torchvision: name of the head that becomes fc; by default there is no fc."
+    "head", "", "With --to torchvision or timm: name of the head that becomes fc; by default there is no fc."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "Directory for the encoder; with --to, the .safetensors file to write.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Directory for the encoder; with --to, the .safetensors file to write, or timm's directory."
+)
 
 
 def main(words: list[str]) -> None:
@@ -90,6 +96,8 @@ def _export(encoder: Path, layout: str, output: Path) -> None:
     loaded = Encoder.load(encoder)
     interop.export(loaded, layout, output, head=_HEAD.value)
     print(f"{output}: license {loaded.license}")
+    if layout == "timm":
+        print(f'load it with timm.create_model("local-dir:{output}", pretrained=True)')
     if layout == "torchvision" and not _HEAD.value:
         print("the file has no fc: set model.fc = torch.nn.Identity() before load_state_dict")
 

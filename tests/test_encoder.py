@@ -53,6 +53,9 @@ def test_round_trip(encoder, directory):
     assert loaded.weights.keys() == encoder.weights.keys()
     assert all((loaded.weights[path] == encoder.weights[path]).all() for path in encoder.weights)
     assert json.loads((directory / "encoder.json").read_text())["feature_dim"] == 64
+    card = (directory / "README.md").read_text()
+    assert encoder.license in card
+    assert json.loads((directory / "encoder.json").read_text())["sha256"] in card
     assert not [path for path in directory.rglob("*") if "pickle" in path.name or path.suffix == ".pkl"]
     assert [path.name for path in directory.parent.iterdir()] == ["encoder"]
 

@@ -1,8 +1,8 @@
 """The encoder artifact: a network's weights with all that is needed to use them.
 
 A directory holds `encoder.json` (modality, architecture, preprocessing, feature layer and dimension, provenance,
-license, SHA-256 of the weights) and the weights as an Orbax checkpoint, `weights/`. A text encoder has a `tokenizer` in
-the place of `preprocessing`.
+license, SHA-256 of the weights), the weights as an Orbax checkpoint, `weights/`, and a model card, `README.md`. A text
+encoder has a `tokenizer` in the place of `preprocessing`, and no card.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vise_jax import artifact, models, variables
+from vise_jax import artifact, model_card, models, variables
 from vise_jax.errors import UserError
 from vise_jax.preprocessing import Preprocessing, normalize
 
 FORMAT_VERSION = 2
 _DESCRIPTION = "encoder.json"
 WEIGHTS = "weights"
+MODEL_CARD = "README.md"
 MADE_BY = "train.py or convert.py"
 # The key that describes the input of a modality.
 _INPUTS = {"image": "preprocessing", "text": "tokenizer"}
@@ -129,7 +130,7 @@ class Encoder:
         )
 
     def save(self, directory: str | Path) -> None:
-        """Write the encoder to a new directory, atomically.
+        """Write the encoder and its model card to a new directory, atomically.
 
         Raises:
             UserError: the directory exists and holds something.
@@ -149,6 +150,25 @@ class Encoder:
                 "sha256": variables.sha256(arrays),
             }
             artifact.write_json(temporary / _DESCRIPTION, description)
+            artifact.write_text(temporary / MODEL_CARD, self.card())
+
+    def card(self, **library: str) -> str:
+        """Return the model card in Markdown.
+
+        Args:
+            **library: `library` and `usage` of `model_card.render`; by default, vise_jax's.
+        """
+        parameters = [value.size for path, value in self.weights.items() if not path.endswith(("/mean", "/var"))]
+        return model_card.render(
+            architecture=self.architecture,
+            preprocessing=self.preprocessing,
+            provenance=self.provenance,
+            license=self.license,
+            feature_dim=self.feature_dim,
+            parameters=sum(parameters),
+            sha256=variables.sha256(self.weights),
+            **library,
+        )
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,5 +1,6 @@
 """The way back to PyTorch, which loads the files strictly."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -101,6 +102,45 @@ def test_heads_are_left_out_or_one_becomes_fc(tmp_path):
         interop.export(encoder, "torchvision", tmp_path / "other.safetensors", head="topics")
     with pytest.raises(UserError, match="no head 'comments' to export to vise"):
         interop.export(encoder, "vise", tmp_path / "other.safetensors", head="comments")
+
+
+def test_timms_directory(tmp_path):
+    """timm reads config.json, and loads the weights strictly where the number of classes is the config's."""
+    encoder = _encoder("resnet18", width=64, heads={"comments": 5, "reactions": 3})
+    interop.export(encoder, "timm", tmp_path / "bare")
+    about = json.loads((tmp_path / "bare" / "config.json").read_text())
+    assert (about["architecture"], about["num_classes"], about["num_features"]) == ("resnet18", 0, 512)
+    images = about["pretrained_cfg"]
+    assert images["crop_pct"] == 64 / 73
+    assert (images["mean"], images["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert (images["interpolation"], images["num_classes"], images["input_size"]) == ("bilinear", 0, [3, 64, 64])
+    model = torch_resnet.ResNet("resnet18", 64)
+    model.load_state_dict(safetensors.torch.load_file(tmp_path / "bare" / "model.safetensors"), strict=True)
+    assert np.abs(encoder.features(IMAGES) - _features(model)).max() < 1e-4
+    card = (tmp_path / "bare" / "README.md").read_text()
+    assert "library_name: timm" in card
+    assert "License of the weights: CC0-1.0." in card
+
+    interop.export(encoder, "timm", tmp_path / "head", head="reactions")
+    assert json.loads((tmp_path / "head" / "config.json").read_text())["num_classes"] == 3
+    tensors = safetensors.torch.load_file(tmp_path / "head" / "model.safetensors")
+    assert tensors["fc.weight"].shape == (3, 512)
+
+    interop.export(encoder, "timm", tmp_path / "head", head="reactions")
+    with pytest.raises(UserError, match="already exists and holds something else"):
+        interop.export(encoder, "timm", tmp_path / "head")
+    again = interop.convert(tmp_path / "bare" / "model.safetensors", "vise_jax")
+    assert again.fingerprint == _encoder("resnet18", width=64).fingerprint
+
+
+def test_what_timm_does_not_have(tmp_path):
+    with pytest.raises(UserError, match="have width 64, this encoder has 4"):
+        interop.export(_encoder("resnet18"), "timm", tmp_path / "new")
+    wide = _encoder("resnet18", width=64)
+    bgr = dataclasses.replace(wide.preprocessing, color="BGR", scale=1.0)
+    with pytest.raises(UserError, match="RGB divided by 255, this encoder's BGR by 1"):
+        interop.export(dataclasses.replace(wide, preprocessing=bgr), "timm", tmp_path / "new")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_bytes_again_and_nothing_is_replaced(tmp_path):

@@ -13,12 +13,13 @@ FLOORS = [
     {"artifact", "progress", "config", "cli", "similarity", "preprocessing", "logging", "machine", "hosts"},
     {"posts", "text"},
     {"data", "models"},
-    {"variables"},
+    {"variables", "model_card"},
     {"encoder", "demo"},
     {"text_encoder"},
     {"engagement", "interop", "training"},
     {"labeling", "inference"},
     {"evaluation"},
+    {"reproduction"},
     {"reporting"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -48,8 +48,18 @@ def test_the_subsets_of_figure_4_are_shares_of_the_training_posts():
     shares = [get_config(f"resnet101{subset}").labels.train_fraction for subset in (",123k", ",308k", ",615k", "")]
     assert [round(share * 1_230_000) for share in shares] == [123_000, 308_000, 615_000, 1_230_000]
     assert get_config("resnet101,123k").model.name == "resnet101"
-    with pytest.raises(UserError, match="no subset '1k': name one of 123k, 308k, 615k"):
+    with pytest.raises(UserError, match="no '1k': choose from 123k, 308k, 615k, comments, reactions"):
         get_config("resnet50,1k")
+
+
+def test_the_heads_of_table_3():
+    get_config = load(ROOT / "configs" / "vise_1m.py").get_config
+    assert get_config("resnet50").model.heads == ("comments", "reactions")
+    for head in ("comments", "reactions"):
+        config = get_config(f"resnet50,{head}")
+        vise_config.validate(config)
+        assert config.model.heads == (head,)
+        assert config.labels.train_fraction == 1
 
 
 def test_evaluations_resolve():

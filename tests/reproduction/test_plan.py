@@ -1,9 +1,6 @@
 """The plans list every cell of the paper, and their commands are ones that the scripts take."""
 
 import importlib.util
-import json
-import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +30,7 @@ def with_everything(workdir: Path) -> Path:
     """Make a workdir in which nothing is missing. VisE is trained; other encoders are converted."""
     for task in TASKS:
         (workdir / "data" / task).mkdir(parents=True)
+    (workdir / "data" / "unbiased_emotion" / "images").mkdir()
     (workdir / "weights" / "text").mkdir(parents=True)
     for name, method in METHODS.items():
         if method.source and method.group != "VisE":
@@ -76,13 +74,13 @@ def test_every_command_resolves(name, tmp_path):
                 assert key in vise_config.flat(config)
             elif flag.startswith("--"):
                 assert f'"{flag.removeprefix("--")}"' in source, flag
+        # Each path is there, or is written by this command or by one before it.
         paths = [Path(word.removesuffix("/*.json")) for word in words if word.startswith(str(tmp_path))]
         paths += [Path(word.split("=")[1]) for word in words if word.startswith("--config.data.shards=")]
-        # Each path is there, is written by the command, or by one before it.
         for path in paths:
-            assert path == step.output or path / "encoder" == step.output or path.exists() or path in made or (
-                "*" in path.name and any(path.parent.glob(path.name))
-            ) or step.output.parent == path, (step.name, path)  # fmt: skip
+            written = {*made, step.output, *(output.parent for output in (step.output, *made))}
+            is_there = path.exists() or any(path.parent.glob(path.name))
+            assert path in written or is_there, (step.name, path)
         made |= {step.output}
         if script == "scripts/convert.py":
             assert words[words.index("--source") + 1] in SOURCES.keys() | TEXT_SOURCES.keys()
@@ -152,7 +150,7 @@ def made(plan: Plan, steps: list[Step]) -> Plan:
     return plan
 
 
-def writes(output: Path, before: str = "") -> tuple[str, ...]:
+def writes(output: Path, before: str = "0") -> tuple[str, ...]:
     return "-c", f"import pathlib; {before}; p = pathlib.Path({str(output)!r}); p.mkdir(); (p / 'a.json').touch()"
 
 
@@ -194,6 +192,4 @@ def test_a_glob_stands_for_the_one_result(tmp_path):
     words = ("-c", f"import sys, pathlib; assert sys.argv[1].endswith('x.json'); pathlib.Path({str(out)!r}).touch()")
     step = Step("maps", (*words, f"{tmp_path}/results/*.json"), out)
     run.run(made(Plan(EXPERIMENTS["fig7"], tmp_path), [step]), ROOT)
-    assert json.loads((tmp_path / "results" / "x.json").read_text()) == {}
-    assert re.search(r"^python -c ", run.command(step))
-    assert sys.executable
+    assert out.exists()

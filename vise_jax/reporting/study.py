@@ -78,7 +78,8 @@ class Cell:
         """The difference as text with an arrow, as in Table 3; "" without one."""
         if self.difference is None:
             return ""
-        return f"{'↑' if self.difference >= 0 else '↓'} {100 * abs(self.difference):.2f}"
+        points = f"{100 * abs(self.difference):.2f}"
+        return "= 0.00" if points == "0.00" else f"{'↑' if self.difference > 0 else '↓'} {points}"
 
     @cached_property
     def paper(self) -> str:

@@ -120,7 +120,8 @@ def _export_to_timm(encoder: Encoder, path: Path, head: str) -> None:
         "import timm\n\n"
         'model = timm.create_model("local-dir:DIRECTORY", pretrained=True).eval()\n'
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)\n"
-        f"features = model(transform(image)[None])  # float32 [1, {classes or encoder.feature_dim}]"
+        f"{'logits' if head else 'features'} = model(transform(image)[None])"
+        f"  # float32 [1, {classes or encoder.feature_dim}]"
     )
     files = {
         "config.json": (json.dumps(description, indent=2, sort_keys=True) + "\n").encode(),

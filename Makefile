@@ -4,6 +4,7 @@
 # make test-all the slow ones, too
 # make convert  torch, to convert encoders from and to PyTorch
 # make lint     format, lint, types
+# make docs     the docs site, in ./site
 # make bench    the benchmarks, quick, compared with what was measured before
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := .venv/bin
 DEMO ?= demo
 SEED ?= 0
 
-.PHONY: setup convert demo test test-all lint bench clean-demo
+.PHONY: setup convert demo test test-all lint docs bench clean-demo
 
 setup: .venv/ready
 
@@ -54,6 +55,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/mkdocs build --strict --quiet
 
 bench: setup
 	$(BIN)/python benchmarks/regressions.py

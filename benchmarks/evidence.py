@@ -91,7 +91,7 @@ SETTINGS = {
     "gpu": Setting(encoder="resnet18", stem="cifar", width=64, crop=32, steps=20_000, batch=256, rate=0.1),
 }
 _QUICK = Setting(
-    encoder="tiny",
+    encoder="resnet18",
     stem="cifar",
     width=4,
     crop=16,
@@ -222,7 +222,8 @@ def run(setting: Setting, images: Path, labeled: Path, posts: Path, output: Path
         "cells": named,
     }
     # Every cell once, the ends of the first studies first.
-    cells = dict.fromkeys([BASE, TRUTH, *itertools.chain.from_iterable(reversed(of.values()) for of in chosen.values())])
+    others = itertools.chain.from_iterable(reversed(of.values()) for of in chosen.values())
+    cells = dict.fromkeys([BASE, TRUTH, *others])
     rows: list[dict[str, Any]] = []
     for cell, seed in itertools.product(cells, range(seeds)):
         encoder = pretrain_cell(cell, seed, setting, dataset, engagement, output / f"seed{seed}")

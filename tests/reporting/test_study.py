@@ -21,6 +21,7 @@ def result(value: float, std: float | None, *, metric: str = "accuracy") -> dict
         "task": "cub",
         "protocol": "linear",
         "setting": "image",
+        "config": {"linear.iterations": 500, "task": "cub"},
         "primary": metric,
         "metrics": {metric: {"mean": value, "std": std, "values": [value]}},
         "selection": {"split": "validation", "metric": metric, "grid": {"l2": [0.01, 0.1]}, "selected": [{"l2": 0.1}]},
@@ -64,6 +65,7 @@ def test_every_number_on_the_page_is_that_of_its_result(tmp_path, capsys):
     assert len(papers) == 18
     assert "45.74 ± 2.15" in papers
     assert "Not the paper's settings" not in page
+    assert "<code>linear.iterations</code></td><td>500</td>" in page
     # No other file is needed, and no script runs.
     assert not re.search(r"<script|src=\"(?!data:)|href=\"(?!#)", page)
     assert "64.30" in capsys.readouterr().out

@@ -234,6 +234,7 @@ def write(plan: Plan, output: Path) -> Path:
         settings={"pre-training": plan.settings.pretraining, "evaluation": plan.settings.evaluation},
         commands=[command(step).replace(f"{plan.workdir}/", "") for step in plan.steps],
         heat_maps=[(_title(cell), _encoded(_png(sensitivity.draw(cell.result)))) for cell in cells if cell.result],
+        configs=_configs(cells),
         training=_training(plan),
         labelers=_labelers(plan),
         maps=_maps(plan),
@@ -253,6 +254,15 @@ def _caption(cells: Sequence[Cell]) -> str:
 
 def _title(cell: Cell) -> str:
     return f"{METHODS[cell.method].name}: {cell.column.title}"
+
+
+def _configs(cells: Sequence[Cell]) -> dict[str, dict[str, str]]:
+    """Return the config of each protocol as text by key; the values of keys that differ between cells, with commas."""
+    values: dict[str, dict[str, dict[str, None]]] = {}
+    for cell in cells:
+        for key, value in cell.result["config"].items() if cell.result else ():
+            values.setdefault(cell.column.protocol, {}).setdefault(key, {})[runs.setting(value)] = None
+    return {protocol: {key: ", ".join(texts) for key, texts in sorted(of.items())} for protocol, of in values.items()}
 
 
 def _trained(plan: Plan) -> list[str]:

@@ -10,7 +10,7 @@ studies change one thing each: the number of posts (Fig. 4), the heads (Table 3)
 the labels to fine-tune on, and the comment embeddings. Random initialization and training on the true labels are
 measured beside them.
 
-The same command resumes after an interruption. Every run takes the same number of steps. `results.csv`, `evidence.md`,
+The same command resumes after an interruption. Every run takes the same number of steps. `results.csv`, `tables.md`,
 `evidence.json` and the figures hold the mean over the seeds and its 95% interval by Student's t. With --setting=gpu, a
 ResNet-18 of full width is trained for longer. The last line is one JSON object: accuracies divided by those of random
 initialization.
@@ -224,6 +224,7 @@ def run(setting: Setting, images: Path, labeled: Path, posts: Path, output: Path
         "setting": dataclasses.asdict(setting),
         "seeds": list(seeds),
         "images": {"posted": dataset.fingerprint, "classes": list(dataset.classes), "number": len(dataset)},
+        "tuned": _TUNED,
         "cells": named,
     }
     # Every cell once; the studies take turns, the ends of each first.

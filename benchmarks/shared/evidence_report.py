@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import matplotlib
 import numpy as np
 import scipy.stats
 from matplotlib.axes import Axes
@@ -64,7 +65,7 @@ def write_report(
     about: Mapping[str, Any],
     output: Path,
 ) -> None:
-    """Write `results.csv`, `evidence.json`, `evidence.md` and a figure for each study, each atomically.
+    """Write `results.csv`, `evidence.json`, `tables.md` and a figure for each study, each atomically.
 
     Args:
         rows: all measurements.
@@ -81,25 +82,35 @@ def write_report(
     artifact.write_text(output / "results.csv", table.getvalue())
     versions = {"vise_jax": vise_jax.__version__, "jax": jax.__version__, "python": platform.python_version()}
     artifact.write_json(output / "evidence.json", {**about, "versions": versions, "rows": list(rows)})
+    for study, cells in studies.items():
+        if _is_measured(rows, cells):
+            figure = _draw(rows, study, cells, tuned, shots)
+            for kind in ("svg", "png"):
+                file = io.BytesIO()
+                # The same numbers give the same bytes.
+                with matplotlib.rc_context({"svg.hashsalt": study}):
+                    figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+                with artifact.atomic_file(output / f"{study}.{kind}") as written:
+                    written.write(file.getvalue())
+    artifact.write_text(output / "tables.md", to_markdown(rows, studies, tuned, shots))
+
+
+def to_markdown(rows: Sequence[Row], studies: Mapping[str, Mapping[str, str]], tuned: int, shots: Sequence[int]) -> str:
+    """Return a table and the figure's link for each study that has a measurement; see `write_report`."""
     parts = [_INTRODUCTION]
     for study, cells in studies.items():
-        if not any(interval(rows, cell, "linear", 0) for cell in cells.values()):
-            continue
-        parts.append(f"## {_TITLES[study]}\n")
-        if study == "lowshot":
-            parts.append(_shots_table(rows, {**cells, _NAMES["random"]: "random"}, shots))
-        else:
-            parts.append(_table(rows, {**cells, **{_NAMES[name]: name for name in _NAMES}}, tuned))
-        parts.append(f"![{_TITLES[study]}]({study}.svg)\n")
-        figure = _draw(rows, study, cells, tuned, shots)
-        for kind in ("svg", "png"):
-            file = io.BytesIO()
-            # The same numbers give the same bytes.
-            metadata = {"Date": None} if kind == "svg" else None
-            figure.savefig(file, format=kind, dpi=150, metadata=metadata)
-            with artifact.atomic_file(output / f"{study}.{kind}") as written:
-                written.write(file.getvalue())
-    artifact.write_text(output / "evidence.md", "\n".join(parts))
+        if _is_measured(rows, cells):
+            parts.append(f"## {_TITLES[study]}\n")
+            if study == "lowshot":
+                parts.append(_shots_table(rows, {**cells, _NAMES["random"]: "random"}, shots))
+            else:
+                parts.append(_table(rows, {**cells, **{_NAMES[name]: name for name in _NAMES}}, tuned))
+            parts.append(f"![{_TITLES[study]}]({study}.svg)\n")
+    return "\n".join(parts)
+
+
+def _is_measured(rows: Sequence[Row], cells: Mapping[str, str]) -> bool:
+    return any(interval(rows, cell, "linear", 0) for cell in cells.values())
 
 
 _INTRODUCTION = """# Simulated pairing: tables

@@ -1,6 +1,7 @@
 """The channel of the simulated pairing does what it says, and intervals are Student's."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -151,13 +152,42 @@ def test_tables_and_figures(tmp_path: Path):
         "lowshot": {"VisE": "b"},
     }
     evidence_report.write_report(rows(values), studies, 50, (5, 50), {"pairing": "simulated"}, tmp_path)
-    text = (tmp_path / "evidence.md").read_text()
+    text = (tmp_path / "tables.md").read_text()
     assert "| 1,000 | 22.3 ± " in text
     assert "| 1 | – | – | – |" in text
     assert "| random initialization | 23.0 ± " in text
     assert {path.name for path in tmp_path.iterdir()} == {
         *(f"{study}.{kind}" for study in studies for kind in ("svg", "png")),
-        *("results.csv", "evidence.json", "evidence.md"),
+        *("results.csv", "evidence.json", "tables.md"),
     }
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + 4 * 4 * 3
     assert "simulated pairing" in (tmp_path / "size.svg").read_text()
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "evidence"
+
+
+def committed() -> dict:
+    return json.loads((DOCS / "evidence.json").read_text())
+
+
+def test_the_tables_in_the_docs_are_those_of_their_results():
+    about = committed()
+    tables = evidence_report.to_markdown(about["rows"], about["cells"], about["tuned"], about["setting"]["shots"])
+    assert (DOCS / "tables.md").read_text() == tables
+    assert about["pairing"] == "simulated"
+    # Each number of the text is one of the tables.
+    text = (DOCS / "index.md").read_text()
+    for number in re.findall(r"(?<![\d.])\d\d\.\d(?![\d.])", text.split("## What came out")[1]):
+        assert number in tables, number
+
+
+def test_intervals_in_the_docs_by_numpy():
+    about = committed()
+    values = [row["accuracy"] for row in about["rows"] if row["cell"] == "random" and row["protocol"] == "linear"]
+    assert len(values) == 3
+    half = 4.303 * np.std(values, ddof=1) / np.sqrt(3)
+    assert (
+        f"| random initialization | {100 * np.mean(values):.1f} ± {100 * half:.1f} |"
+        in (DOCS / "tables.md").read_text()
+    )

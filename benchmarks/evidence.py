@@ -59,6 +59,7 @@ SEEDS = flags.DEFINE_list(
     ["0", "1", "2"],
     "Seeds of channel, labels and training. Processes with different ones may share a directory.",
 )
+REPORT = flags.DEFINE_bool("report", False, "Train nothing: report the cells that are there with all seeds.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,10 +230,12 @@ def run(setting: Setting, images: Path, labeled: Path, posts: Path, output: Path
     }
     # Every cell once; the studies take turns, the ends of each first.
     turns = itertools.zip_longest(*(ends_first(list(of.values())) for of in chosen.values()))
-    cells = dict.fromkeys([BASE, TRUTH, *filter(None, itertools.chain.from_iterable(turns))])
+    cells = list(dict.fromkeys([BASE, TRUTH, *filter(None, itertools.chain.from_iterable(turns))]))
+    if REPORT.value:
+        cells = [cell for cell in cells if all(encoder_of(cell, seed, output).exists() for seed in seeds)]
     rows: list[dict[str, Any]] = []
     for cell, seed in itertools.product(cells, seeds):
-        encoder = pretrain_cell(cell, seed, setting, dataset, engagement, output / f"seed{seed}")
+        encoder = pretrain_cell(cell, seed, setting, dataset, engagement, output)
         rows += measure_cell(cell.name, str(encoder), cell == BASE, seed, setting, labeled, output)
         if cell == BASE:
             rows += measure_cell("random", f"random:{encoder}", True, seed, setting, labeled, output)
@@ -245,14 +248,18 @@ def ends_first(cells: list[Cell]) -> list[Cell]:
     return [cells[-(place // 2) - 1 if place % 2 else place // 2] for place in range(len(cells))]
 
 
+def encoder_of(cell: Cell, seed: int, output: Path) -> Path:
+    return output / f"seed{seed}" / cell.name / "encoder"
+
+
 def pretrain_cell(
-    cell: Cell, seed: int, setting: Setting, dataset: Dataset, engagement: pairing.Engagement, directory: Path
+    cell: Cell, seed: int, setting: Setting, dataset: Dataset, engagement: pairing.Engagement, output: Path
 ) -> Path:
     """Pair, fit, label and train, unless the encoder is there; return its directory."""
     from vise_jax.labeling import fit, label
     from vise_jax.training import pretrain
 
-    encoder = directory / cell.name / "encoder"
+    encoder, directory = encoder_of(cell, seed, output), output / f"seed{seed}"
     if encoder.exists():
         return encoder
     log.info("%s, seed %d", cell.name, seed)

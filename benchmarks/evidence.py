@@ -93,7 +93,7 @@ class Setting:
 
 SETTINGS = {
     # A CIFAR stem of width 8 takes longer, and learned too little in that time to help fine-tuning.
-    "cpu": Setting(encoder="resnet18", stem="imagenet", width=32, crop=32, steps=1600, batch=64, rate=0.4),
+    "cpu": Setting(encoder="resnet18", stem="imagenet", width=32, crop=32, steps=1200, batch=64, rate=0.4),
     "gpu": Setting(encoder="resnet18", stem="cifar", width=64, crop=32, steps=20_000, batch=256, rate=0.1),
 }
 _QUICK = Setting(

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -81,7 +82,9 @@ def write_report(
     writer.writerows(rows)
     artifact.write_text(output / "results.csv", table.getvalue())
     versions = {"vise_jax": vise_jax.__version__, "jax": jax.__version__, "python": platform.python_version()}
-    artifact.write_json(output / "evidence.json", {**about, "versions": versions, "rows": list(rows)})
+    # In the order of the studies and of their cells, unlike `artifact.write_json`.
+    described = json.dumps({**about, "versions": versions, "rows": list(rows)}, indent=1, ensure_ascii=False)
+    artifact.write_text(output / "evidence.json", f"{described}\n")
     for study, cells in studies.items():
         if _is_measured(rows, cells):
             figure = _draw(rows, study, cells, tuned, shots)

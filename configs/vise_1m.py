@@ -14,9 +14,8 @@ from ml_collections import ConfigDict
 
 from vise_jax import config as vise_config
 from vise_jax.errors import UserError
+from vise_jax.reproduction.paper import SUBSETS, VISE_1M
 
-# Posts, of 1.23 million.
-SUBSETS = {"123k": 123_000, "308k": 308_000, "615k": 615_000}
 HEADS = ("comments", "reactions")
 
 
@@ -27,7 +26,7 @@ def get_config(argument: str = "resnet50") -> ConfigDict:
     config.training.epochs = 100.0
     for change in changes:
         if change in SUBSETS:
-            config.labels.train_fraction = SUBSETS[change] / 1_230_000
+            config.labels.train_fraction = SUBSETS[change] / VISE_1M
         elif change in HEADS:
             config.model.heads = (change,)
         else:

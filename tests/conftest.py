@@ -4,6 +4,8 @@ hand, and an encoder that predicts its clusters."""
 import io
 import os
 import platform
+import runpy
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
@@ -18,6 +20,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from vise_jax import artifact, models, variables
@@ -37,6 +40,18 @@ jax.config.update("jax_disable_most_optimizations", True)
 resnet.ENCODERS["tiny"] = {"block": resnet.BasicBlock, "blocks": (1, 1, 0, 0)}
 resnet.ENCODERS["tiny_next"] = {**resnet.ENCODERS["resnext101_32x8d"], "blocks": (1, 1, 0, 0)}
 models.ENCODERS = (*models.ENCODERS, "tiny", "tiny_next")
+
+
+@pytest.fixture(scope="session")
+def load_config() -> Callable[[str], ConfigDict]:
+    """Loads what `--config` names: FILE.py[:ARGUMENT], relative to the repository."""
+
+    def load(words: str) -> ConfigDict:
+        path, _, argument = words.partition(":")
+        get_config = runpy.run_path(str(Path(__file__).parents[1] / path))["get_config"]
+        return get_config(argument) if argument else get_config()
+
+    return load
 
 
 @pytest.fixture(scope="module", autouse=True)

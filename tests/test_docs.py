@@ -1,7 +1,6 @@
 """Links lead somewhere, commands parse, and Python compiles, in every page."""
 
 import ast
-import importlib.util
 import re
 import shlex
 from functools import cache
@@ -59,17 +58,8 @@ def flags_of(script: str) -> set[str]:
     return names | ({"config"} if "define_config" in source else set()) | {"help"}
 
 
-@cache
-def load_config(argument: str):
-    path, _, rest = argument.partition(":")
-    spec = importlib.util.spec_from_file_location("experiment", ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(*[rest] if rest else [])
-
-
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
-def test_commands_parse(page, command):
+def test_commands_parse(page, command, load_config):
     script, *words = shlex.split(re.sub(r"\[.*?\]|…", "", command))
     assert (ROOT / script).is_file()
     words = words[: words.index("--")] if "--" in words else words

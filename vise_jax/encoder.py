@@ -147,7 +147,7 @@ class Encoder:
                 "license": self.license,
                 "feature_dim": self.feature_dim,
                 "feature_layer": variables.abstract_model(self.architecture).feature_layer,
-                "sha256": variables.sha256(arrays),
+                "sha256": self._sha256,
             }
             artifact.write_json(temporary / _DESCRIPTION, description)
             artifact.write_text(temporary / MODEL_CARD, self.card())
@@ -166,14 +166,19 @@ class Encoder:
             license=self.license,
             feature_dim=self.feature_dim,
             parameters=sum(parameters),
-            sha256=variables.sha256(self.weights),
+            sha256=self._sha256,
             **library,
         )
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that decides the features: architecture, weights and preprocessing."""
-        return artifact.fingerprint([self.architecture, self.preprocessing.to_json(), variables.sha256(self.weights)])
+        return artifact.fingerprint([self.architecture, self.preprocessing.to_json(), self._sha256])
+
+    @cached_property
+    def _sha256(self) -> str:
+        """SHA-256 (hex) of the weights."""
+        return variables.sha256(self.weights)
 
     @cached_property
     def feature_dim(self) -> int:

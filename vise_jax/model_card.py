@@ -5,8 +5,8 @@ from typing import Any
 
 from vise_jax.preprocessing import Preprocessing
 
-# SPDX identifiers of the licenses that sources state, for the metadata; any other text is "other".
-_LICENSES = {"Apache-2.0": "apache-2.0", "BSD-3-Clause": "bsd-3-clause", "CC-BY-NC-4.0": "cc-by-nc-4.0", "MIT": "mit"}
+# SPDX identifiers of the licenses that sources state. The metadata has them in lower case; any other text is "other".
+_LICENSES = ("Apache-2.0", "BSD-3-Clause", "CC-BY-NC-4.0", "MIT")
 
 
 def render(
@@ -41,7 +41,7 @@ def render(
         "---",
         f"library_name: {library}",
         "pipeline_tag: image-feature-extraction",
-        f"license: {_LICENSES.get(license, 'other')}",
+        f"license: {license.lower() if license in _LICENSES else 'other'}",
         "tags: [image-encoder, vise]",
         "---",
         "",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import matplotlib
 import numpy as np
 import scipy.stats
 from matplotlib.axes import Axes
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 
 import vise_jax
 from vise_jax import artifact
+from vise_jax.reporting import study_figures
 
 # The colorblind-safe palette of Okabe and Ito.
 COLORS = {"linear": "#0072b2", "finetune": "#d55e00", "knn": "#009e73"}
@@ -42,7 +42,6 @@ class Interval(NamedTuple):
 
     mean: float
     half: float
-    seeds: int
 
 
 def interval(rows: Sequence[Row], cell: str, protocol: str, labels: int) -> Interval | None:
@@ -55,7 +54,7 @@ def interval(rows: Sequence[Row], cell: str, protocol: str, labels: int) -> Inte
     half = math.nan
     if len(values) > 1:
         half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return Interval(float(np.mean(values)), half, len(values))
+    return Interval(float(np.mean(values)), half)
 
 
 def write_report(
@@ -87,14 +86,7 @@ def write_report(
     artifact.write_text(output / "evidence.json", f"{described}\n")
     for study, cells in studies.items():
         if _is_measured(rows, cells):
-            figure = _draw(rows, study, cells, tuned, shots)
-            for kind in ("svg", "png"):
-                file = io.BytesIO()
-                # The same numbers give the same bytes.
-                with matplotlib.rc_context({"svg.hashsalt": study}):
-                    figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-                with artifact.atomic_file(output / f"{study}.{kind}") as written:
-                    written.write(file.getvalue())
+            study_figures.save(_draw(rows, study, cells, tuned, shots), output, study)
     artifact.write_text(output / "tables.md", to_markdown(rows, studies, tuned, shots))
 
 
@@ -105,9 +97,12 @@ def to_markdown(rows: Sequence[Row], studies: Mapping[str, Mapping[str, str]], t
         if _is_measured(rows, cells):
             parts.append(f"## {_TITLES[study]}\n")
             if study == "lowshot":
-                parts.append(_shots_table(rows, {**cells, _NAMES["random"]: "random"}, shots))
+                columns = {str(number): ("finetune", number) for number in shots}
+                parts.append(_table(rows, {**cells, _NAMES["random"]: "random"}, columns, "labels a class"))
             else:
-                parts.append(_table(rows, {**cells, **{_NAMES[name]: name for name in _NAMES}}, tuned))
+                columns = {PROTOCOLS[name]: (name, 0) for name in ("linear", "knn")}
+                columns[f"{PROTOCOLS['finetune']}, {tuned} labels a class"] = ("finetune", tuned)
+                parts.append(_table(rows, {**cells, **{_NAMES[name]: name for name in _NAMES}}, columns))
             parts.append(f"![{_TITLES[study]}]({study}.svg)\n")
     return "\n".join(parts)
 
@@ -130,20 +125,20 @@ def _text(found: Interval | None) -> str:
     return f"{100 * found.mean:.1f}{spread}"
 
 
-def _table(rows: Sequence[Row], cells: Mapping[str, str], tuned: int) -> str:
-    columns = {name: tuned if name == "finetune" else 0 for name in PROTOCOLS}
-    heads = [f"{PROTOCOLS[name]}{f', {tuned} labels a class' if labels else ''}" for name, labels in columns.items()]
-    lines = [f"| | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
-    for label, cell in cells.items():
-        found = [_text(interval(rows, cell, name, labels)) for name, labels in columns.items()]
-        lines.append(f"| {label} | {' | '.join(found)} |")
-    return "\n".join(lines) + "\n"
+def _table(
+    rows: Sequence[Row], cells: Mapping[str, str], columns: Mapping[str, tuple[str, int]], corner: str = ""
+) -> str:
+    """Return a table of cells by protocol and number of labels.
 
-
-def _shots_table(rows: Sequence[Row], cells: Mapping[str, str], shots: Sequence[int]) -> str:
-    lines = [f"| labels a class | {' | '.join(map(str, shots))} |", f"|---|{'---:|' * len(shots)}"]
+    Args:
+        rows: all measurements.
+        cells: by label.
+        columns: protocol and labels of each class, by title.
+        corner: title of the labels.
+    """
+    lines = [f"{f'| {corner}'.rstrip()} | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for label, cell in cells.items():
-        found = [_text(interval(rows, cell, "finetune", number)) for number in shots]
+        found = [_text(interval(rows, cell, *column)) for column in columns.values()]
         lines.append(f"| {label} | {' | '.join(found)} |")
     return "\n".join(lines) + "\n"
 
@@ -190,18 +185,19 @@ def _places(study: str, labels: Sequence[str]) -> list[float]:
 
 
 def _line(axes: Axes, places: Sequence[float], found: Sequence[Interval | None], color: str, label: str) -> None:
-    there = [(place, one) for place, one in zip(places, found, strict=True) if one is not None]
-    if there:
-        means, halves = ([100 * getattr(one, name) for _, one in there] for name in ("mean", "half"))
-        axes.errorbar([place for place, _ in there], means, np.nan_to_num(halves), color=color, label=label,
-                      marker="o", markersize=4, capsize=3)  # fmt: skip
+    there, means, halves = _measured(places, found)
+    axes.errorbar(there, means, halves, color=color, label=label, marker="o", markersize=4, capsize=3)
 
 
 def _bars(
     axes: Axes, places: Sequence[float], found: Sequence[Interval | None], color: str, label: str, number: int
 ) -> None:
-    there = [(place, one) for place, one in zip(places, found, strict=True) if one is not None]
-    if there:
-        means, halves = ([100 * getattr(one, name) for _, one in there] for name in ("mean", "half"))
-        at = [place + 0.27 * (number - 1) for place, _ in there]
-        axes.bar(at, means, 0.25, yerr=np.nan_to_num(halves), color=color, label=label, capsize=2)
+    there, means, halves = _measured(places, found)
+    axes.bar(there + 0.27 * (number - 1), means, 0.25, yerr=halves, color=color, label=label, capsize=2)
+
+
+def _measured(places: Sequence[float], found: Sequence[Interval | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return places, means and halves of the intervals in percent, float64 [N] each, of the cells that are measured."""
+    there = [(place, 100 * one.mean, 100 * one.half) for place, one in zip(places, found, strict=True) if one]
+    place, mean, half = np.array(there, np.float64).reshape(-1, 3).T
+    return place, mean, np.nan_to_num(half)

@@ -1,6 +1,5 @@
 """The plans list every cell of the paper, and their commands are ones that the scripts take."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,6 @@ from vise_jax.reproduction.plan import Plan, Settings, Step
 ROOT = Path(__file__).parents[2]
 # Cells of the paper: rows times columns, and the text encoder alone in Figure 6.
 CELLS = {"table2": 9 * 2, "table3": 3 * 6, "fig3": 15 * 6, "fig4": 21 * 3, "fig5": 9 * 3, "fig6": 10 * 4 + 2, "fig7": 4}
-
-
-def load_config(argument: str):
-    path, _, rest = argument.partition(":")
-    spec = importlib.util.spec_from_file_location("experiment", ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(rest)
 
 
 def with_everything(workdir: Path) -> Path:
@@ -56,7 +47,7 @@ def test_every_cell_has_a_measurement(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_command_resolves(name, tmp_path):
+def test_every_command_resolves(name, tmp_path, load_config):
     plan = Plan(EXPERIMENTS[name], with_everything(tmp_path), Settings(("training.steps=3",), ("batch_size=8",)))
     made = set()
     for step in plan.steps:

@@ -9,7 +9,7 @@ import numpy as np
 import safetensors.numpy
 
 from vise_jax import artifact
-from vise_jax.encoder import Encoder
+from vise_jax.encoder import MODEL_CARD, Encoder
 from vise_jax.errors import UserError
 from vise_jax.interop.layouts import Layout, axes, prefixed, sequential, torch_name
 
@@ -126,7 +126,7 @@ def _export_to_timm(encoder: Encoder, path: Path, head: str) -> None:
     files = {
         "config.json": (json.dumps(description, indent=2, sort_keys=True) + "\n").encode(),
         "model.safetensors": weights,
-        "README.md": encoder.card(library="timm", usage=usage).encode(),
+        MODEL_CARD: encoder.card(library="timm", usage=usage).encode(),
     }
     if path.exists():
         if all((path / name).is_file() and (path / name).read_bytes() == content for name, content in files.items()):

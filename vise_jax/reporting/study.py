@@ -14,12 +14,11 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from vise_jax import artifact
-from vise_jax.engagement.labeler import Labeler
 from vise_jax.errors import UserError
 from vise_jax.evaluation import results
 from vise_jax.evaluation.results import Result
 from vise_jax.reporting import clusters, curves, figures, runs, sensitivity, study_figures, templates
-from vise_jax.reproduction.paper import BACKBONES, METHODS, Column
+from vise_jax.reproduction.paper import METHODS, Column
 from vise_jax.reproduction.plan import Plan
 from vise_jax.reproduction.run import command, state
 
@@ -135,16 +134,9 @@ def grid(plan: Plan, cells: Sequence[Cell]) -> tuple[list[Column], list[tuple[st
 
 def to_markdown(plan: Plan, cells: Sequence[Cell]) -> str:
     """Return the table in Markdown."""
-
-    def text(cell: Cell | None) -> str:
-        if cell is None:
-            return ""
-        parts = [cell.ours, cell.change, f"(paper: {cell.paper})" if cell.paper else ""]
-        return " ".join(filter(None, parts))
-
     columns, rows = grid(plan, cells)
     lines = [f"| | {' | '.join(column.title for column in columns)} |", f"|---|{'---:|' * len(columns)}"]
-    lines += [f"| {title} | {' | '.join(map(text, row))} |" for title, row in rows]
+    lines += [f"| {title} | {' | '.join(_text(cell, '(paper: {})') for cell in row)} |" for title, row in rows]
     return "\n".join([f"# {plan.experiment.title}", "", *lines, "", f"{_caption(cells)}.", ""])
 
 
@@ -154,16 +146,12 @@ def to_latex(plan: Plan, cells: Sequence[Cell]) -> str:
     def escaped(text: str) -> str:
         return text.replace("±", r"$\pm$").replace("↑", r"$\uparrow$").replace("↓", r"$\downarrow$").replace("–", "--")
 
-    def text(cell: Cell | None) -> str:
-        if cell is None:
-            return ""
-        parts = [cell.ours, cell.change, rf"\textit{{({cell.paper})}}" if cell.paper else ""]
-        return escaped(" ".join(filter(None, parts)))
-
     columns, rows = grid(plan, cells)
     lines = [rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule"]
     lines += [f"method & {' & '.join(column.title for column in columns)} \\\\", r"\midrule"]
-    lines += [rf"{title} & {' & '.join(map(text, row))} \\" for title, row in rows]
+    for title, row in rows:
+        texts = [escaped(_text(cell, r"\textit{{({})}}")) for cell in row]
+        lines.append(rf"{title} & {' & '.join(texts)} \\")
     caption = escaped(_caption(cells)).replace("the paper's", "in italics: the paper's")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", f"% {caption}", ""])
 
@@ -187,7 +175,7 @@ def show(plan: Plan, cells: Sequence[Cell]) -> None:
     def text(cell: Cell | None) -> Text:
         if cell is None:
             return Text("")
-        shown = Text(" ".join(filter(None, [cell.ours, cell.change])))
+        shown = Text(_text(cell, ""))
         return shown.append(f"\n{cell.paper}", "dim") if cell.paper else shown
 
     columns, rows = grid(plan, cells)
@@ -214,12 +202,8 @@ def write(plan: Plan, output: Path) -> Path:
     pictures = []
     figure = study_figures.draw(plan.experiment, cells)
     if figure is not None:
-        for kind in ("svg", "png"):
-            file = io.BytesIO()
-            figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-            with artifact.atomic_file(output / f"figure.{kind}") as written:
-                written.write(file.getvalue())
-        pictures.append((plan.experiment.title, _encoded(file.getvalue())))
+        study_figures.save(figure, output, "figure")
+        pictures.append((plan.experiment.title, _encoded((output / "figure.png").read_bytes())))
     columns, rows = grid(plan, cells)
     page = output / "index.html"
     text = templates.render(
@@ -238,13 +222,19 @@ def write(plan: Plan, output: Path) -> Path:
         training=_training(plan),
         labelers=_labelers(plan),
         maps=_maps(plan),
-        names=BACKBONES,
         methods=METHODS,
     )
     artifact.write_text(page, text)
     show(plan, cells)
     print(f"written: {page}, table.md, table.tex and table.csv{', figure.svg and figure.png' if figure else ''}")
     return page
+
+
+def _text(cell: Cell | None, paper: str) -> str:
+    """Return the value, its difference, and the paper's value in the format `paper`; "" for a cell that is none."""
+    if cell is None:
+        return ""
+    return " ".join(filter(None, [cell.ours, cell.change, paper.format(cell.paper) if cell.paper else ""]))
 
 
 def _caption(cells: Sequence[Cell]) -> str:
@@ -285,7 +275,7 @@ def _labelers(plan: Plan) -> list[dict[str, Any]]:
         found.append(
             {
                 "name": shards.name,
-                "fingerprint": Labeler.load(directory).fingerprint,
+                "fingerprint": summary["labeler"],
                 "comments": summary["comments"][:_MOST_CLUSTERS],
                 "pictures": [(name, _encoded(content)) for name, content in figures.draw(summary).items()],
             }

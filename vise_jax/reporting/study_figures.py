@@ -1,20 +1,24 @@
 """Figures 3 to 6 in the paper's form: bars with dashed lines, and accuracy over the size of the pre-training data."""
 
+import io
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vise_jax import artifact
 from vise_jax.reproduction.paper import BACKBONES, METHODS, Experiment
 
 if TYPE_CHECKING:
     from vise_jax.reporting.study import Cell
 
 # The colorblind-safe palette of Okabe and Ito.
-_COLORS = {"random": "#999999", "uni-modal": "#e69f00", "cross-modal": "#009e73", "VisE": "#0072b2", "text": "#cc79a7"}
+_COLORS = {"random": "#999999", "uni-modal": "#e69f00", "cross-modal": "#009e73", "VisE": "#0072b2"}
 _DASHES = ("--", "-.")
 _COLUMNS = 2
 # The least span of an axis, in percent.
@@ -43,6 +47,16 @@ def draw(experiment: Experiment, cells: Sequence["Cell"]) -> Figure | None:
     for axes in panels[len(columns) :]:
         axes.set_axis_off()
     return figure
+
+
+def save(figure: Figure, directory: Path, name: str) -> None:
+    """Write `NAME.svg` and `NAME.png` into a directory, each atomically. The same figure gives the same bytes."""
+    for kind in ("svg", "png"):
+        file = io.BytesIO()
+        with matplotlib.rc_context({"svg.hashsalt": name}):
+            figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+        with artifact.atomic_file(directory / f"{name}.{kind}") as written:
+            written.write(file.getvalue())
 
 
 def _values(cells: Sequence["Cell"]) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from vise_jax import artifact
+from vise_jax import artifact, config
 from vise_jax.evaluation.tasks import TASKS
 from vise_jax.reproduction.paper import METHODS, VISE_1M, Column, Experiment, Method
 
@@ -23,10 +23,6 @@ from vise_jax.reproduction.paper import METHODS, VISE_1M, Column, Experiment, Me
 # ResNet-101 was not measured: ResNet-50's, by the ratio of their operations (4.1 / 7.8).
 MEASURED = {"resnet50": 3.77, "resnet101": 1.98, "resnext101_32x16d": 0.30}
 MEASURED_ON = "2 CPU cores"
-# Fraction of the data that is trained on, and number of splits; by the paper's protocol (Sec. 4.3).
-_SPLITS = {"unbiased_emotion": (0.7, 5)}
-# Runs of the fine-tuned protocol's default grid, and its epochs (vise_jax/config.py).
-_GRID, _EPOCHS = 4, 30
 _TEXT = "text"
 # Suffixes of checkpoints, as convert.py reads them.
 _SUFFIXES = (".pth", ".pt", ".th", ".tar", ".safetensors", ".npz")
@@ -219,7 +215,7 @@ class Plan:
         return Step("class activation maps", tuple(words), output / "index.html", tuple(dict.fromkeys(needs)))
 
     def _missing_encoder(self, method: str) -> list[str]:
-        """Return what has to be there to get an encoder, in a list of one sentence; none where all is there."""
+        """Return what has to be there to get an encoder, in a list of one alternative; empty where all is there."""
         one = METHODS[method]
         if one.group == "random" or (self.workdir / "encoders" / method).exists() or self._weights(method):
             return []
@@ -265,9 +261,14 @@ def _work(column: Column) -> float:
     """Return the images of a measurement, as those of training steps."""
     counts = TASKS[column.task].examples
     total = sum(counts.values())
-    fraction, splits = _SPLITS.get(column.task, (0.5 if column.task == "cub" else 0.9, 1))
     if column.protocol == "linear":
         # Features are computed once.
         return total / 3
-    refits = 1 if TASKS[column.task].refit else 0
-    return fraction * total * splits * _EPOCHS * (_GRID + refits)
+    defaults = config.evaluation()
+    if column.task == "unbiased_emotion":
+        fraction, splits = defaults.train_fraction, defaults.splits
+    else:
+        # Half of the birds are the official train set.
+        fraction, splits = 0.5 if column.task == "cub" else 1 - defaults.held_out_fraction, 1
+    runs = len(defaults.finetune.learning_rates) * len(defaults.finetune.weight_decays) + TASKS[column.task].refit
+    return fraction * total * splits * defaults.finetune.epochs * runs

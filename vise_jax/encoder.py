@@ -2,7 +2,7 @@
 
 A directory holds `encoder.json` (modality, architecture, preprocessing, feature layer and dimension, provenance,
 license, SHA-256 of the weights), the weights as an Orbax checkpoint, `weights/`, and a model card, `README.md`. A text
-encoder has a `tokenizer` in the place of `preprocessing`, and no card.
+encoder has a `tokenizer` in the place of `preprocessing`.
 """
 
 from collections.abc import Callable
@@ -161,7 +161,8 @@ class Encoder:
         parameters = [value.size for path, value in self.weights.items() if not path.endswith(("/mean", "/var"))]
         return model_card.render(
             architecture=self.architecture,
-            preprocessing=self.preprocessing,
+            modality="image",
+            inputs=model_card.of_images(self.preprocessing),
             provenance=self.provenance,
             license=self.license,
             feature_dim=self.feature_dim,

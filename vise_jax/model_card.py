@@ -8,11 +8,19 @@ from vise_jax.preprocessing import Preprocessing
 # SPDX identifiers of the licenses that sources state. The metadata has them in lower case; any other text is "other".
 _LICENSES = ("Apache-2.0", "BSD-3-Clause", "CC-BY-NC-4.0", "MIT")
 
+_PIPELINES = {"image": "image-feature-extraction", "text": "feature-extraction"}
+_USAGE = {
+    "image": 'import vise_jax\n\nfeatures = vise_jax.Encoder.load("ENCODER").features(images)  # uint8 [B, H, W, 3]',
+    "text": "from vise_jax.text_encoder import TextEncoder\n\n"
+    'features = TextEncoder.load("ENCODER").features(["a text", "another"])',
+}
+
 
 def render(
     *,
     architecture: Mapping[str, Any],
-    preprocessing: Preprocessing,
+    modality: str,
+    inputs: str,
     provenance: Mapping[str, Any],
     license: str,
     feature_dim: int,
@@ -21,11 +29,12 @@ def render(
     library: str = "vise_jax",
     usage: str = "",
 ) -> str:
-    """Return the card of an image encoder. It states what is known and holds no paths.
+    """Return the card of an encoder. It states what is known and holds no paths.
 
     Args:
         architecture: resolved, see `models.resolve`.
-        preprocessing: of its images.
+        modality: of the inputs, "image" or "text".
+        inputs: what is done to them, a sentence.
         provenance: of the encoder: "trained", "converted", "finetuned" or "random".
         license: of the weights.
         feature_dim: number of features.
@@ -34,32 +43,27 @@ def render(
         library: that loads the files.
         usage: Python code that loads them; "" for vise_jax's own.
     """
-    images = preprocessing
-    mean, std = (", ".join(f"{value:g}" for value in values) for values in (images.mean, images.std))
     heads = architecture.get("heads", {})
     lines = [
         "---",
         f"library_name: {library}",
-        "pipeline_tag: image-feature-extraction",
+        f"pipeline_tag: {_PIPELINES[modality]}",
         f"license: {license.lower() if license in _LICENSES else 'other'}",
-        "tags: [image-encoder, vise]",
+        f"tags: [{modality}-encoder, vise]",
         "---",
         "",
         f"# {architecture['name']}, {_origin(provenance)}",
         "",
-        f"An image encoder: {architecture['name']} of width {architecture['width']}, {parameters:,} parameters, "
-        f"{feature_dim:,} features.",
+        f"A vise_jax {modality} encoder: {architecture['name']} of width {architecture['width']}, {parameters:,} "
+        f"parameters, {feature_dim:,} features.",
         "",
         "## Use",
         "",
         "```python",
-        usage
-        or 'import vise_jax\n\nfeatures = vise_jax.Encoder.load("ENCODER").features(images)  # uint8 [B, H, W, 3]',
+        usage or _USAGE[modality],
         "```",
         "",
-        f"Images: {images.color}, shorter side resized to {images.resize} pixels ({images.interpolation}, "
-        f"antialiased), center crop of {images.crop}, divided by {images.scale:g}; mean {mean}; standard deviation "
-        f"{std}.",
+        inputs,
         "",
         "## Training",
         "",
@@ -77,6 +81,17 @@ def render(
         "",
     ]
     return "\n".join(lines)
+
+
+def of_images(preprocessing: Preprocessing) -> str:
+    """Return the sentence on the inputs of an image encoder."""
+    images = preprocessing
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (images.mean, images.std))
+    return (
+        f"Images: {images.color}, shorter side resized to {images.resize} pixels ({images.interpolation}, "
+        f"antialiased), center crop of {images.crop}, divided by {images.scale:g}; mean {mean}; standard deviation "
+        f"{std}."
+    )
 
 
 def _origin(provenance: Mapping[str, Any]) -> str:

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vise_jax import artifact, models, variables
-from vise_jax.encoder import FORMAT_VERSION, MADE_BY, WEIGHTS, read_description, read_weights
+from vise_jax import artifact, model_card, models, variables
+from vise_jax.encoder import FORMAT_VERSION, MADE_BY, MODEL_CARD, WEIGHTS, read_description, read_weights
 from vise_jax.errors import UserError
 from vise_jax.text.subword import SubwordTokenizer
 
@@ -108,15 +108,35 @@ class TextEncoder:
                 "license": self.license,
                 "feature_dim": self.feature_dim,
                 "feature_layer": f"last layer, {self.architecture['pooling']} pooling",
-                "sha256": variables.sha256(arrays),
+                "sha256": self._sha256,
             }
             artifact.write_json(temporary / "encoder.json", description)
+            artifact.write_text(temporary / MODEL_CARD, self.card())
+
+    def card(self) -> str:
+        """Return the model card in Markdown."""
+        pooling = self.architecture["pooling"]
+        return model_card.render(
+            architecture=self.architecture,
+            modality="text",
+            inputs=f"Texts: at most {self.max_tokens:,} tokens of tokenizer.json; {pooling} pooling of the last layer.",
+            provenance=self.provenance,
+            license=self.license,
+            feature_dim=self.feature_dim,
+            parameters=sum(value.size for value in self.weights.values()),
+            sha256=self._sha256,
+        )
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that decides the features: architecture, weights and tokenizer."""
         tokenizer = hashlib.sha256(self.tokenizer).hexdigest()
-        return artifact.fingerprint([self.architecture, tokenizer, self.max_tokens, variables.sha256(self.weights)])
+        return artifact.fingerprint([self.architecture, tokenizer, self.max_tokens, self._sha256])
+
+    @cached_property
+    def _sha256(self) -> str:
+        """SHA-256 (hex) of the weights."""
+        return variables.sha256(self.weights)
 
     @property
     def feature_dim(self) -> int:

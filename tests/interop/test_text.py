@@ -120,6 +120,15 @@ def test_round_trip(roberta, tmp_path):
     assert loaded.license == "MIT"
     np.testing.assert_array_equal(loaded.features(texts([4, 9])), encoder.features(texts([4, 9])))
     assert convert_to(tmp_path / "encoder", roberta, "roberta")[1]
+    card = (tmp_path / "encoder" / "README.md").read_text()
+    parameters = sum(value.size for value in encoder.weights.values())
+    for stated in (
+        "license: mit",
+        "pipeline_tag: feature-extraction",
+        f"{parameters:,} parameters",
+        "converted from roberta",
+    ):
+        assert stated in card
     path = tmp_path / "encoder" / "tokenizer.json"
     path.write_text(path.read_text().replace("w95", "x95"))
     with pytest.raises(UserError, match="not those that encoder"):

@@ -173,3 +173,13 @@ def test_figures_show_the_runs():
         found = {f"#{color:06x}" for color in np.unique(pixels @ [65536, 256, 1])}
         assert set(curves.COLORS[:2]) <= found
         assert curves.COLORS[2] not in found
+
+
+def test_a_single_record_is_a_point():
+    def colored(value: float) -> int:
+        run = Run("run", {}, {"loss": Series(np.array([10]), np.array([value]))})
+        pixels = np.asarray(Image.open(io.BytesIO(curves.draw([run])["training_loss"])).convert("RGB"))
+        return int((pixels == [int(curves.COLORS[0][at : at + 2], 16) for at in (1, 3, 5)]).all(axis=2).sum())
+
+    # A NaN is not drawn: only the legend has its color.
+    assert colored(2.0) > colored(np.nan) > 0

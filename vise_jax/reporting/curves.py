@@ -218,7 +218,9 @@ def _draw_panel(axes: Axes, panel: Panel, every: Sequence[Run]) -> None:
     }
     lines = _lines(panel, every)
     for number, _, how, series in lines:
-        axes.plot(series.steps, series.values, color=_color(number), **styles[how])
+        # A line through one point has no length.
+        mark = {"marker": "o", "markersize": 3.5} if len(series.steps) == 1 else {}
+        axes.plot(series.steps, series.values, color=_color(number), **styles[how] | mark)
     labels = {label: how for _, label, how, _ in lines if how != "faint"}
     if len(labels) > 1:
         marks = [Line2D([], [], color="gray", **styles[how]) for how in labels.values()]

@@ -86,11 +86,14 @@ def _read_clusters() -> tuple[dict[str, Any], dict[int, list[str]]]:
         raise UserError("--exclude is for --posts: without it no one's words are shown.")
     paths = expand(_POSTS.value) if _POSTS.value else []
     from vise_jax.engagement import hashing
+    from vise_jax.engagement.reactions import buttons
     from vise_jax.reporting import clusters
 
     labeler, statistics = clusters.read(labeler_folder, shards_folder)
     excluded = frozenset(hashing.read_ids(Path(_EXCLUDE.value))) if _EXCLUDE.value else frozenset()
-    every = itertools.chain.from_iterable(read(path, RejectLog(path)) for path in paths)
+    every = itertools.chain.from_iterable(
+        read(path, RejectLog(path), buttons=buttons(labeler.labels)) for path in paths
+    )
     matched = set()
 
     def not_excluded() -> Iterator[Post]:

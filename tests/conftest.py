@@ -115,7 +115,7 @@ def labeler() -> Labeler:
     vocabulary = ["dog", "🐶", "sea", "<script>alert(1)</script>", "secret", "'\"&"]
     terms = np.array([[0, 1, -1], [2, 3, -1], [4, -1, -1], [5, -1, -1]], np.int32)
     return Labeler(
-        {"comment_encoder": "lsa"},
+        {"comment_encoder": "lsa", "reactions": ["haha", "sorry", "angry", "wow", "love"]},
         "check",
         CommentEncoder("lsa", vocabulary, np.ones(6, np.float32), np.eye(6, 2, dtype=np.float32)),
         np.array([[1, 0], [0, 1], [0.6, 0.8], [-1, 0]], np.float32),

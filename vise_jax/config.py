@@ -74,6 +74,20 @@ LABELS: Section = {
     # "set": all clusters of a post have equal weight. "count": the weight is the number of comments in the cluster.
     # Not in the paper.
     "label_weights": ("set", one_of("set", "count")),
+    # Reaction buttons of phi_R, in the order of its dimensions: names of buttons, emoji, or ratings such as "1" to "5".
+    # The paper's five.
+    "reactions": (
+        ("haha", "sorry", "angry", "wow", "love"),
+        (
+            lambda value: len(value) > 1 and all(isinstance(name, str) and name.strip() for name in value),
+            "two or more names",
+        ),
+    ),
+    # Buttons outside `reactions` that the paper's network hasn't either: "reject" the post, or "ignore" the button.
+    "other_reactions": ("reject", one_of("reject", "ignore")),
+    # Leave the reactions of posts with fewer reactions than this unlabeled: their profile is mostly chance. Not in the
+    # paper.
+    "min_reactions": (1, AT_LEAST_1),
     # Token vectors of phi_C; the paper's are not public. "lsa": truncated SVD of the comments. "word_vectors": a file.
     # "static": a model2vec directory, with its tokenizer. "transformer": sentence embeddings of a text encoder, the
     # output of `convert.py`; the paper expects better text representations to help (Sec. 5.2).

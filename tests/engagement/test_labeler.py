@@ -155,7 +155,8 @@ def test_too_little_to_fit_on_is_reported() -> None:
                 tuple(post["reactions"].values())
                 for post in make_posts()
                 if hashing.split(post["post_id"], hashing.salt("", 0), 0.5) == "cluster"
-            ]
+            ],
+            5,
         ),
         axis=0,
     )
@@ -193,10 +194,47 @@ def test_another_version_or_a_damaged_labeler_is_refused(labeler: Labeler, tmp_p
 
 @pytest.mark.parametrize("counts", [(3, 0, 0, 4, 0), (10**12, 10**12, 0, 0, 0), (0, 0, 0, 0, 1)])
 def test_phi_r_is_the_unit_vector_of_the_counts(counts: tuple[int, ...]) -> None:
-    phi = reactions.encode([counts, None, (0,) * 5])
+    phi = reactions.encode([counts, None, (0,) * 5], 5)
     np.testing.assert_allclose(phi[0], np.array(counts) / math.sqrt(sum(count**2 for count in counts)), rtol=1e-6)
     assert not phi[1:].any()
     assert phi.dtype == np.float32
+
+
+def test_profiles_of_few_reactions_are_neither_fitted_nor_labeled() -> None:
+    assert reactions.encode([(1, 2, 0), (1, 1, 0), None], 3, minimum=3).any(axis=1).tolist() == [True, False, False]
+    posts = [
+        {"post_id": f"{number}", "reactions": {"love": 30} if number % 2 else {"wow": 1, "haha": 3}}
+        for number in range(300)
+    ]
+    labeler = fit_labeler(posts, make_labels(reaction_clusters=1, min_reactions=5))
+    assert labeler.fitted["reactions"] == sum(
+        hashing.split(post["post_id"], hashing.salt("", 0), 0.5) == "cluster" for post in posts[1::2]
+    )
+    np.testing.assert_allclose(labeler.reaction_centroids, [[0, 0, 0, 0, 1]], atol=1e-6)
+    counts = [{"love": 5}, {"love": 4}, {"love": 4, "wow": 1}, {"love": 4, "care": 1}]
+    labeled = labeler.label({"post_id": "a", "reactions": reactions} for reactions in counts)
+    assert [post.reaction_label for post in labeled] == [0, -1, 0, -1]
+
+
+@pytest.mark.parametrize("names", [("1", "2", "3", "4", "5"), ("❤️", "😂", "like"), ("Star", "sad")])
+def test_a_vocabulary_of_buttons_goes_through_fit_and_file(names: tuple[str, ...], tmp_path: Path) -> None:
+    posts = [{"post_id": f"{number}", "reactions": {names[number % len(names)]: 7}} for number in range(200)]
+    labels = make_labels(reactions=names, reaction_clusters=len(names))
+    fit_labeler(posts, labels).save(tmp_path / "labeler")
+    labeler = Labeler.load(tmp_path / "labeler")
+    assert labeler.labels["reactions"] == list(names)
+    found = [post.reaction_label for post in labeler.label(posts)]
+    assert len(set(found[: len(names)])) == len(names)
+    assert found == [found[number % len(names)] for number in range(len(posts))]
+    # A centroid has the order of the names.
+    assert labeler.reaction_centroids[found[: len(names)]].argmax(axis=1).tolist() == list(range(len(names)))
+    with pytest.raises(UserError, match="reaction_unknown"):
+        labeler.label([{"post_id": "a", "reactions": {"applause": 1}}])
+
+
+def test_one_button_has_one_name() -> None:
+    with pytest.raises(UserError, match="two names of the button '❤'"):
+        fit_labeler(make_posts(), make_labels(reactions=("❤", "wow", "❤️")))
 
 
 def test_clusters_of_too_few_posts_are_no_label() -> None:

@@ -62,9 +62,9 @@ def test_a_labeler_labels_without_the_path(labels, tmp_path):
 def test_the_fit_is_the_same_with_a_work_directory(labels, tmp_path):
     from vise_jax.engagement.fit_statistics import gather
     from vise_jax.engagement.fitting import fit_corpus
-    from vise_jax.engagement.labeler import as_post
+    from vise_jax.posts import parse
 
-    corpus = gather(map(as_post, posts()), labels)
+    corpus = gather(map(parse, posts()), labels)
     (tmp_path / "work").mkdir()
     assert fit_corpus(corpus, labels, tmp_path / "work").fingerprint == fit_corpus(corpus, labels).fingerprint
 

@@ -16,7 +16,7 @@ import pytest
 
 from vise_jax import posts
 from vise_jax.errors import UserError
-from vise_jax.posts import BadPost, Post, RejectLog, readers
+from vise_jax.posts import BadPost, Buttons, Post, RejectLog, readers
 
 GOOD = {"post_id": "a", "image": "i/a.jpg", "comments": ["hi"], "reactions": {"haha": 1, "love": 2}}
 
@@ -36,6 +36,25 @@ def test_reactions_come_in_the_order_of_the_paper_and_missing_ones_are_zero() ->
     post = posts.parse(GOOD)
     assert post == Post("a", "i/a.jpg", None, ("hi",), (1, 0, 0, 0, 2))
     assert posts.REACTIONS == ("haha", "sorry", "angry", "wow", "love")
+
+
+@pytest.mark.parametrize(
+    ("buttons", "counts"),
+    [
+        (Buttons(("love", "care")), (2, 1)),
+        (Buttons(("sad", "sorry")), (3, 4)),
+        (Buttons(("sorry", "wow")), (7, 0)),
+        (Buttons(("❤", "haha")), (6, 0)),
+    ],
+)
+def test_a_vocabulary_counts_its_buttons_in_its_order(buttons, counts) -> None:
+    reactions = {"love": 2, "Care": 1, "sad": 3, "sorry": 4, "\u2764\ufe0f": 6}
+    assert posts.parse({"post_id": "a", "reactions": reactions}, buttons=buttons._replace(others="ignore")) == Post(
+        "a", reactions=counts
+    )
+    if "❤" not in buttons.names:
+        with pytest.raises(BadPost, match="reaction_unknown"):
+            posts.parse({"post_id": "a", "reactions": reactions}, buttons=buttons)
 
 
 @pytest.mark.parametrize("empty", [{}, {"image": None, "comments": None, "reactions": None}, {"extra": 1}])

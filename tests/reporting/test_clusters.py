@@ -46,7 +46,7 @@ def make_labeler(**changes: Any) -> Labeler:
     terms[4, :4] = range(17, 21)
     weights = np.where(terms >= 0, np.linspace(1, 0.2, 9), 0).astype(np.float32)
     fields: dict[str, Any] = {
-        "labels": {},
+        "labels": {"reactions": ["haha", "sorry", "angry", "wow", "love"]},
         "salt_check": "",
         "comments": CommentEncoder("lsa", VOCABULARY, np.ones(21, np.float32), np.ones((21, 2), np.float32)),
         "comment_centroids": np.array([[1, 0], [0, 2], [3, 4], [1, 0.01], [-1, 0]], np.float32),
@@ -136,6 +136,7 @@ def test_a_lone_row_has_no_neighbors(rows: int) -> None:
 def test_summary_by_hand() -> None:
     summary = clusters.summarize(make_labeler(), make_statistics())
     assert summary["examples"] == 100
+    assert summary["buttons"] == ["haha", "sorry", "angry", "wow", "love"]
     assert summary["labels_per_post"] == [30, 52, 18]
     assert summary["balance"]["comments"] == clusters.balance(np.array([20, 60, 15, 0]))
     assert summary["balance"]["reactions"]["largest"] == 0.5

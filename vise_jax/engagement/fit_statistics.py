@@ -61,7 +61,7 @@ class Corpus:
 
     Attributes:
         counts: number of `posts` read, of `cluster_posts` among them and of `excluded` ones; of the cluster split,
-            number of `comments` with a token and of posts with `reactions`.
+            number of `comments` with a token and of posts with enough `reactions`.
         documents: document frequency of each token in the cluster split.
         comments: a sample of pairs of a post's hash and the tokens of a comment, joined by `SEPARATOR`.
         reactions: a sample of reaction counts.
@@ -139,7 +139,7 @@ def gather(posts: Iterable[Post], labels: ConfigDict, excluded: frozenset[bytes]
             corpus.counts["excluded"] += 1
             continue
         corpus.counts["cluster_posts"] += 1
-        if post.reactions and any(post.reactions):
+        if post.reactions and sum(post.reactions) >= labels.min_reactions:
             corpus.counts["reactions"] += 1
             corpus.reactions.add(_rank(post.post_id, secret, 0), post.reactions)
         comments = sample_comments(post.comments, labels.max_comments, labels.seed, post.post_id)

@@ -15,7 +15,7 @@ from vise_jax.engagement.comments import SEPARATOR, CommentEncoder, fit_encoder
 from vise_jax.engagement.fit_statistics import Corpus, gather
 from vise_jax.engagement.labeler import Labeler, as_post
 from vise_jax.errors import Interrupted, UserError
-from vise_jax.posts import REACTIONS, Post, summary
+from vise_jax.posts import Post, summary
 from vise_jax.progress import Progress, track
 
 # Distinctive terms recorded for each comment cluster.
@@ -38,7 +38,8 @@ def fit_labeler(posts: Iterable[Post | Mapping], labels: ConfigDict) -> Labeler:
     Raises:
         UserError: nothing to fit on, or too little for the requested number of clusters.
     """
-    return cast(Labeler, fit_corpus(gather(track(map(as_post, posts), "reading", "posts"), labels), labels))
+    checked = (as_post(post, reactions.buttons(labels)) for post in posts)
+    return cast(Labeler, fit_corpus(gather(track(checked, "reading", "posts"), labels), labels))
 
 
 def fit_corpus(corpus: Corpus | None, labels: ConfigDict, work: Path | None = None) -> Labeler | None:
@@ -101,7 +102,7 @@ def _vectorize(corpus: Corpus, labels: ConfigDict, work: Path | None) -> _Vector
     if sample:
         encoder, tfidf = fit_encoder(corpus.documents, corpus.counts["comments"], sample, labels)
     phi, known = _encode(encoder, tfidf, sample, work)
-    return _Vectors(encoder, tfidf, phi, known, reactions.encode(list(corpus.reactions)))
+    return _Vectors(encoder, tfidf, phi, known, reactions.encode(list(corpus.reactions), len(labels.reactions)))
 
 
 def _describe(
@@ -228,7 +229,7 @@ def _cluster(
     """Return centroids of the rows of `points`, float32 [K, D], and numbers that describe the fit."""
     phi = _shared(points, kind, work)
     if not len(phi):
-        return np.zeros((0, phi.shape[1] if phi.shape[1] else len(REACTIONS)), np.float32), {"clusters": 0}
+        return np.zeros((0, phi.shape[1]), np.float32), {"clusters": 0}
     key = f"{kind}_clusters"
     with Progress(f"{kind} clusters", labels.kmeans_iterations, "iterations") as progress:
         try:

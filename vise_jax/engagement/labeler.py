@@ -18,11 +18,11 @@ from vise_jax import artifact
 from vise_jax.engagement import kmeans, reactions
 from vise_jax.engagement.comments import CommentEncoder, sample_comments
 from vise_jax.errors import UserError
-from vise_jax.posts import BadPost, Post, parse
+from vise_jax.posts import BadPost, Buttons, Post, parse
 from vise_jax.text import encoding
 from vise_jax.text_encoder import TextEncoder
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _MADE_BY = "label.py fit"
 # Keys that are paths. The content of the files decides, not the path.
 PATHS = ("salt_file", "vectors", "link_roots")
@@ -56,7 +56,7 @@ class Labeler:
         salt_check: equal for equal salts, so that later jobs can check that they split posts alike.
         comments: the comment encoder, or None where the posts had no comments.
         comment_centroids: float32 [K_C, D]; K_C = 0 without comments.
-        reaction_centroids: float32 [K_R, 5]; K_R = 0 where the posts had no reactions.
+        reaction_centroids: float32 [K_R, B], B buttons; K_R = 0 where the posts had no reactions.
         comment_terms: int32 [K_C, T], the tokens of the vocabulary that tell each comment cluster from the others, the
             most distinctive first; -1 as padding.
         comment_term_weights: float32 [K_C, T], how much larger their mean TF-IDF weight is over the cluster's comments
@@ -84,12 +84,13 @@ class Labeler:
         """Label posts, whatever their split.
 
         Args:
-            posts: `Post` or plain dicts of the same schema.
+            posts: `Post`, read for the buttons of the labeler, or plain dicts of the same schema.
 
         Raises:
             UserError: a dict that is no post.
         """
-        checked = [as_post(post) for post in posts]
+        of = reactions.buttons(self.labels)
+        checked = [as_post(post, of) for post in posts]
         comment_labels = self._label_comments(checked)
         reaction_labels = self._label_reactions(checked)
         counted = self.labels["label_weights"] == "count"
@@ -120,7 +121,8 @@ class Labeler:
         return counts
 
     def _label_reactions(self, posts: list[Post]) -> list[int]:
-        phi = reactions.encode([post.reactions for post in posts])
+        counts = [post.reactions for post in posts]
+        phi = reactions.encode(counts, len(self.labels["reactions"]), self.labels["min_reactions"])
         if not len(self.reaction_centroids):
             return [-1] * len(posts)
         return np.where(phi.any(axis=1), kmeans.assign(phi, self.reaction_centroids), -1).tolist()
@@ -219,11 +221,11 @@ class Labeler:
         return labeler
 
 
-def as_post(post: Post | Mapping) -> Post:
+def as_post(post: Post | Mapping, buttons: Buttons) -> Post:
     """Return a post, checked against the schema if it is a dict."""
     if isinstance(post, Post):
         return post
     try:
-        return parse(post)
+        return parse(post, buttons=buttons)
     except BadPost as bad:
         raise UserError(f"A post is not as it should be ({bad.reason}): see vise_jax.posts for the schema.") from bad

@@ -6,7 +6,7 @@ from pathlib import Path
 from sklearn.metrics import normalized_mutual_info_score
 
 from vise_jax import posts
-from vise_jax.engagement import Labeler
+from vise_jax.engagement import Labeler, reactions
 from vise_jax.errors import UserError
 
 
@@ -36,7 +36,7 @@ def agreement(corpus: Path, labeler: Labeler) -> dict[str, float]:
     comments = [
         ({"post_id": post.post_id, "image": None, "comments": [comment], "reactions": None}, truth[post.post_id])
         for file in files
-        for post in posts.read(file, reject_log)
+        for post in posts.read(file, reject_log, buttons=reactions.buttons(labeler.labels))
         for comment in post.comments
     ]
     labeled = labeler.label(comment for comment, _ in comments)

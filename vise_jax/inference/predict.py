@@ -8,7 +8,6 @@ from scipy.special import softmax
 from vise_jax.encoder import Encoder
 from vise_jax.engagement import Labeler, meaning
 from vise_jax.errors import UserError
-from vise_jax.posts import REACTIONS
 
 _HEADS = ("comments", "reactions")
 
@@ -72,7 +71,7 @@ def predict(encoder: Encoder, labeler: Labeler, features: np.ndarray, top: int) 
         ]
     if "reactions" in encoder.architecture["heads"]:
         shares = softmax(_logits(encoder, "reactions", features), axis=1) @ meaning.profiles(labeler.reaction_centroids)
-        reactions = [dict(zip(REACTIONS, row.round(6).tolist(), strict=True)) for row in shares]
+        reactions = [dict(zip(labeler.labels["reactions"], row.round(6).tolist(), strict=True)) for row in shares]
     return [{"comments": one, "reactions": other} for one, other in zip(comments, reactions, strict=True)]
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 from ml_collections import ConfigDict
 
 from vise_jax import artifact, hosts
-from vise_jax.engagement import fit_statistics, hashing
+from vise_jax.engagement import fit_statistics, hashing, reactions
 from vise_jax.engagement.comments import vectors_sha256
 from vise_jax.engagement.fit_statistics import Corpus
 from vise_jax.engagement.fitting import check_not_empty, fit_corpus
@@ -24,7 +24,7 @@ from vise_jax.posts import Post, RejectLog, read
 # Keys that decide the gathered statistics.
 _GATHERED = (
     *("comment_encoder", "cluster_fraction", "max_comments", "max_fit_comments", "max_fit_reactions"),
-    *("split_megabytes", "repair_encoding", "seed"),
+    *("split_megabytes", "repair_encoding", "reactions", "other_reactions", "min_reactions", "seed"),
 )
 # Seconds after which a silent process counts as dead.
 _HEARTBEAT_SECONDS = 100
@@ -162,7 +162,7 @@ def _gather(
     secret = hashing.salt(config.salt_file, config.seed)
 
     def posts() -> Iterator[Post]:
-        for post in read(input_split.path, reject_log, input_split.start, input_split.end):
+        for post in read(input_split.path, reject_log, input_split.start, input_split.end, reactions.buttons(config)):
             after_post()
             yield post
 

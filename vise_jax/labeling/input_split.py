@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from vise_jax import artifact
 from vise_jax.data import shards
 from vise_jax.data.records import read_index
-from vise_jax.engagement import hashing
+from vise_jax.engagement import hashing, reactions
 from vise_jax.engagement.labeler import Labeler
 from vise_jax.errors import UserError
 from vise_jax.labeling.images import read_image
@@ -159,7 +159,8 @@ def label_input_split(
     if cursor is None:
         return
     input_split.check_unchanged()
-    posts = _Stream(read(input_split.path, reject_log, cursor, input_split.end), cursor, after_post)
+    buttons = reactions.buttons(labeler.labels)
+    posts = _Stream(read(input_split.path, reject_log, cursor, input_split.end, buttons), cursor, after_post)
     secret = checked_salt(labeler, labels)
     for number in itertools.count(len(done)):
         if posts.cursor is None:

@@ -27,7 +27,10 @@ from vise_jax.labeling.manifest import finish, read_records
 log = logging.getLogger(__name__)
 
 # Keys that the labeler decides, whatever the config of a later job says.
-_LABELER_KEYS = ("cluster_fraction", "max_comments", "repair_encoding", "label_weights", "seed")
+_LABELER_KEYS = (
+    *("cluster_fraction", "max_comments", "repair_encoding", "label_weights"),
+    *("reactions", "other_reactions", "min_reactions", "seed"),
+)
 
 
 def label(
@@ -60,7 +63,7 @@ def label(
     """
     fitted = Labeler.load(labeler)
     for key in _LABELER_KEYS:
-        if labels[key] != fitted.labels[key]:
+        if artifact.canonical_json(labels[key]) != artifact.canonical_json(fitted.labels[key]):
             log.warning(
                 f"labels.{key} is {fitted.labels[key]}, as the labeler was fitted, and not {labels[key]} as in the "
                 "config: fit again to change it."

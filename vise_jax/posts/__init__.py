@@ -2,13 +2,15 @@
 
 from vise_jax.posts.readers import expand, is_empty, read, split_file
 from vise_jax.posts.reject_log import MAX_NAMED, RejectLog, summary
-from vise_jax.posts.schema import BEGINNING, REACTIONS, BadPost, Cursor, Post, parse
+from vise_jax.posts.schema import BEGINNING, REACTIONS, THE_PAPERS, BadPost, Buttons, Cursor, Post, parse
 
 __all__ = [
     "BEGINNING",
     "MAX_NAMED",
     "REACTIONS",
+    "THE_PAPERS",
     "BadPost",
+    "Buttons",
     "Cursor",
     "Post",
     "RejectLog",

@@ -16,7 +16,7 @@ from typing import Any
 from vise_jax import artifact
 from vise_jax.errors import UserError
 from vise_jax.posts.reject_log import RejectLog
-from vise_jax.posts.schema import BEGINNING, BadPost, Cursor, Post, parse
+from vise_jax.posts.schema import BEGINNING, THE_PAPERS, BadPost, Buttons, Cursor, Post, parse
 
 # Longer lines are skipped unread, so that one can't fill the memory.
 MAX_LINE_BYTES = 64 * 2**20
@@ -65,7 +65,13 @@ def expand(patterns: str) -> list[Path]:
     return sorted(files)
 
 
-def read(path: Path, reject_log: RejectLog, start: Cursor = BEGINNING, end: int | None = None) -> Iterator[Post]:
+def read(
+    path: Path,
+    reject_log: RejectLog,
+    start: Cursor = BEGINNING,
+    end: int | None = None,
+    buttons: Buttons = THE_PAPERS,
+) -> Iterator[Post]:
     """Stream the posts of one file. Malformed ones are counted in `reject_log`.
 
     Nothing is read ahead: the counts of `reject_log` are those up to the cursor after the last post.
@@ -75,6 +81,7 @@ def read(path: Path, reject_log: RejectLog, start: Cursor = BEGINNING, end: int 
         reject_log: of this file.
         start: where to start, at the beginning of a line or row.
         end: offset; posts that start at or after it are not read.
+        buttons: reactions to count.
 
     Raises:
         UserError: the file is missing, of another kind, truncated or corrupt, or too many posts are malformed.
@@ -84,7 +91,7 @@ def read(path: Path, reject_log: RejectLog, start: Cursor = BEGINNING, end: int 
         try:
             if isinstance(record, BadPost):
                 raise record
-            post = parse(record, reject_log.notes)
+            post = parse(record, reject_log.notes, buttons)
         except BadPost as bad:
             reject_log.reject(after.line, bad.reason)
         else:

@@ -5,7 +5,8 @@ A post is a line of JSONL or a row of Parquet:
     {"post_id": str, "image": path relative to the posts file or null, "comments": [str] or null,
      "reactions": {"haha": int, "sorry": int, "angry": int, "wow": int, "love": int} or null}
 
-A Parquet file may hold the image itself in a column `image_bytes`.
+Other buttons than the paper's five are a setting (`Buttons`). A Parquet file may hold the image itself in a column
+`image_bytes`.
 """
 
 import decimal
@@ -15,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-# In the order of a post's reaction counts and of phi_R's five dimensions.
+# The paper's buttons, in the order of phi_R's dimensions.
 REACTIONS = ("haha", "sorry", "angry", "wow", "love")
-# Other names of the five buttons, and buttons that phi_R leaves out.
+# Other names of buttons.
 _SYNONYMS = {"sad": "sorry", "anger": "angry"}
-_OTHER_BUTTONS = frozenset({"like", "care", "thankful", "pride", "none"})
+# Buttons of the paper's network. A vocabulary that has none of their names leaves them out.
+_KNOWN_BUTTONS = frozenset({*REACTIONS, "like", "care", "thankful", "pride", "none"})
 
 MAX_COMMENT_CHARACTERS = 10_000
 MAX_POST_ID_CHARACTERS = 1_000
@@ -41,6 +43,29 @@ class Cursor(NamedTuple):
 BEGINNING = Cursor()
 
 
+class Buttons(NamedTuple):
+    """The reaction buttons that posts are read for.
+
+    `sad` and `anger` count as `sorry` and `angry`, unless they are names themselves.
+
+    Attributes:
+        names: of the buttons, `normalized`, in the order of a post's counts.
+        others: what happens to a post with a button that is neither among `names` nor one of the paper's network:
+            "reject" it, or "ignore" that button.
+    """
+
+    names: tuple[str, ...] = REACTIONS
+    others: str = "reject"
+
+    @staticmethod
+    def normalized(name: str) -> str:
+        """Return a name in lower case, without the variation selectors that distinguish equal emoji."""
+        return name.strip().lower().replace("\ufe0f", "")
+
+
+THE_PAPERS = Buttons()
+
+
 @dataclass(frozen=True, slots=True)
 class Post:
     """A post that satisfies the schema.
@@ -50,7 +75,7 @@ class Post:
         image: path of the image relative to the directory of `source`, as written.
         image_bytes: the encoded image, instead of `image`.
         comments: valid Unicode, each of at most `MAX_COMMENT_CHARACTERS`.
-        reactions: five counts in the order of `REACTIONS`.
+        reactions: counts in the order of the buttons that the post was read for.
         source: the posts file.
         line: line or row in `source`, from 1.
         after: the cursor after this post, where reading resumes.
@@ -74,17 +99,18 @@ class BadPost(Exception):
         self.reason = reason
 
 
-def parse(record: object, mended: Counter[str] | None = None) -> Post:
+def parse(record: object, mended: Counter[str] | None = None, buttons: Buttons = THE_PAPERS) -> Post:
     """Check a record against the schema, and mend values with one obvious reading.
 
     `image`, `comments`, `reactions` and single reactions may be missing or null. Integer post ids become text, an empty
-    image path means no image, null comments are dropped, `{"data": [{"message": str}]}` is read as comments, `sad` as
-    `sorry`, buttons outside the five are ignored, whole counts may be text, float or Decimal, lone surrogates become
-    U+FFFD and long comments are cut.
+    image path means no image, null comments are dropped, `{"data": [{"message": str}]}` is read as comments, buttons
+    outside the vocabulary are ignored or reject the post (see `Buttons`), whole counts may be text, float or Decimal,
+    lone surrogates become U+FFFD and long comments are cut.
 
     Args:
         record: a decoded JSON value or Parquet row.
         mended: counts mended values, by kind.
+        buttons: to count.
 
     Raises:
         BadPost: the reason names the field and the type of its value, e.g. `comments_str`.
@@ -101,7 +127,7 @@ def parse(record: object, mended: Counter[str] | None = None) -> Post:
         image=_image(record.get("image"), notes),
         image_bytes=image_bytes,
         comments=_comments(record.get("comments"), notes),
-        reactions=_reactions(record.get("reactions"), notes),
+        reactions=_reactions(record.get("reactions"), buttons, notes),
     )
     mended.update(notes)
     return post
@@ -169,23 +195,23 @@ def _comments(comments: object, mended: Counter[str]) -> tuple[str, ...]:
     )
 
 
-def _reactions(reactions: object, mended: Counter[str]) -> tuple[int, ...] | None:
+def _reactions(reactions: object, buttons: Buttons, mended: Counter[str]) -> tuple[int, ...] | None:
     if reactions is None:
         return None
     if not isinstance(reactions, Mapping):
         raise BadPost(f"reactions_{_kind(reactions)}")
-    counts = dict.fromkeys(REACTIONS, 0)
+    counts = dict.fromkeys(buttons.names, 0)
     for name, value in reactions.items():
-        button = str(name).lower()
-        button = _SYNONYMS.get(button, button)
-        if button in _OTHER_BUTTONS:
-            mended["mended_reaction_ignored"] += 1
-        elif button not in counts:
-            raise BadPost("reaction_unknown")
-        else:
+        button = Buttons.normalized(str(name))
+        button = button if button in counts else _SYNONYMS.get(button, button)
+        if button in counts:
             if button != name:
                 mended["mended_reaction_name"] += 1
             counts[button] += _count(value, mended)
+        elif button in _KNOWN_BUTTONS or buttons.others == "ignore":
+            mended["mended_reaction_ignored"] += 1
+        else:
+            raise BadPost("reaction_unknown")
     return tuple(counts.values())
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from rich.text import Text
 from vise_jax.data import shards
 from vise_jax.engagement import Labeler, meaning
 from vise_jax.errors import UserError
-from vise_jax.posts import REACTIONS, Post
+from vise_jax.posts import Post
 from vise_jax.similarity import unit_rows
 from vise_jax.text import masking
 
@@ -68,15 +68,18 @@ def summarize(labeler: Labeler, statistics: Mapping[str, np.ndarray]) -> dict[st
         `suppressed`: number of suppressed comment clusters;
         `labels_per_post`: as in the statistics;
         `balance`: of `comments` (without suppressed clusters) and of `reactions`, see `balance`;
+        `buttons`: names of the reaction buttons;
         `comments`: the comment clusters in descending order of size: `number`, `examples`, `share` (of all examples),
             `words` and `emoji` (pairs of term and weight, most distinctive first), `reaction` (the most
             over-represented reaction cluster: `number`, `lift` and `together`, the number of examples with both; None
             if no lift is above 1) and `nearest` (pairs of number and cosine);
         `reactions`: the reaction clusters, the largest first: `number`, `examples`, `share` (of the examples with a
-            reaction label), `profile` (five shares: the centroid, divided by its sum) and `name` (the main buttons);
+            reaction label), `profile` (the share of each button: the centroid, divided by its sum) and `name` (the main
+            buttons);
         `heat`: of the largest clusters with examples, `comments` and `reactions` (numbers) and `log2_lift` (rows by
             `comments`, columns by `reactions`, None where `lift` is undefined).
     """
+    buttons = list(labeler.labels["reactions"])
     counts, reaction_counts, pairs = statistics["comments"], statistics["reactions"], statistics["pairs"]
     examples = int(statistics["labels_per_post"].sum())
     shown = np.setdiff1d(np.arange(len(counts)), labeler.suppressed)
@@ -94,6 +97,7 @@ def summarize(labeler: Labeler, statistics: Mapping[str, np.ndarray]) -> dict[st
     return {
         "labeler": labeler.fingerprint,
         "examples": examples,
+        "buttons": buttons,
         "suppressed": len(counts) - len(shown),
         "labels_per_post": statistics["labels_per_post"].tolist(),
         "balance": {"comments": balance(counts[shown]), "reactions": balance(reaction_counts)},
@@ -113,7 +117,7 @@ def summarize(labeler: Labeler, statistics: Mapping[str, np.ndarray]) -> dict[st
                 "number": number,
                 "examples": int(reaction_counts[number]),
                 "share": int(reaction_counts[number]) / max(int(reaction_counts.sum()), 1),
-                **_profile(profiles[number]),
+                **_profile(profiles[number], buttons),
             }
             for number in reactions_by_size.tolist()
         ],
@@ -257,9 +261,9 @@ def _over_represented(lifts: np.ndarray, together: np.ndarray) -> dict[str, Any]
     return {"number": best, "lift": round(float(lifts[best]), 3), "together": int(together[best])}
 
 
-def _profile(profile: np.ndarray) -> dict[str, Any]:
+def _profile(profile: np.ndarray, buttons: Sequence[str]) -> dict[str, Any]:
     shares = profile.round(4).tolist()
-    ordered = sorted(zip(REACTIONS, shares, strict=True), key=lambda item: -item[1])
+    ordered = sorted(zip(buttons, shares, strict=True), key=lambda item: -item[1])
     main = [item for item in ordered if item[1] >= _IN_NAME]
     return {"profile": shares, "name": ", ".join(f"{name} {share:.0%}" for name, share in main[:_BUTTONS])}
 

@@ -1,6 +1,8 @@
 """Figures of the clusters, as PNG files. Matplotlib's font has no emoji: labels are words."""
 
+import functools
 import io
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +14,8 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from vise_jax.posts import REACTIONS
 from vise_jax.reporting.clusters import MIN_TOGETHER
-from vise_jax.reporting.templates import COLORS
+from vise_jax.reporting.templates import Button, buttons
 
 _LINES = {"comments": "#0072b2", "reactions": "#d55e00"}
 # Reaction clusters in their figure, and how many of them stand side by side.
@@ -25,24 +26,40 @@ _LABEL_CHARACTERS = 40
 
 
 def reactions(summary: dict[str, Any]) -> Figure:
-    """Draw each of the largest reaction clusters as five bars, the largest cluster first."""
-    clusters = summary["reactions"][:_MOST_REACTIONS]
+    """Draw each of the largest reaction clusters as a bar for each button, the largest cluster first."""
+    clusters, drawn = summary["reactions"][:_MOST_REACTIONS], buttons(summary["buttons"])
+    width = len(drawn) + 1.5
     columns = min(_COLUMNS, len(clusters))
     lines = -(-len(clusters) // columns)
-    figure, axes = _figure(1.2 * columns, 0.8 * lines)
+    figure, axes = _figure(1.2 * columns * width / 6.5, 0.8 * lines)
     # One pair of axes for all: drawing 128 pairs takes many times as long.
     for place, cluster in enumerate(clusters):
-        left, bottom = 6.5 * (place % columns), -1.55 * (place // columns)
-        axes.bar(left + np.arange(len(REACTIONS)), cluster["profile"], 0.9, bottom, color=COLORS)
-        axes.hlines(bottom, left - 0.6, left + len(REACTIONS) - 0.4, color="gray", linewidth=0.6)
+        left, bottom = width * (place % columns), -1.55 * (place // columns)
+        axes.bar(left + np.arange(len(drawn)), cluster["profile"], 0.9, bottom, color=[one.color for one in drawn])
+        axes.hlines(bottom, left - 0.6, left + len(drawn) - 0.4, color="gray", linewidth=0.6)
         axes.text(left - 0.5, bottom + 1.1, f"{cluster['number']}: {cluster['share']:.1%}", fontsize=8)
     axes.set_axis_off()
-    axes.set(xlim=(-1, 6.5 * columns - 1), ylim=(-1.55 * (lines - 1) - 0.1, 1.5))
-    marks = [Patch(color=color) for color in COLORS]
-    axes.legend(
-        marks, REACTIONS, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(REACTIONS), frameon=False, fontsize=9
+    axes.set(xlim=(-1, width * columns - 1), ylim=(-1.55 * (lines - 1) - 0.1, 1.5))
+    marks = [Patch(color=one.color) for one in drawn]
+    legend = axes.legend(
+        marks,
+        [_legible(one) for one in drawn],
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=len(drawn),
+        frameon=False,
+        fontsize=9,
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
+
+
+def _legible(button: Button) -> str:
+    """Return the name of a button; of an emoji that the font lacks, its name in Unicode."""
+    if all(ord(letter) in _font() for letter in button.name):
+        return button.name
+    return " ".join(unicodedata.name(letter, "?").lower() for letter in button.name)
 
 
 def labels_per_post(summary: dict[str, Any]) -> Figure:
@@ -142,8 +159,14 @@ def _nothing() -> Figure:
     return figure
 
 
+@functools.cache
+def _font() -> frozenset[int]:
+    """Return the code points of the font's characters."""
+    return frozenset(FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap())
+
+
 def _readable(words: list[list[Any]]) -> str:
     """Return the heaviest words that the font can show."""
-    font = FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap()
+    font = _font()
     shown = ", ".join([word for word, _ in words if all(ord(letter) in font for letter in word)][:3])
     return shown if len(shown) <= _LABEL_CHARACTERS else f"{shown[: _LABEL_CHARACTERS - 1]}…"

@@ -31,6 +31,7 @@ def render(summary: dict[str, Any], drawn: Mapping[str, bytes], examples: Mappin
     return templates.render(
         "clusters.html.j2",
         summary=summary,
+        buttons=templates.buttons(summary["buttons"]),
         data=data,
         about=_ABOUT,
         images={name: base64.b64encode(content).decode() for name, content in drawn.items()},

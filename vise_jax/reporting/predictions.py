@@ -85,6 +85,7 @@ def write(
                 rejected=len(about["rejected"]),
                 output=output.name,
                 cards=cards,
+                buttons=templates.buttons(labeler.labels["reactions"]),
             )
             artifact.write_text(page, text)
     return page, len(images), len(about["rejected"])

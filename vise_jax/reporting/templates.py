@@ -1,15 +1,41 @@
-"""Render pages from templates; the emoji of the five buttons."""
+"""Render pages from templates; emoji and colors of the reaction buttons."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jinja2
 
-from vise_jax.posts import REACTIONS
+# The colorblind-safe palette of Okabe and Ito.
+COLORS = ("#e69f00", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#f0e442", "#7f7f7f")
+_PICTURES = {
+    "haha": "😆",
+    "sorry": "😢",
+    "sad": "😢",
+    "angry": "😡",
+    "wow": "😮",
+    "love": "❤️",
+    "like": "👍",
+    "care": "🤗",
+}
 
-# The colorblind-safe palette of Okabe and Ito, in the order of REACTIONS.
-COLORS = ("#e69f00", "#0072b2", "#d55e00", "#009e73", "#cc79a7")
-# Name, picture and color of each.
-BUTTONS = list(zip(REACTIONS, ("😆", "😢", "😡", "😮", "❤️"), COLORS, strict=True))
+
+class Button(NamedTuple):
+    """A reaction button, as pages and figures show it.
+
+    Attributes:
+        name: in `labels.reactions`.
+        picture: an emoji, or "".
+        color: as HTML.
+    """
+
+    name: str
+    picture: str
+    color: str
+
+
+def buttons(names: Sequence[str]) -> list[Button]:
+    """Return the buttons of a vocabulary. With more than there are colors, the colors repeat."""
+    return [Button(name, _PICTURES.get(name, ""), COLORS[place % len(COLORS)]) for place, name in enumerate(names)]
 
 
 def render(template: str, **values: Any) -> str:
@@ -28,4 +54,4 @@ def render(template: str, **values: Any) -> str:
     )
     # `tojson` escapes what could end the script's element, and nothing else has to be.
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
-    return environment.get_template(template).render(buttons=BUTTONS, **values)
+    return environment.get_template(template).render(**values)

@@ -11,7 +11,9 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import zstandard
 
 from vise_jax import artifact
 from vise_jax.errors import UserError
@@ -24,6 +26,10 @@ MAX_LINE_BYTES = 64 * 2**20
 _POSTS_BEFORE_FIRST_CHECK = 1_000
 _PARQUET_ROWS = 256
 _BLOCK_BYTES = 2**20
+# Zstandard: packed bytes that are unpacked at a time, to 128 MiB at most, and the largest window, that of Pushshift's
+# dumps of Reddit.
+_PACKED_BYTES = 2**12
+MAX_WINDOW = 2**31
 _PARQUET_NEEDS = ("post_id", "comments", "reactions")
 _GZIP, _ZSTANDARD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -102,9 +108,18 @@ def read(
 
 
 def _kind(path: Path) -> str:
-    """Return "plain", "gzip", "zstandard" or "parquet", by the first bytes of a file."""
+    """Return the `kind` of a posts file."""
     if not path.name.endswith(_SUFFIXES):
         raise UserError(f"{path} is no posts file by its name: it has to end in {', '.join(_SUFFIXES)}.")
+    return kind(path)
+
+
+def kind(path: Path) -> str:
+    """Return "plain", "gzip", "zstandard" or "parquet", by the first bytes of a file.
+
+    Raises:
+        UserError: the file can't be read.
+    """
     try:
         with open(path, "rb") as file:
             first = file.read(4)
@@ -117,36 +132,87 @@ def _kind(path: Path) -> str:
 
 
 def _records(path: Path, start: Cursor, end: int | None) -> Iterator[_Record]:
-    kind = _kind(path)
-    try:
-        if kind == "parquet":
+    if _kind(path) == "parquet":
+        with _explained(path):
             yield from _parquet_records(path, start, end)
-        else:
-            yield from _json_records(path, kind, start, end)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    else:
+        yield from json_records(path, start, end)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn errors of reading into one sentence."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise UserError(f"{path} is truncated or corrupt ({error}): copy it again.") from error
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror or error}): check the file.") from error
 
 
 @contextlib.contextmanager
-def _opened(path: Path, kind: str, offset: int) -> Iterator[gzip.GzipFile | io.BufferedReader]:
-    """Open a file to read unpacked bytes from `offset` on."""
-    if kind == "zstandard":
-        import pyarrow
+def opened(path: Path, offset: int = 0) -> "Iterator[gzip.GzipFile | io.BufferedReader[Any]]":
+    """Open a plain, gzip or Zstandard file to read unpacked bytes from `offset` on.
 
-        with pyarrow.input_stream(str(path), compression="zstd") as stream, io.BufferedReader(stream) as file:
-            while offset:
-                offset -= len(file.read(min(offset, _BLOCK_BYTES))) or offset
-            yield file
-    else:
-        with gzip.open(path, "rb") if kind == "gzip" else open(path, "rb") as file:
-            file.seek(offset)
-            yield file
+    Raises:
+        UserError: the file can't be read, or is truncated or corrupt.
+    """
+    packed = kind(path)
+    with _explained(path):
+        if packed == "zstandard":
+            with open(path, "rb") as raw, io.BufferedReader(_Unpacked(raw, path), _BLOCK_BYTES) as stream:
+                while offset:
+                    offset -= len(stream.read(min(offset, _BLOCK_BYTES))) or offset
+                yield stream
+        else:
+            with gzip.open(path, "rb") if packed == "gzip" else open(path, "rb") as file:
+                file.seek(offset)
+                yield file
 
 
-def _json_records(path: Path, kind: str, start: Cursor, end: int | None) -> Iterator[_Record]:
-    with _opened(path, kind, start.offset) as file:
+class _Unpacked(io.RawIOBase):
+    """The content of a file of Zstandard frames. A frame that is cut short is an error, as in gzip."""
+
+    def __init__(self, packed: IO[bytes], path: Path):
+        self._packed, self._path = packed, path
+        self._frame: Any = None
+        self._rest, self._content = b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._content:
+            block = self._rest or self._packed.read(_PACKED_BYTES)
+            self._rest = b""
+            if not block:
+                if self._frame:
+                    raise EOFError("a frame has no end")
+                return 0
+            self._frame = self._frame or zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).decompressobj()
+            try:
+                self._content = self._frame.decompress(block)
+            except zstandard.ZstdError as error:
+                if "too much memory" not in str(error):
+                    raise
+                raise UserError(
+                    f"{self._path} needs a larger window than {MAX_WINDOW // 2**20:,} MiB to unpack: compress it again "
+                    "without --long, or with --long=31 at most."
+                ) from error
+            if self._frame.eof:
+                self._rest, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._content))
+        buffer[:count], self._content = self._content[:count], self._content[count:]
+        return count
+
+
+def json_records(path: Path, start: Cursor = BEGINNING, end: int | None = None) -> Iterator[_Record]:
+    """Yield the decoded lines of a file, or why one can't be decoded, with the cursor after it.
+
+    Raises:
+        UserError: the file can't be read, or is truncated or corrupt.
+    """
+    with opened(path, start.offset) as file:
         offset, number = start
         while (end is None or offset < end) and (raw := file.readline(MAX_LINE_BYTES)):
             number += 1

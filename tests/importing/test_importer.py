@@ -1,0 +1,191 @@
+"""The join of an import against one in memory; interruptions, refusals, and what must not be in the output."""
+
+import gzip
+import json
+import random
+from collections import defaultdict
+
+import pytest
+import zstandard
+
+from vise_jax.errors import UserError
+from vise_jax.importing import importer, kinds
+from vise_jax.posts import Buttons, RejectLog, read
+
+TABLE = kinds.of_table({"post_id": "id", "image": "file", "comments": "texts", "reactions.love": "hearts"})
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Several batches and several files, of a few records."""
+    monkeypatch.setattr(importer, "_BATCH", 7)
+    monkeypatch.setattr(importer, "_POSTS_PER_FILE", 10)
+
+
+def dumps(directory, submissions: int = 60, comments: int = 300):
+    """Write dumps of Reddit's layout, with duplicates and rejects; return their paths and the posts they hold."""
+    draw, posts, texts = random.Random(0), {}, defaultdict(dict)
+    lines = []
+    for number in range(submissions):
+        name = f"{draw.randrange(36**4):x}"
+        is_image = number % 3 > 0
+        ending = "jpg" if is_image else "gifv"
+        line = {"id": name, "author": f"author{number}", "url": f"https://i.example/{name}.{ending}", "over_18": False}
+        lines += [line] * (1 + (number % 10 == 1))
+        if is_image:
+            posts[f"t3_{name}"] = None
+        else:
+            texts[f"t3_{name}"] = {}
+    for number in range(comments):
+        parent = draw.choice([*posts, *texts, "t3_unknown"])
+        line = {"id": f"c{number}", "link_id": parent, "author": "person", "created_utc": draw.randrange(5)}
+        line["body"] = "[deleted]" if number % 17 == 0 else f"text {number} 🦊"
+        lines += [line] * (1 + (number % 13 == 0))
+        if number % 17:
+            texts[parent][f"{line['created_utc']:012d} c{number}"] = line["body"]
+    draw.shuffle(lines)
+    encoded = [json.dumps(line).encode() + b"\n" for line in lines]
+    encoded.insert(5, b"{broken\n")
+    half = len(encoded) // 2
+    (directory / "a.zst").write_bytes(zstandard.compress(b"".join(encoded[:half])))
+    (directory / "b.jsonl.gz").write_bytes(gzip.compress(b"".join(encoded[half:])))
+    expected = {post_id: [texts[post_id][key] for key in sorted(texts[post_id])] for post_id in sorted(posts)}
+    return [directory / "a.zst", directory / "b.jsonl.gz"], expected
+
+
+def posts_of(output):
+    files = sorted(output.glob("*.jsonl"))
+    return [post for path in files for post in read(path, RejectLog(path), buttons=Buttons(others="ignore"))]
+
+
+def content(output):
+    return {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
+
+
+def test_the_join_is_that_in_memory(tmp_path):
+    paths, expected = dumps(tmp_path)
+    (tmp_path / "out" / "images").mkdir(parents=True)
+    first = next(iter(expected))
+    (tmp_path / "out" / "images" / f"{first.removeprefix('t3_')}.png").write_bytes(b"")
+    about = importer.import_posts(paths, kinds.KINDS["reddit"], tmp_path / "out", images=tmp_path / "out" / "images")
+    found = posts_of(tmp_path / "out")
+    assert {post.post_id: list(post.comments) for post in found} == expected
+    assert [post.post_id for post in found] == list(expected)
+    assert len(list((tmp_path / "out").glob("*.jsonl"))) == -(-len(expected) // 10)
+    assert [post.image for post in found] == [f"images/{first.removeprefix('t3_')}.png"] + [None] * (len(found) - 1)
+    assert about["counts"]["posts"] == len(expected)
+    assert about["counts"]["comments"] == sum(map(len, expected.values()))
+    assert about["counts"]["images_missing"] == len(expected) - 1
+    assert about["counts"]["posts_twice"] > 0 < about["counts"]["comments_twice"]
+    assert about["rejected"] == {"comment_deleted": 20, "malformed_json": 1}
+    # The order of the files changes no byte of the posts.
+    importer.import_posts(paths[::-1], kinds.KINDS["reddit"], tmp_path / "again")
+    one, other = content(tmp_path / "out"), content(tmp_path / "again")
+    assert {name: one[name].replace(b'"images/', b'"') for name in one if name > "00000.jsonl" and name[0] == "0"} == {
+        name: other[name] for name in one if name > "00000.jsonl" and name[0] == "0"
+    }
+    # Nobody's name, and no words outside the posts.
+    everything = b"".join(one.values())
+    assert b"author" not in everything
+    assert b"person" not in everything
+    assert b"text" not in one[importer.DESCRIPTION]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")) == [".import.lock"]
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_an_interrupted_import_ends_the_same(tmp_path, monkeypatch):
+    paths, _ = dumps(tmp_path)
+    importer.import_posts(paths, kinds.KINDS["reddit"], tmp_path / "whole")
+    draw, kills = random.Random(1), 0
+    reads = []
+
+    def after_record():
+        reads.append(1)
+        if draw.random() < 0.03:
+            raise Killed
+
+    real = importer.artifact.atomic_file
+
+    def atomic_file(path):
+        if draw.random() < 0.4:
+            raise Killed
+        return real(path)
+
+    monkeypatch.setattr(importer.artifact, "atomic_file", atomic_file)
+    while True:
+        try:
+            importer.import_posts(paths, kinds.KINDS["reddit"], tmp_path / "killed", after_record=after_record)
+        except Killed:
+            kills += 1
+            assert kills < 500
+        else:
+            break
+    assert kills > 5
+    monkeypatch.undo()
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    # What is there is not read again.
+    reads.clear()
+    importer.import_posts(paths, kinds.KINDS["reddit"], tmp_path / "killed", after_record=after_record)
+    assert not reads
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress])
+def test_tables(tmp_path, pack):
+    text = 'id,file,texts,hearts\n1,a/1.jpg,"one, two",3\n2,../2.jpg,x,4\n3,,y\n4,,z,"1,000"\n,,w,1\n'
+    ending = {bytes: "", gzip.compress: ".gz", zstandard.compress: ".zst"}[pack]
+    (tmp_path / f"t.csv{ending}").write_bytes(pack(text.encode("utf-8-sig")))
+    for name in ("a/1.jpg", "4.webp"):
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_bytes(b"")
+    (tmp_path / "2.jpg").write_bytes(b"")
+    about = importer.import_posts([tmp_path / f"t.csv{ending}"], TABLE, tmp_path / "out")
+    found = {post.post_id: post for post in posts_of(tmp_path / "out")}
+    assert {key: (post.image, post.comments, post.reactions[4]) for key, post in found.items()} == {
+        "1": ("a/1.jpg", ("one, two",), 3),
+        "2": (None, ("x",), 4),
+        "4": ("4.webp", ("z",), 1000),
+    }
+    assert about["rejected"] == {"columns_missing_or_many": 1, "post_id_missing": 1}
+    assert about["buttons"] == {"love": 1007}
+    assert {row["line"] for row in about["rejected_records"]} == {4, 6}
+
+
+def test_what_is_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("id,file,hearts\n1,,2\n")
+    (tmp_path / "t.jsonl").write_text('{"id": 1, "file": null, "texts": []}\n')
+    (tmp_path / "cut.jsonl.zst").write_bytes(zstandard.compress(b'{"id": 1}\n' * 9000 + random.randbytes(999))[:-300])
+    out = tmp_path / "out"
+
+    def refused(message, paths, kind=TABLE, output=out, **options):
+        with pytest.raises(UserError, match=message):
+            importer.import_posts([tmp_path / path for path in paths], kind, output, **options)
+
+    refused(r"t\.csv has no column 'texts': it has file, hearts, id", ["t.csv"])
+    refused(r"t\.jsonl has no column 'hearts': it has file, id, texts", ["t.jsonl"], output=tmp_path / "2")
+    refused(r"cut\.jsonl\.zst is truncated", ["cut.jsonl.zst"], kinds.KINDS["reddit"], tmp_path / "3")
+    refused(r"none\.csv can't be read", ["none.csv"], output=tmp_path / "4")
+    refused("give an output directory that holds them", ["t.csv"], output=tmp_path / "5", images=tmp_path / "images")
+    refused("begun import of other files", ["t.jsonl"])
+    (tmp_path / "good.csv").write_text("id,file,texts,hearts\n1,,a,2\n")
+    importer.import_posts([tmp_path / "good.csv"], TABLE, tmp_path / "6")
+    refused("holds the posts of another import", ["t.csv"], output=tmp_path / "6")
+    with (
+        importer.artifact.lock(tmp_path / "6" / ".import.lock", "busy"),
+        pytest.raises(UserError, match="being written by another import"),
+    ):
+        importer.import_posts([tmp_path / "good.csv"], TABLE, tmp_path / "6")
+
+
+def test_windows_that_are_too_large(tmp_path, monkeypatch):
+    parameters = zstandard.ZstdCompressionParameters(window_log=27, write_content_size=False)
+    packed = zstandard.ZstdCompressor(compression_params=parameters)
+    chunks = packed.compressobj()
+    path = tmp_path / "RS.zst"
+    path.write_bytes(chunks.compress(b'{"id": "a", "url": "x.jpg"}\n' * 100) + chunks.flush())
+    assert importer.import_posts([path], kinds.KINDS["reddit"], tmp_path / "large")["counts"]["posts"] == 1
+    monkeypatch.setattr("vise_jax.posts.readers.MAX_WINDOW", 2**20)
+    with pytest.raises(UserError, match=r"RS\.zst needs a larger window than 1 MiB"):
+        importer.import_posts([path], kinds.KINDS["reddit"], tmp_path / "out")

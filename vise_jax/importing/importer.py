@@ -1,0 +1,392 @@
+"""Import posts: read rows, join them out of core, and write posts files.
+
+Rows go into a DuckDB database beside the output, a batch per transaction with the place where reading resumes. Sorted
+by post, they are merged to posts and written to files of 50,000. Memory is bounded by DuckDB's limit and one post.
+"""
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vise_jax import artifact
+from vise_jax.errors import UserError
+from vise_jax.importing.kinds import Kind
+from vise_jax.importing.rows import Clicks, Comment, Photo, Row
+from vise_jax.posts import BadPost, Buttons, parse
+from vise_jax.posts.readers import MAX_LINE_BYTES, json_records, kind, opened
+
+DESCRIPTION = "import.json"
+_WORK = ".import"
+_LOCK = ".import.lock"
+_MEMORY = "512MB"
+_BATCH = 20_000
+_POSTS_PER_FILE = 50_000
+# Comments of a post beyond these, the first ones, are left out; `labels.max_comments` samples fewer.
+_MAX_COMMENTS = 10_000
+_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+# Records in which a column must be found once.
+_SOME = 1_000
+_SCHEMA = """
+CREATE TABLE photos (post_id VARCHAR, image VARCHAR, names VARCHAR[], sensitive BOOLEAN);
+CREATE TABLE comments (post_id VARCHAR, key VARCHAR, text VARCHAR);
+CREATE TABLE clicks (post_id VARCHAR, button VARCHAR, key VARCHAR, count BIGINT);
+CREATE TABLE rejected (file VARCHAR, line BIGINT, reason VARCHAR);
+CREATE TABLE progress (file VARCHAR, records BIGINT, finished BOOLEAN);
+CREATE TABLE written (number BIGINT, last VARCHAR, counts VARCHAR);
+"""
+_TABLES: dict[type, tuple[str, pa.Schema]] = {
+    Photo: (
+        "photos",
+        pa.schema(
+            [("post_id", pa.string()), ("image", pa.string()), ("names", pa.list_(pa.string())), ("s", pa.bool_())]
+        ),
+    ),
+    Comment: ("comments", pa.schema([("post_id", pa.string()), ("key", pa.string()), ("text", pa.string())])),
+    Clicks: (
+        "clicks",
+        pa.schema([("post_id", pa.string()), ("button", pa.string()), ("key", pa.string()), ("count", pa.int64())]),
+    ),
+}
+
+
+def import_posts(
+    paths: Sequence[Path],
+    export: Kind,
+    output: Path,
+    *,
+    images: Path | None = None,
+    made_from: Any = None,
+    after_record: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Import posts files from an export, resuming an interrupted import.
+
+    Args:
+        paths: files of the export, in any order.
+        export: how their records are read.
+        output: directory of the posts files, `00000.jsonl` and so on. Images are named relative to it.
+        images: directory of the images, in `output` or below it; None = `output`. An image that no record names by path
+            is looked for by name, with one of the usual endings.
+        made_from: whatever else decides the posts, any JSON.
+        after_record: called for each record read.
+
+    Returns:
+        The description that is written to `import.json`: counts of posts, comments and buttons, and rejected records by
+        reason.
+
+    Raises:
+        UserError: a file that can't be read or lacks a column, `images` outside `output`, an output directory of
+            another import, or one in use.
+    """
+    output, directory = output.absolute(), (images or output).absolute()
+    if not directory.is_relative_to(output):
+        raise UserError(
+            f"The images {images} are not in {output}: posts name their images relative to their own file, so give an "
+            "output directory that holds them."
+        )
+    files = [(path, [path.name, (status := _stat(path)).st_size, status.st_mtime_ns]) for path in paths]
+    of_images = directory.relative_to(output)
+    key = artifact.fingerprint([sorted(about for _, about in files), export.title, made_from, str(of_images)])
+    output.mkdir(parents=True, exist_ok=True)
+    with artifact.lock(output / _LOCK, f"{output} is being written by another import: wait, or name another one."):
+        if (output / DESCRIPTION).exists():
+            done = json.loads((output / DESCRIPTION).read_text("utf-8"))
+            if done.get("import") != key:
+                raise UserError(f"{output} holds the posts of another import: name a new directory.")
+            shutil.rmtree(output / _WORK, ignore_errors=True)
+            return done
+        with _database(output / _WORK, key) as database:
+            for path, _ in files:
+                _read(database, path, export, after_record)
+            about = _write(database, output, of_images)
+        about = {"import": key, "source": export.title, "files": sorted(path.name for path in paths), **about}
+        artifact.write_json(output / DESCRIPTION, about)
+        shutil.rmtree(output / _WORK)
+        return about
+
+
+def _stat(path: Path) -> Any:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}): check the file.") from error
+
+
+@contextlib.contextmanager
+def _database(work: Path, key: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open the database of an import; it holds people's words, so that only the owner can read it."""
+    marker = work / "import"
+    if work.exists() and (not marker.exists() or marker.read_text("utf-8") != key):
+        if marker.exists():
+            raise UserError(f"{work.parent} holds a begun import of other files: name a new directory, or delete it.")
+        shutil.rmtree(work)
+    if not work.exists():
+        work.mkdir(mode=0o700)
+        with duckdb.connect(work / "rows.duckdb") as fresh:
+            fresh.execute(_SCHEMA)
+        artifact.write_text(marker, key)
+    settings: dict[str, Any] = {"memory_limit": _MEMORY, "temp_directory": str(work / "spilled"), "threads": 2}
+    with duckdb.connect(work / "rows.duckdb", config=settings) as database:
+        yield database
+
+
+def _read(database: duckdb.DuckDBPyConnection, path: Path, export: Kind, after_record: Callable[[], None]) -> None:
+    """Add the rows of a file from where reading stopped."""
+    state = database.execute("SELECT max(records), bool_or(finished) FROM progress WHERE file = ?", [str(path)])
+    done, finished = state.fetchone() or (None, None)
+    if finished:
+        return
+    done = done or 0
+    records = itertools.islice(_records(path, export.columns), done, None)
+    while batch := list(itertools.islice(records, _BATCH)):
+        rows: dict[type, list[Row]] = {kind: [] for kind in _TABLES}
+        rejected = []
+        for line, record in batch:
+            after_record()
+            try:
+                if isinstance(record, BadPost):
+                    raise record
+                if not isinstance(record, Mapping):
+                    raise BadPost("no_object")
+                found = export.read(record)
+            except BadPost as bad:
+                rejected.append((path.name, line, bad.reason))
+            else:
+                for row in found:
+                    rows[type(row)].append(row)
+        done += len(batch)
+        _add(database, rows, rejected, (str(path), done, False))
+    _add(database, {}, [], (str(path), done, True))
+
+
+def _add(
+    database: duckdb.DuckDBPyConnection,
+    rows: Mapping[type, Sequence[Row]],
+    rejected: Sequence[tuple[str, int, str]],
+    progress: tuple[str, int, bool],
+) -> None:
+    database.begin()
+    for of_kind, chosen in rows.items():
+        if chosen:
+            name, schema = _TABLES[of_kind]
+            columns = zip(*map(astuple, chosen), strict=True)
+            # Lone surrogates can't be stored.
+            cleaned = [
+                pa.array([_storable(value) for value in column], field.type)
+                for column, field in zip(columns, schema, strict=True)
+            ]
+            batch = pa.Table.from_arrays(cleaned, schema=schema)
+            database.register("batch", batch)
+            database.execute(f"INSERT INTO {name} SELECT * FROM batch")
+            database.unregister("batch")
+    if rejected:
+        database.executemany("INSERT INTO rejected VALUES (?, ?, ?)", rejected)
+    database.execute("INSERT INTO progress VALUES (?, ?, ?)", progress)
+    database.commit()
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "")
+    return [_storable(one) for one in value] if isinstance(value, tuple) else value
+
+
+def _records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    """Yield line or row, and record, of a CSV file, a Parquet file or JSON lines, packed or not."""
+    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
+    if kind(path) == "parquet":
+        yield from _parquet(path, columns)
+    elif name.endswith((".csv", ".tsv")):
+        yield from _csv(path, columns, "\t" if name.endswith(".tsv") else ",")
+    else:
+        yield from _json(path, columns)
+
+
+def _parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_columns(path, columns, file.schema_arrow.names)
+            number = itertools.count(1)
+            for batch in file.iter_batches(256, columns=list(columns) or None):
+                for record in batch.to_pylist():
+                    yield next(number), record
+    except pa.ArrowException as error:
+        raise UserError(f"{path} can't be read as Parquet ({str(error).splitlines()[0]}): write it again.") from error
+
+
+def _csv(path: Path, columns: Sequence[str], separator: str) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(MAX_LINE_BYTES)
+    with opened(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", "replace", newline="") as text:
+        reader = csv.DictReader(text, delimiter=separator)
+        try:
+            _check_columns(path, columns, reader.fieldnames or [])
+            for record in reader:
+                complete = None not in record and None not in record.values()
+                yield reader.line_num, record if complete else BadPost("columns_missing_or_many")
+        except csv.Error as error:
+            raise UserError(f"{path} can't be read as CSV after line {reader.line_num:,} ({error}).") from error
+
+
+def _json(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    missing, number = set(columns), 0
+    for decoded, after in json_records(path):
+        # A line may hold a page of an API, a list of records.
+        for record in decoded if isinstance(decoded, list) else [decoded]:
+            number += 1
+            if isinstance(record, Mapping):
+                missing -= record.keys()
+            if missing and number == _SOME:
+                _check_columns(path, columns, set(columns) - missing)
+            yield after.line, record
+    if number:
+        _check_columns(path, columns, set(columns) - missing)
+
+
+def _check_columns(path: Path, columns: Iterable[str], there: Iterable[str]) -> None:
+    there = list(there)
+    if missing := [name for name in columns if name not in there]:
+        raise UserError(
+            f"{path} has no column {missing[0]!r}: it has {', '.join(sorted(there)[:30]) or 'none that is asked for'}."
+        )
+
+
+def _write(database: duckdb.DuckDBPyConnection, output: Path, images: Path) -> dict[str, Any]:
+    """Write the posts files that are missing; return the counts of all."""
+    state = database.execute("SELECT number, last FROM written ORDER BY number DESC LIMIT 1").fetchone()
+    number, last = state if state else (-1, "")
+    posts = _posts(database, last, output, images)
+    while first := next(posts, None):
+        number += 1
+        counts: Counter[str] = Counter()
+        with artifact.atomic_file(output / f"{number:05d}.jsonl") as file:
+            for post, of_post in itertools.islice(itertools.chain([first], posts), _POSTS_PER_FILE):
+                counts.update(of_post)
+                last = post.get("post_id", last)
+                if "reject" not in post:
+                    file.write(f"{json.dumps(post, ensure_ascii=False)}\n".encode())
+        # A cursor of its own: the streams of posts are open.
+        with database.cursor() as cursor:
+            cursor.execute("INSERT INTO written VALUES (?, ?, ?)", [number, last, json.dumps(counts)])
+    total: Counter[str] = Counter()
+    for (text,) in database.execute("SELECT counts FROM written").fetchall():
+        total.update(json.loads(text))
+    reasons = dict(database.execute("SELECT reason, count(*) FROM rejected GROUP BY reason ORDER BY reason").fetchall())
+    reasons |= {name.removeprefix("rejected "): total.pop(name) for name in [*total] if name.startswith("rejected ")}
+    named = database.execute(
+        "SELECT file, line, reason FROM (SELECT *, row_number() OVER (PARTITION BY reason ORDER BY file, line) AS place"
+        " FROM rejected) WHERE place <= 100 ORDER BY reason, file, line"
+    ).fetchall()
+    return {
+        "counts": {name: count for name, count in sorted(total.items()) if not name.startswith("button ")},
+        "buttons": {
+            name.removeprefix("button "): count for name, count in total.most_common() if name.startswith("button ")
+        },
+        "rejected": reasons,
+        "rejected_records": [dict(zip(("file", "line", "reason"), row, strict=True)) for row in named],
+    }
+
+
+def _posts(
+    database: duckdb.DuckDBPyConnection, after: str, output: Path, images: Path
+) -> Iterator[tuple[dict[str, Any], Counter[str]]]:
+    """Yield posts in the order of their ids, after the id `after`, each with what there is to count.
+
+    A post that breaks the schema of `vise_jax.posts` is {"post_id", "reject"}.
+    """
+    of_photos = "SELECT post_id FROM photos"
+    photos = _stream(database, "SELECT * FROM photos WHERE post_id > ? ORDER BY ALL", after)
+    comments = _groups(
+        database,
+        f"SELECT * FROM comments WHERE post_id > ? AND post_id IN ({of_photos}) ORDER BY post_id, key, text",
+        after,
+    )
+    clicks = _groups(
+        database,
+        f"SELECT * FROM clicks WHERE post_id > ? AND post_id IN ({of_photos}) "
+        "ORDER BY post_id, button, key, count DESC",
+        after,
+    )
+    for post_id, rows in itertools.groupby(photos, key=lambda row: row[0]):
+        same = list(itertools.islice(rows, 2))
+        _, image, names, sensitive = same[0]
+        counts = Counter({"posts": 1, "posts_twice": len(same) - 1})
+        # Keys are dict keys: the first of equal ones, in the order of the stream.
+        texts: dict[str, str] = {}
+        for _, key, text in comments(post_id):
+            if key in texts:
+                counts["comments_twice"] += 1
+            elif len(texts) < _MAX_COMMENTS:
+                texts[key] = text
+            else:
+                counts["comments_over_limit"] += 1
+        largest: dict[tuple[str, str], int] = {}
+        for _, button, key, count in clicks(post_id):
+            largest.setdefault((button, key), count)
+        reactions: Counter[str] = Counter()
+        for (button, _), count in largest.items():
+            reactions[button] += count
+        found = _image(output, images, image, names)
+        post: dict[str, Any] = {
+            "post_id": post_id,
+            "image": found,
+            "comments": list(texts.values()),
+            "reactions": dict(reactions) or None,
+        }
+        if sensitive:
+            post["sensitive"] = True
+        try:
+            parse(post, buttons=Buttons(others="ignore"))
+        except BadPost as bad:
+            yield {"post_id": post_id, "reject": bad.reason}, Counter({f"rejected {bad.reason}": 1})
+            continue
+        counts.update({"comments": len(texts), "images_missing": found is None, "sensitive": bool(sensitive)})
+        counts.update({f"button {button}": count for button, count in reactions.items()})
+        yield post, counts
+
+
+def _stream(database: duckdb.DuckDBPyConnection, query: str, after: str) -> Iterator[tuple]:
+    with database.cursor() as cursor:
+        result = cursor.execute(query, [after])
+        while rows := result.fetchmany(_BATCH):
+            yield from rows
+
+
+def _groups(database: duckdb.DuckDBPyConnection, query: str, after: str) -> Callable[[str], Iterator[tuple]]:
+    """Return a function that takes post ids in ascending order and gives the rows of each."""
+    stream = _stream(database, query, after)
+    ahead: list[tuple] = []
+
+    def rows_of(post_id: str) -> Iterator[tuple]:
+        for row in itertools.chain([ahead.pop()] if ahead else [], stream):
+            if row[0] == post_id:
+                yield row
+            elif row[0] > post_id:
+                ahead.append(row)
+                return
+
+    return rows_of
+
+
+def _image(output: Path, images: Path, image: str, names: Sequence[str]) -> str | None:
+    """Return the path of an image relative to `output`, or None where there is none."""
+    if image:
+        path = images / image
+        is_inside = not path.is_absolute() and ".." not in path.parts
+        return str(path) if is_inside and (output / path).is_file() else None
+    for name in names:
+        if name and "/" not in name and "\0" not in name and name not in (".", ".."):
+            for ending in _ENDINGS:
+                if (output / images / f"{name}{ending}").is_file():
+                    return str(images / f"{name}{ending}")
+    return None

@@ -1,0 +1,322 @@
+"""The kinds of exports: each turns a record into rows, by the source's public documentation.
+
+CrowdTangle: the CSV of its historical data (https://help.crowdtangle.com/en/articles/3213537-crowdtangle-codebook).
+
+Reddit: objects of the API, one per line, as in Pushshift's dumps (https://www.reddit.com/dev/api).
+
+Fediverse: Mastodon's `Status` (https://docs.joinmastodon.org/entities/Status/), with Pleroma's and glitch-soc's emoji
+reactions, and Misskey's `Note` (https://misskey-hub.net/en/docs/for-developers/api/).
+
+Bluesky: `app.bsky.feed.defs#postView` and `#feedViewPost`, and Jetstream's commits of `app.bsky.feed.post` and
+`app.bsky.feed.like` (https://docs.bsky.app/docs/api/app-bsky-feed-get-posts).
+"""
+
+import hashlib
+import html
+import html.parser
+import re
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vise_jax.errors import UserError
+from vise_jax.importing.rows import Clicks, Comment, Photo, Row
+from vise_jax.posts import BadPost
+
+Record = Mapping[str, Any]
+# Rows of a record; none where it is of no interest.
+Reader = Callable[[Record], list[Row]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of export.
+
+    Attributes:
+        title: shown by `--help`.
+        read: rows of a record; raises `BadPost` with the reason to reject it.
+        columns: that a table must have.
+    """
+
+    title: str
+    read: Reader
+    columns: tuple[str, ...] = ()
+
+
+# Buttons by column of CrowdTangle. Exports of before 2020 have no "Care".
+_CROWDTANGLE = {name: name.lower() for name in ("Likes", "Love", "Wow", "Haha", "Sad", "Angry", "Care")}
+_CROWDTANGLE_IMAGES = ("Photo", "photo")
+_REDDIT_DELETED = frozenset({"[deleted]", "[removed]", ""})
+_IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def crowdtangle(record: Record) -> list[Row]:
+    """Return the rows of a line of CrowdTangle's CSV. The message, which is the page's own, is the only comment."""
+    kind = record.get("Type")
+    if kind and kind not in _CROWDTANGLE_IMAGES:
+        return []
+    post_id = _of_address(str(record.get("URL") or ""))
+    rows: list[Row] = [Photo(post_id, names=(post_id,))]
+    if message := record.get("Message"):
+        rows.append(Comment(post_id, "", _text(message)))
+    rows += [
+        Clicks(post_id, button, "", count)
+        for column, button in _CROWDTANGLE.items()
+        if (count := _count(record.get(column)))
+    ]
+    return rows
+
+
+def reddit(record: Record) -> list[Row]:
+    """Return the rows of a submission with an image, or of a comment.
+
+    Comments that were deleted, are by a bot (AutoModerator, or a name that ends in "bot") or pinned by moderators are
+    dropped. A score is no number of clicks and is not read.
+    """
+    if "link_id" in record:
+        return _reddit_comment(record)
+    name = _id(record, "id")
+    address = str(record.get("url") or "")
+    is_image = record.get("post_hint") == "image" or urllib.parse.urlsplit(address).path.lower().endswith(
+        _IMAGE_ENDINGS
+    )
+    if not is_image or record.get("is_self"):
+        return []
+    return [Photo(f"t3_{name}", names=(name, f"t3_{name}"), sensitive=bool(record.get("over_18")))]
+
+
+def _reddit_comment(record: Record) -> list[Row]:
+    author = str(record.get("author") or "").lower()
+    body = _text(record.get("body") or "")
+    if body in _REDDIT_DELETED:
+        raise BadPost("comment_deleted")
+    if author == "automoderator" or author.endswith("bot"):
+        raise BadPost("comment_of_bot")
+    if record.get("stickied"):
+        raise BadPost("comment_pinned")
+    key = f"{_count(record.get('created_utc')):012d} {_id(record, 'id')}"
+    return [Comment(_id(record, "link_id"), key, html.unescape(body))]
+
+
+def fediverse(record: Record) -> list[Row]:
+    """Return the rows of a Mastodon status or a Misskey note.
+
+    A reply is a comment of what it replies to. Favourites are the button "favourite", emoji reactions are buttons by
+    their emoji, or by their name for custom ones.
+    """
+    if isinstance(record.get("reblog"), Mapping):
+        record = record["reblog"]
+    post_id = _id(record, "id")
+    rows: list[Row] = []
+    parent = record.get("in_reply_to_id") or record.get("replyId")
+    if parent:
+        text = without_tags(_text(record["content"])) if "content" in record else _text(record.get("text") or "")
+        if text.strip():
+            rows.append(Comment(str(parent), f"{record.get('created_at') or record.get('createdAt')} {post_id}", text))
+    media = [*_list(record.get("media_attachments")), *_list(record.get("files"))]
+    pictures = [one for one in media if str(one.get("type")).split("/")[0] == "image"]
+    if pictures:
+        warned = record.get("sensitive") or record.get("spoiler_text") or record.get("cw")
+        hidden = warned or any(one.get("isSensitive") for one in pictures)
+        names = tuple(str(one["id"]) for one in pictures[:1] if "id" in one)
+        rows.append(Photo(post_id, names=(*names, post_id), sensitive=bool(hidden)))
+        rows += [Clicks(post_id, button, "", count) for button, count in _fediverse_clicks(record).items() if count]
+    return rows
+
+
+def _fediverse_clicks(record: Record) -> dict[str, int]:
+    clicks = {"favourite": _count(record.get("favourites_count"))}
+    reactions = record.get("reactions")
+    if isinstance(reactions, Mapping):
+        clicks |= {_emoji(name): _count(count) for name, count in reactions.items()}
+    pleroma = record.get("pleroma")
+    named = [*_list(reactions), *_list(pleroma.get("emoji_reactions") if isinstance(pleroma, Mapping) else None)]
+    return clicks | {_emoji(str(one.get("name"))): _count(one.get("count")) for one in named}
+
+
+def _emoji(name: str) -> str:
+    """Return Misskey's `:name@host:` and `:name:` as `name`."""
+    return name.strip(":").split("@")[0] if name.startswith(":") else name
+
+
+def bluesky(record: Record) -> list[Row]:
+    """Return the rows of a post, a reply or a like. An image is looked for by its CID."""
+    commit = record.get("commit")
+    if isinstance(commit, Mapping):
+        return _jetstream(record, commit)
+    view = _mapping(record.get("post")) or record
+    post_id, content = _id(view, "uri"), view.get("record")
+    if not isinstance(content, Mapping):
+        raise BadPost("record_missing")
+    rows = _bluesky_post(post_id, content)
+    if any(isinstance(row, Photo) for row in rows) and (likes := _count(view.get("likeCount"))):
+        rows.append(Clicks(post_id, "like", "", likes))
+    return rows
+
+
+def _jetstream(record: Record, commit: Record) -> list[Row]:
+    content = commit.get("record")
+    if commit.get("operation") not in (None, "create") or not isinstance(content, Mapping):
+        return []
+    collection = str(commit.get("collection"))
+    own = f"at://{record.get('did')}/{collection}/{commit.get('rkey')}"
+    if collection == "app.bsky.feed.like":
+        # A like is told from another by a number that doesn't tell who liked.
+        return [Clicks(_id(_mapping(content.get("subject")), "uri"), "like", _digest(own), 1)]
+    return _bluesky_post(own, content) if collection == "app.bsky.feed.post" else []
+
+
+def _bluesky_post(post_id: str, content: Record) -> list[Row]:
+    rows: list[Row] = []
+    if reply := content.get("reply"):
+        root, text = _id(_mapping(_mapping(reply).get("root")), "uri"), _text(content.get("text") or "")
+        if text.strip():
+            rows.append(Comment(root, f"{content.get('createdAt')} {_digest(post_id)}", text))
+    embed = _mapping(content.get("embed"))
+    images = _list(_mapping(embed.get("media", embed)).get("images"))
+    links = [_mapping(_mapping(one.get("image")).get("ref")).get("$link") for one in images]
+    if images:
+        labels = _list(_mapping(content.get("labels")).get("values"))
+        rows.append(Photo(post_id, names=tuple(map(str, filter(None, links[:1]))), sensitive=bool(labels)))
+    return rows
+
+
+def of_table(fields: Mapping[str, str]) -> Kind:
+    """Return the kind of a table.
+
+    Args:
+        fields: where a post's fields are in a record: `post_id` and, optionally, `image`, `sensitive`, `comments` and
+            `reactions.NAME`. A place is a name, names joined by dots, and `[]` after a name for all elements of a list.
+
+    Raises:
+        UserError: an unknown field, or no `post_id`.
+    """
+    for field in fields:
+        if field not in ("post_id", "image", "sensitive", "comments") and not re.fullmatch(r"reactions\..+", field):
+            raise UserError(
+                f"--map has no field {field!r}: choose from post_id, image, sensitive, comments, reactions.NAME."
+            )
+    if "post_id" not in fields:
+        raise UserError("--map has no post_id: give it the name of the field that identifies a post.")
+
+    columns = tuple(dict.fromkeys(re.split(r"[.\[]", place)[0] for place in fields.values()))
+    return Kind("a table", lambda record: _of_table(fields, record), columns)
+
+
+def _of_table(fields: Mapping[str, str], record: Record) -> list[Row]:
+    found = {field: _at(record, place) for field, place in fields.items()}
+    if len(found["post_id"]) != 1 or found["post_id"][0] == "":
+        raise BadPost("post_id_missing")
+    post_id = str(found["post_id"][0])
+    image, hidden = (next(iter(found.get(field, ())), None) for field in ("image", "sensitive"))
+    rows: list[Row] = [Photo(post_id, str(image or ""), (post_id,), sensitive=bool(hidden))]
+    comments = [value for value in found.get("comments", ()) if value is not None]
+    rows += [Comment(post_id, f"{number:08d}", _text(value)) for number, value in enumerate(comments)]
+    for field, values in found.items():
+        if field.startswith("reactions.") and (count := sum(map(_count, values))):
+            rows.append(Clicks(post_id, field.removeprefix("reactions."), "", count))
+    return rows
+
+
+KINDS: dict[str, Kind] = {
+    "crowdtangle": Kind(
+        "CrowdTangle's CSV export", crowdtangle, ("URL", "Message", *(name for name in _CROWDTANGLE if name != "Care"))
+    ),
+    "reddit": Kind("dumps of Reddit's submissions and comments (RS_*.zst, RC_*.zst)", reddit),
+    "fediverse": Kind("statuses of Mastodon or notes of Misskey, as JSON lines", fediverse),
+    "bluesky": Kind("posts of app.bsky.feed, or Jetstream's events, as JSON lines", bluesky),
+}
+
+
+class _Text(html.parser.HTMLParser):
+    """Collect the text of a fragment, without mentions of people."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.parts: list[str] = []
+        self._in_mention = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        classes = (dict(attrs).get("class") or "").split()
+        if self._in_mention or (tag == "a" and "mention" in classes and "hashtag" not in classes):
+            self._in_mention += tag == "a"
+        if tag in ("br", "p"):
+            self.parts.append("\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "a" and self._in_mention:
+            self._in_mention -= 1
+
+    def handle_data(self, data: str) -> None:
+        if not self._in_mention:
+            self.parts.append(data)
+
+
+def without_tags(markup: str) -> str:
+    """Return the text of a status's HTML; mentions of people are left out."""
+    reader = _Text()
+    reader.feed(markup)
+    reader.close()
+    return "".join(reader.parts).strip()
+
+
+def _of_address(address: str) -> str:
+    """Return the id of a post from its address: the parameter that names it, or the last id in the path."""
+    parts = urllib.parse.urlsplit(address)
+    query = urllib.parse.parse_qs(parts.query)
+    ids = [query[name][0] for name in ("story_fbid", "fbid", "v") if name in query]
+    ids += re.findall(r"\bpfbid\w+|\d{5,}", parts.path)[::-1]
+    if not ids:
+        raise BadPost("post_id_missing")
+    return ids[0]
+
+
+def _id(record: Record, field: str) -> str:
+    value = record.get(field)
+    if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
+        raise BadPost(f"{field}_missing")
+    return str(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise BadPost("comment_no_text")
+    return value
+
+
+def _count(value: Any) -> int:
+    """Return a count; text may have thousands separators."""
+    if value is None or value == "":
+        return 0
+    try:
+        count = int(re.sub(r"[,. '\u00a0\u202f](?=\d{3}(?!\d))", "", value)) if isinstance(value, str) else int(value)
+    except (ValueError, TypeError, OverflowError):
+        raise BadPost("count_no_number") from None
+    if count < 0 or isinstance(value, bool):
+        raise BadPost("count_no_number")
+    return count
+
+
+def _list(value: Any) -> list[Record]:
+    return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
+
+
+def _mapping(value: Any) -> Record:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=12).hexdigest()
+
+
+def _at(record: Any, place: str) -> Sequence[Any]:
+    """Return the values at a place, e.g. `replies[].text`."""
+    values = [record]
+    for name in place.split("."):
+        every = name.endswith("[]")
+        inner = [value.get(name.removesuffix("[]")) for value in values if isinstance(value, Mapping)]
+        values = [one for value in inner for one in (value if isinstance(value, list) and every else [value])]
+        values = [value for value in values if value is not None]
+    # The last name may be a list's without brackets.
+    return [one for value in values for one in (value if isinstance(value, list) else [value])]

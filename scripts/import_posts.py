@@ -24,6 +24,7 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vise_jax import cli
 from vise_jax.errors import UserError
@@ -31,6 +32,8 @@ from vise_jax.posts import expand, summary
 from vise_jax.progress import Progress
 
 _KINDS = ("crowdtangle", "reddit", "fediverse", "bluesky", "table")
+# Buttons in the printed table, the most used ones.
+_BUTTONS = 20
 _FROM = flags.DEFINE_enum("from", None, _KINDS, "What wrote the export.")
 _INPUT = flags.DEFINE_string("input", None, "The export's files: a path, a glob, or several, joined by commas.")
 _OUTPUT = flags.DEFINE_string("output", None, "Directory of the posts files. It holds the images.")
@@ -63,12 +66,14 @@ def main(words: list[str]) -> None:
             made_from=_MAP.value,
             after_record=progress.advance,
         )
-    table = Table("", "number", title=f"posts of {output}")
+    table = Table("imported", "number")
     table.columns[1].justify = "right"
-    for name, count in {**about["counts"], **{f"button {name}": n for name, n in about["buttons"].items()}}.items():
+    for name, count in about["counts"].items():
         table.add_row(name.replace("_", " "), f"{count:,}")
+    for name, count in sorted(about["buttons"].items(), key=lambda item: -item[1])[:_BUTTONS]:
+        table.add_row(Text(f"clicks on {name}"), f"{count:,}")
     Console().print(table)
-    print(f"left out: {summary(about['rejected'])}")
+    print(f"{output}: import.json has all counts; left out: {summary(about['rejected'])}")
 
 
 def _fields(pairs: list[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ FLOORS = [
     {"errors"},
     {"artifact", "progress", "config", "cli", "similarity", "preprocessing", "logging", "machine", "hosts"},
     {"posts", "text"},
-    {"data", "models"},
+    {"data", "models", "importing"},
     {"variables", "model_card"},
     {"encoder", "demo"},
     {"text_encoder"},

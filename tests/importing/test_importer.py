@@ -96,6 +96,10 @@ class Killed(BaseException):
     pass
 
 
+def killed():
+    raise Killed
+
+
 def test_an_interrupted_import_ends_the_same(tmp_path, monkeypatch):
     paths, _ = dumps(tmp_path)
     importer.import_posts(paths, kinds.KINDS["reddit"], tmp_path / "whole")
@@ -168,7 +172,11 @@ def test_what_is_refused(tmp_path):
     refused(r"cut\.jsonl\.zst is truncated", ["cut.jsonl.zst"], kinds.KINDS["reddit"], tmp_path / "3")
     refused(r"none\.csv can't be read", ["none.csv"], output=tmp_path / "4")
     refused("give an output directory that holds them", ["t.csv"], output=tmp_path / "5", images=tmp_path / "images")
-    refused("begun import of other files", ["t.jsonl"])
+    # Nothing was read: the corrected command may follow.
+    assert not (out / ".import").exists()
+    with pytest.raises(Killed):
+        importer.import_posts([tmp_path / "t.jsonl"], kinds.KINDS["reddit"], out, after_record=killed)
+    refused("begun import of other files", ["t.csv"])
     (tmp_path / "good.csv").write_text("id,file,texts,hearts\n1,,a,2\n")
     importer.import_posts([tmp_path / "good.csv"], TABLE, tmp_path / "6")
     refused("holds the posts of another import", ["t.csv"], output=tmp_path / "6")

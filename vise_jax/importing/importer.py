@@ -113,7 +113,7 @@ def import_posts(
         about = {"import": key, "source": export.title, "files": sorted(path.name for path in paths), **about}
         artifact.write_json(output / DESCRIPTION, about)
         shutil.rmtree(output / _WORK)
-        return about
+        return json.loads((output / DESCRIPTION).read_text("utf-8"))
 
 
 def _stat(path: Path) -> Any:
@@ -138,7 +138,13 @@ def _database(work: Path, key: str) -> Iterator[duckdb.DuckDBPyConnection]:
         artifact.write_text(marker, key)
     settings: dict[str, Any] = {"memory_limit": _MEMORY, "temp_directory": str(work / "spilled"), "threads": 2}
     with duckdb.connect(work / "rows.duckdb", config=settings) as database:
-        yield database
+        try:
+            yield database
+        except UserError:
+            # Nothing is there to resume: another command may take its place.
+            if not database.execute("SELECT * FROM progress").fetchone():
+                shutil.rmtree(work)
+            raise
 
 
 def _read(database: duckdb.DuckDBPyConnection, path: Path, export: Kind, after_record: Callable[[], None]) -> None:
@@ -148,8 +154,8 @@ def _read(database: duckdb.DuckDBPyConnection, path: Path, export: Kind, after_r
     if finished:
         return
     done = done or 0
-    records = itertools.islice(_records(path, export.columns), done, None)
-    while batch := list(itertools.islice(records, _BATCH)):
+    rest = itertools.islice(records(path, export.columns), done, None)
+    while batch := list(itertools.islice(rest, _BATCH)):
         rows: dict[type, list[Row]] = {kind: [] for kind in _TABLES}
         rejected = []
         for line, record in batch:
@@ -202,7 +208,7 @@ def _storable(value: Any) -> Any:
     return [_storable(one) for one in value] if isinstance(value, tuple) else value
 
 
-def _records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+def records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
     """Yield line or row, and record, of a CSV file, a Parquet file or JSON lines, packed or not."""
     name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
     if kind(path) == "parquet":

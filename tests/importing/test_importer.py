@@ -157,6 +157,24 @@ def test_tables(tmp_path, pack):
     assert {row["line"] for row in about["rejected_records"]} == {4, 6}
 
 
+def test_hostile_values(tmp_path):
+    lines = [
+        '{"id": "\\ud800", "texts": "a\\ud800\\u0000b", "file": "x\\u0000", "hearts": 1}',
+        '{"id": "a\\u0000b", "texts": ["c"], "file": "/etc/passwd", "hearts": 1}',
+        '{"id": "../../etc/passwd", "texts": ["c"], "file": null, "hearts": 1}',
+        '{"id": "' + "x" * 2000 + '", "texts": null, "file": null, "hearts": 1}',
+        '{"id": "n", "texts": {"a": 1}, "file": null, "hearts": 1e400}',
+        "[" * 100_000,
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines) + "\n")
+    about = importer.import_posts([tmp_path / "t.jsonl"], TABLE, tmp_path / "out")
+    found = {post.post_id: post for post in posts_of(tmp_path / "out")}
+    assert found.keys() == {"\ufffd", "a\0b", "../../etc/passwd"}
+    assert found["\ufffd"].comments == ("a\ufffd\0b",)
+    assert not any(post.image for post in found.values())
+    assert about["rejected"] == {"comment_no_text": 1, "malformed_json": 1, "post_id_too_long": 1}
+
+
 def test_what_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text("id,file,hearts\n1,,2\n")
     (tmp_path / "t.jsonl").write_text('{"id": 1, "file": null, "texts": []}\n')

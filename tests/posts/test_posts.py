@@ -2,7 +2,9 @@
 
 import gzip
 import hashlib
+import io
 import json
+import tarfile
 from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
@@ -252,6 +254,68 @@ def test_parquet_holds_image_bytes_and_malformed_text_costs_one_row(tmp_path: Pa
     found, reject_log = read(tmp_path / "p.parquet")
     assert [(post.post_id, post.image_bytes, post.line) for post in found] == [("a", b"1", 1), ("c", b"3", 3)]
     assert reject_log.rejected == {"invalid_utf8": 1}
+
+
+def test_images_of_hugging_face_datasets(tmp_path: Path) -> None:
+    images = [{"bytes": b"1", "path": "a.jpg"}, {"bytes": None, "path": "i/b.jpg"}, None]
+    nothing = pa.nulls(3)
+    table = pa.table({"post_id": ["a", "b", "c"], "image": images, "comments": nothing, "reactions": nothing})
+    pq.write_table(table, tmp_path / "p.parquet")
+    found, _ = read(tmp_path / "p.parquet")
+    assert [(post.image_bytes, post.image) for post in found] == [(b"1", None), (None, "i/b.jpg"), (None, None)]
+
+
+def samples(path: Path, *members: tuple[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_webdataset_tars(tmp_path: Path) -> None:
+    about = json.dumps({"comments": ["hi"], "reactions": {"love": 2}, "url": "https://x"}).encode()
+    long = "x" * 150  # its name has a header of its own
+    path = samples(
+        tmp_path / "p.tar",
+        ("000/1.jpg", b"one"),
+        ("000/1.json", about),
+        ("000/1.txt", b"caption"),
+        ("000/2.json", about),
+        ("000/3.png", b"three"),
+        ("001/3.PNG", b"another three"),
+        ("001/3.json", json.dumps({"post_id": "own", "image": "../../etc/passwd"}).encode()),
+        ("../evil.json", b"{"),
+        ("../evil.jpg", b"x"),
+        (f"{long}.webp", b"long"),
+        (f"{long}.json", b"{}"),
+    )
+    found, reject_log = read(path)
+    assert [(post.post_id, post.image_bytes, post.image, post.comments, post.line) for post in found] == [
+        ("1", b"one", None, ("hi",), 1),
+        ("own", b"another three", None, (), 4),
+        (long, b"long", None, (), 6),
+    ]
+    assert reject_log.rejected == {"image_missing": 1, "json_missing": 1, "malformed_json": 1}
+    # From each cursor on, the rest.
+    for number, post in enumerate(found):
+        assert list(posts.read(path, RejectLog(), post.after)) == found[number + 1 :]
+    assert posts.split_file(path, 1)[1] == [(posts.BEGINNING, None)]
+    # Wherever it is cut, that is said; nothing was written.
+    whole = path.read_bytes()
+    for end in range(600, whole.rindex(b"{}"), 400):
+        path.write_bytes(whole[:end])
+        with pytest.raises(UserError, match=r"p\.tar is truncated"):
+            read(path)
+    assert [one.name for one in tmp_path.iterdir()] == ["p.tar"]
+
+
+def test_members_of_tars_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1000)
+    path = samples(tmp_path / "p.tar", ("1.jpg", b"x" * 1001), ("1.json", b"{}"), ("2.jpg", b"x"), ("2.json", b"{}"))
+    found, reject_log = read(path)
+    assert ([post.post_id for post in found], reject_log.rejected) == (["2"], {"member_too_large": 1})
 
 
 def test_a_parquet_file_without_a_column_is_refused(tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import csv
 import io
 import itertools
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,27 @@ CREATE TABLE rejected (file VARCHAR, line BIGINT, reason VARCHAR);
 CREATE TABLE progress (file VARCHAR, records BIGINT, finished BOOLEAN);
 CREATE TABLE written (number BIGINT, last VARCHAR, counts VARCHAR);
 """
+
+
+@dataclass(frozen=True)
+class _Rejected:
+    """A record that is left out, by its place and not by its text."""
+
+    file: str
+    line: int
+    reason: str
+
+
 _TABLES: dict[type, tuple[str, pa.Schema]] = {
     Photo: (
         "photos",
         pa.schema(
-            [("post_id", pa.string()), ("image", pa.string()), ("names", pa.list_(pa.string())), ("s", pa.bool_())]
+            [
+                ("post_id", pa.string()),
+                ("image", pa.string()),
+                ("names", pa.list_(pa.string())),
+                ("sensitive", pa.bool_()),
+            ]
         ),
     ),
     Comment: ("comments", pa.schema([("post_id", pa.string()), ("key", pa.string()), ("text", pa.string())])),
@@ -58,6 +75,7 @@ _TABLES: dict[type, tuple[str, pa.Schema]] = {
         "clicks",
         pa.schema([("post_id", pa.string()), ("button", pa.string()), ("key", pa.string()), ("count", pa.int64())]),
     ),
+    _Rejected: ("rejected", pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", pa.string())])),
 }
 
 
@@ -156,8 +174,7 @@ def _read(database: duckdb.DuckDBPyConnection, path: Path, export: Kind, after_r
     done = done or 0
     rest = itertools.islice(records(path, export.columns), done, None)
     while batch := list(itertools.islice(rest, _BATCH)):
-        rows: dict[type, list[Row]] = {kind: [] for kind in _TABLES}
-        rejected = []
+        rows: dict[type, list[Row | _Rejected]] = {kind: [] for kind in _TABLES}
         for line, record in batch:
             after_record()
             try:
@@ -167,45 +184,45 @@ def _read(database: duckdb.DuckDBPyConnection, path: Path, export: Kind, after_r
                     raise BadPost("no_object")
                 found = export.read(record)
             except BadPost as bad:
-                rejected.append((path.name, line, bad.reason))
+                rows[_Rejected].append(_Rejected(path.name, line, bad.reason))
             else:
                 for row in found:
                     rows[type(row)].append(row)
         done += len(batch)
-        _add(database, rows, rejected, (str(path), done, False))
-    _add(database, {}, [], (str(path), done, True))
+        _add(database, rows, (str(path), done, False))
+    _add(database, {}, (str(path), done, True))
 
 
 def _add(
     database: duckdb.DuckDBPyConnection,
-    rows: Mapping[type, Sequence[Row]],
-    rejected: Sequence[tuple[str, int, str]],
+    rows: Mapping[type, Sequence[Row | _Rejected]],
     progress: tuple[str, int, bool],
 ) -> None:
     database.begin()
     for of_kind, chosen in rows.items():
         if chosen:
             name, schema = _TABLES[of_kind]
-            columns = zip(*map(astuple, chosen), strict=True)
-            # Lone surrogates can't be stored.
-            cleaned = [
-                pa.array([_storable(value) for value in column], field.type)
-                for column, field in zip(columns, schema, strict=True)
-            ]
-            batch = pa.Table.from_arrays(cleaned, schema=schema)
+            columns = [_array([getattr(row, field.name) for row in chosen], field.type) for field in schema]
+            batch = pa.Table.from_arrays(columns, schema=schema)
             database.register("batch", batch)
             database.execute(f"INSERT INTO {name} SELECT * FROM batch")
             database.unregister("batch")
-    if rejected:
-        database.executemany("INSERT INTO rejected VALUES (?, ?, ?)", rejected)
     database.execute("INSERT INTO progress VALUES (?, ?, ?)", progress)
     database.commit()
 
 
-def _storable(value: Any) -> Any:
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """Return a column. Lone surrogates can't be stored: they become U+FFFD."""
+    try:
+        return pa.array(values, kind)
+    except UnicodeEncodeError:
+        return pa.array([_without_surrogates(value) for value in values], kind)
+
+
+def _without_surrogates(value: Any) -> Any:
     if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "")
-    return [_storable(one) for one in value] if isinstance(value, tuple) else value
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return [_without_surrogates(one) for one in value] if isinstance(value, tuple) else value
 
 
 def records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
@@ -389,10 +406,18 @@ def _image(output: Path, images: Path, image: str, names: Sequence[str]) -> str 
     if image:
         path = images / image
         is_inside = not path.is_absolute() and ".." not in path.parts
-        return str(path) if is_inside and (output / path).is_file() else None
+        return str(path) if is_inside and _is_file(output / path) else None
+    beside = "" if images == Path() else f"{images}/"
     for name in names:
-        if name and "/" not in name and "\0" not in name and name not in (".", ".."):
+        if name and "/" not in name:
             for ending in _ENDINGS:
-                if (output / images / f"{name}{ending}").is_file():
-                    return str(images / f"{name}{ending}")
+                if _is_file(f"{output}/{beside}{name}{ending}"):
+                    return f"{beside}{name}{ending}"
     return None
+
+
+def _is_file(path: str | Path) -> bool:
+    try:
+        return os.path.isfile(path)
+    except ValueError:  # a NUL in it
+        return False

@@ -1,4 +1,4 @@
-"""Readers of posts files: JSONL (plain, gzip or Zstandard) and Parquet, streamed post by post."""
+"""Readers of posts files: JSONL (plain, gzip or Zstandard), Parquet and WebDataset tars, streamed post by post."""
 
 import contextlib
 import glob
@@ -7,6 +7,7 @@ import hashlib
 import io
 import itertools
 import json
+import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,7 +33,8 @@ _PACKED_BYTES = 2**12
 MAX_WINDOW = 2**31
 _PARQUET_NEEDS = ("post_id", "comments", "reactions")
 _GZIP, _ZSTANDARD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".tar")
+_IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 # Decoded JSON or a Parquet row, or why there is none; and the cursor after it.
 _Record = tuple[object, Cursor]
 
@@ -61,8 +63,8 @@ def expand(patterns: str) -> list[Path]:
             matches = {Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()}
             if pattern and not matches:
                 raise UserError(
-                    f"No posts file matches {pattern!r}: give a .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, or a "
-                    "glob."
+                    f"No posts file matches {pattern!r}: give a .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .tar "
+                    "file, or a glob."
                 )
             files |= matches
         pieces = pieces[end:]
@@ -83,7 +85,8 @@ def read(
     Nothing is read ahead: the counts of `reject_log` are those up to the cursor after the last post.
 
     Args:
-        path: a posts file. Its content decides between plain text, gzip, Zstandard and Parquet.
+        path: a posts file: Parquet or tar by its name; otherwise its content decides between plain text, gzip and
+            Zstandard.
         reject_log: of this file.
         start: where to start, at the beginning of a line or row.
         end: offset; posts that start at or after it are not read.
@@ -115,7 +118,7 @@ def _kind(path: Path) -> str:
 
 
 def kind(path: Path) -> str:
-    """Return "plain", "gzip", "zstandard" or "parquet", by the first bytes of a file.
+    """Return "parquet" or "tar" by the name of a file; else "plain", "gzip", "zstandard" or "parquet" by its content.
 
     Raises:
         UserError: the file can't be read.
@@ -125,18 +128,16 @@ def kind(path: Path) -> str:
             first = file.read(4)
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}): check the file.") from error
-    if path.name.endswith(".parquet"):
-        return "parquet"
+    if path.name.endswith((".parquet", ".tar")):
+        return path.suffix[1:]
     kinds = {_GZIP: "gzip", _ZSTANDARD: "zstandard", _PARQUET: "parquet"}
     return next((kind for magic, kind in kinds.items() if first.startswith(magic)), "plain")
 
 
 def _records(path: Path, start: Cursor, end: int | None) -> Iterator[_Record]:
-    if _kind(path) == "parquet":
-        with _explained(path):
-            yield from _parquet_records(path, start, end)
-    else:
-        yield from json_records(path, start, end)
+    readers = {"parquet": _parquet_records, "tar": _tar_records}
+    with _explained(path):
+        yield from readers.get(_kind(path), json_records)(path, start, end)
 
 
 @contextlib.contextmanager
@@ -144,7 +145,7 @@ def _explained(path: Path) -> Iterator[None]:
     """Turn errors of reading into one sentence."""
     try:
         yield
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, tarfile.TarError) as error:
         raise UserError(f"{path} is truncated or corrupt ({error}): copy it again.") from error
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror or error}): check the file.") from error
@@ -253,6 +254,56 @@ def _parquet_records(path: Path, start: Cursor, end: int | None) -> Iterator[_Re
                 number += 1
                 if number > start.line and (end is None or number <= end):
                     yield _parquet_row(batch.slice(row, 1)), Cursor(number, number)
+
+
+def _tar_records(path: Path, start: Cursor, end: int | None) -> Iterator[_Record]:
+    """Yield the samples of a WebDataset tar: members in a row with one key, up to the first dot of the name.
+
+    A sample is KEY.json, with the fields of a post but the image, and KEY.jpg or another image. The key is the post's
+    id if the JSON has none. The offset of a cursor is that of the next sample's header.
+    """
+    with open(path, "rb") as file:
+        file.seek(start.offset)
+        number, key, offset = start.line, ("", ""), start.offset
+        sample: dict[str, bytes | None] = {}
+        with tarfile.open(fileobj=file, mode="r|") as archive:
+            for member in archive:
+                if not member.isfile():
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                stem, _, suffix = name.partition(".")
+                # Offsets of the archive are those in the stream.
+                begins = start.offset + member.offset
+                if (folder, stem) != key:
+                    if sample:
+                        number += 1
+                        yield _of_sample(key[1], sample), Cursor(begins, number)
+                        sample = {}
+                    if end is not None and begins >= end:
+                        return
+                    key = folder, stem
+                content = archive.extractfile(member) if member.size <= MAX_LINE_BYTES else None
+                sample[suffix.lower()] = content.read() if content else None
+                offset = start.offset + archive.offset
+            ends = start.offset + archive.offset
+        # The library takes a file that was cut between two members for a whole one.
+        file.seek(ends)
+        if any(marker := file.read(tarfile.BLOCKSIZE)) or len(marker) < tarfile.BLOCKSIZE:
+            raise EOFError("the archive has no end")
+        if sample:
+            yield _of_sample(key[1], sample), Cursor(offset, number + 1)
+
+
+def _of_sample(key: str, sample: dict[str, bytes | None]) -> object:
+    if None in sample.values():
+        return BadPost("member_too_large")
+    images = [suffix for suffix in _IMAGE_SUFFIXES if suffix in sample]
+    if "json" not in sample or not images:
+        return BadPost("json_missing" if images else "image_missing")
+    record = _decode(sample["json"] or b"")
+    if not isinstance(record, dict):
+        return record
+    return {"post_id": key, **record, "image": None, "image_bytes": sample[images[0]]}
 
 
 def _row_groups(file: Any) -> list[int]:

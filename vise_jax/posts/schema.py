@@ -5,8 +5,8 @@ A post is a line of JSONL or a row of Parquet:
     {"post_id": str, "image": path relative to the posts file or null, "comments": [str] or null,
      "reactions": {"haha": int, "sorry": int, "angry": int, "wow": int, "love": int} or null}
 
-Other buttons than the paper's five are a setting (`Buttons`). A Parquet file may hold the image itself in a column
-`image_bytes`.
+Other buttons than the paper's five are a setting (`Buttons`). A Parquet file may hold the image itself, in a column
+`image_bytes` or as Hugging Face's datasets do, in `image`, a struct of `bytes` and `path`.
 """
 
 import decimal
@@ -118,13 +118,16 @@ def parse(record: object, mended: Counter[str] | None = None, buttons: Buttons =
     mended = Counter() if mended is None else mended
     if not isinstance(record, Mapping):
         raise BadPost(f"post_{_kind(record)}")
-    image_bytes = record.get("image_bytes")
+    image, image_bytes = record.get("image"), record.get("image_bytes")
+    if isinstance(image, Mapping):
+        # An image column of Hugging Face's datasets.
+        image, image_bytes = (None, image["bytes"]) if image.get("bytes") else (image.get("path"), image_bytes)
     if not isinstance(image_bytes, bytes | None):
         raise BadPost(f"image_bytes_{_kind(image_bytes)}")
     notes: Counter[str] = Counter()
     post = Post(
         post_id=_post_id(record.get("post_id"), notes),
-        image=_image(record.get("image"), notes),
+        image=_image(image, notes),
         image_bytes=image_bytes,
         comments=_comments(record.get("comments"), notes),
         reactions=_reactions(record.get("reactions"), buttons, notes),

@@ -1,6 +1,6 @@
 """Posts: their schema, readers that stream them, and the reject log."""
 
-from vise_jax.posts.readers import expand, is_empty, read, split_file
+from vise_jax.posts.readers import SUFFIXES, expand, is_empty, read, split_file
 from vise_jax.posts.reject_log import MAX_NAMED, RejectLog, summary
 from vise_jax.posts.schema import BEGINNING, REACTIONS, THE_PAPERS, BadPost, Buttons, Cursor, Post, parse
 
@@ -8,6 +8,7 @@ __all__ = [
     "BEGINNING",
     "MAX_NAMED",
     "REACTIONS",
+    "SUFFIXES",
     "THE_PAPERS",
     "BadPost",
     "Buttons",

@@ -33,7 +33,7 @@ _PACKED_BYTES = 2**12
 MAX_WINDOW = 2**31
 _PARQUET_NEEDS = ("post_id", "comments", "reactions")
 _GZIP, _ZSTANDARD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".tar")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".tar")
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 # Decoded JSON or a Parquet row, or why there is none; and the cursor after it.
 _Record = tuple[object, Cursor]
@@ -112,8 +112,8 @@ def read(
 
 def _kind(path: Path) -> str:
     """Return the `kind` of a posts file."""
-    if not path.name.endswith(_SUFFIXES):
-        raise UserError(f"{path} is no posts file by its name: it has to end in {', '.join(_SUFFIXES)}.")
+    if not path.name.endswith(SUFFIXES):
+        raise UserError(f"{path} is no posts file by its name: it has to end in {', '.join(SUFFIXES)}.")
     return kind(path)
 
 

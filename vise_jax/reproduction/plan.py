@@ -4,7 +4,7 @@ Everything lies below one directory, the workdir:
 
     data/TASK                     the datasets, see docs/datasets.md
     weights/METHOD.*              published checkpoints, e.g. weights/moco-resnet50.pth; weights/text/ for RoBERTa
-    posts/vise_1m, vise_250m      posts files, .jsonl, .jsonl.gz or .parquet
+    posts/vise_1m, vise_250m      posts files, see docs/data-format.md
     encoders, labelers, shards, runs, results       what the commands write
 
 Any of them may be a link.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from vise_jax import artifact, config
 from vise_jax.evaluation.tasks import TASKS
+from vise_jax.posts import SUFFIXES
 from vise_jax.reproduction.paper import METHODS, VISE_1M, Column, Experiment, Method
 
 # Images per second of a training step, as measured on 2 CPU cores (docs/performance.md). A forward pass takes a third.
@@ -26,7 +27,6 @@ MEASURED_ON = "2 CPU cores"
 _TEXT = "text"
 # Suffixes of checkpoints, as convert.py reads them.
 _SUFFIXES = (".pth", ".pt", ".th", ".tar", ".safetensors", ".npz")
-_POSTS = (".jsonl", ".jsonl.gz", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ class Plan:
     def _posts(self, name: str) -> list[str]:
         """Return a glob for each kind of posts files that is there."""
         directory = self.workdir / "posts" / name
-        return [str(directory / f"*{suffix}") for suffix in _POSTS if any(directory.glob(f"*{suffix}"))]
+        return [str(directory / f"*{suffix}") for suffix in SUFFIXES if any(directory.glob(f"*{suffix}"))]
 
     @staticmethod
     def _uses_text(column: Column) -> bool:

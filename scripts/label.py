@@ -6,8 +6,10 @@ r"""Make labels from engagement: fit a labeler on posts, then label posts into s
 
 Posts are lines of .jsonl, .jsonl.gz or .jsonl.zst, rows of .parquet or samples of .tar (WebDataset): {"post_id": str,
 "image": path relative to the posts file, "comments": [str], "reactions": {"haha": int, "sorry": int, "angry": int,
-"wow": int, "love": int}}; image, comments and reactions may be null. import_posts.py makes them of exports. --posts takes one glob or several, separated by commas. Both commands take the same posts: a hash
-of the post id decides which posts make clusters and which are trained on.
+"wow": int, "love": int}}; image, comments and reactions may be null. import_posts.py makes them of exports.
+
+--posts takes one glob or several, separated by commas. Both commands take the same posts: a hash of the post id decides
+which posts make clusters and which are trained on.
 
 --exclude names a file with post ids to leave out, one a line; relabel takes them out of finished shards.
 With --runner beam the work is done by Apache Beam, whose options come last:

@@ -10,10 +10,10 @@ studies change one thing each: the number of posts (Fig. 4), the heads (Table 3)
 the labels to fine-tune on, and the comment embeddings. Random initialization and training on the true labels are
 measured beside them.
 
-The same command resumes after an interruption. Every run takes the same number of steps. `results.csv`, `tables.md`,
-`evidence.json` and the figures hold the mean over the seeds and its 95% interval by Student's t. With --setting=gpu, a
-ResNet-18 of full width is trained for longer. The last line is one JSON object: accuracies divided by those of random
-initialization.
+The same command resumes after an interruption. Every run takes the same number of steps, except that the numbers of
+posts are trained on for the same number of epochs. `results.csv`, `tables.md`, `evidence.json` and the figures hold the
+mean over the seeds and its 95% interval by Student's t. With --setting=gpu, a ResNet-18 of full width is trained for
+longer. The last line is one JSON object: accuracies divided by those of random initialization.
 """
 
 import dataclasses
@@ -77,6 +77,7 @@ class Setting:
         shots: labels of each class in the low-shot study.
         tuning_steps: steps of fine-tuning, with any number of labels.
         sizes: numbers of posts.
+        epochs: of each size.
     """
 
     encoder: str
@@ -89,6 +90,7 @@ class Setting:
     shots: tuple[int, ...] = (10, 50, 200)
     tuning_steps: int = 300
     sizes: tuple[int, ...] = (1000, 4000, 15_000)
+    epochs: int = 4
 
 
 SETTINGS = {
@@ -129,6 +131,7 @@ class Cell:
         examples: number of posts to train on; 0 = all.
         embedding: `labels.comment_encoder`.
         truth: whether engagement names the true class (`pairing.true_labels`).
+        epochs: to train for; 0 = `Setting.steps`.
     """
 
     noise: float = 0.5
@@ -138,6 +141,7 @@ class Cell:
     examples: int = 0
     embedding: str = "lsa"
     truth: bool = False
+    epochs: int = 0
 
     @property
     def name(self) -> str:
@@ -145,9 +149,10 @@ class Cell:
         if self.truth:
             return "true_labels"
         heads = "+".join(self.heads)
-        return (
+        name = (
             f"noise{self.noise:g}-{heads}-k{self.comments}-{self.reactions}-n{self.examples or 'all'}-{self.embedding}"
         )
+        return f"{name}-{self.epochs}epochs" if self.epochs else name
 
 
 BASE = Cell()
@@ -168,7 +173,10 @@ def studies(setting: Setting, training: int) -> dict[str, dict[str, Cell]]:
             "comments": change(BASE, heads=("comments",)),
             "reactions": change(BASE, heads=("reactions",)),
         },
-        "size": {f"{size:,}": change(BASE, examples=size) for size in setting.sizes} | {f"{training:,}": BASE},
+        "size": {
+            f"{size or training:,}": change(BASE, examples=size, epochs=setting.epochs) for size in (*setting.sizes, 0)
+        },
+        "repeats": {f"{setting.sizes[0]:,}": change(BASE, examples=setting.sizes[0]), f"{training:,}": BASE},
         "noise": {f"{noise:g}": change(BASE, noise=noise) for noise in (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)},
         "clusters": {
             f"{comments} and {reactions}": change(BASE, comments=comments, reactions=reactions)
@@ -304,10 +312,11 @@ def configure(cell: Cell, seed: int, setting: Setting, posts: int, classes: int)
     experiment.model.update(name=setting.encoder, stem=setting.stem, width=setting.width, heads=cell.heads, bn_group=0)
     experiment.training.update(
         batch_size=setting.batch,
-        steps=setting.steps,
+        **({"epochs": cell.epochs} if cell.epochs else {"steps": setting.steps}),
         learning_rate=setting.rate,
         weight_decay=5e-4,
-        checkpoint_every=setting.steps,
+        # Only at the end.
+        checkpoint_every=1_000_000,
         evaluate_every=0,
         seed=seed,
     )

@@ -25,7 +25,8 @@ _REFERENCE_STYLES = {"random": ":", "true_labels": "--"}
 _NAMES = {"random": "random initialization", "true_labels": "true labels"}
 PROTOCOLS = {"linear": "linear", "knn": "kNN", "finetune": "fine-tuned"}
 _TITLES = {
-    "size": "Number of posts",
+    "size": "Number of posts, the same number of epochs",
+    "repeats": "Number of posts, the same number of steps",
     "heads": "Heads",
     "noise": "Noise of the channel",
     "clusters": "Clusters of comments and of reactions",
@@ -160,26 +161,27 @@ def _draw(rows: Sequence[Row], study: str, cells: Mapping[str, str], tuned: int,
         for protocol, color in COLORS.items():
             number = tuned if protocol == "finetune" else 0
             found = [interval(rows, cell, protocol, number) for cell in cells.values()]
-            if study in ("size", "noise"):
+            if study in ("size", "repeats", "noise"):
                 _line(axes, places, found, color, PROTOCOLS[protocol])
             else:
                 _bars(axes, places, found, color, PROTOCOLS[protocol], list(COLORS).index(protocol))
             for reference, style in _REFERENCE_STYLES.items():
                 if of_reference := interval(rows, reference, protocol, number):
                     axes.axhline(100 * of_reference.mean, color=color, linestyle=style, linewidth=1)
-        if study == "size":
+        if study in ("size", "repeats"):
             axes.set_xscale("log")
             axes.minorticks_off()
         axes.set_xticks(places, labels, rotation=0 if study != "clusters" else 20)
         axes.set_xlabel("dotted: random initialization; dashed: training on the true labels")
-    axes.legend(frameon=False, fontsize=9)
+    # Below the axes: bars and curves may be anywhere.
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
 def _places(study: str, labels: Sequence[str]) -> list[float]:
     if study == "noise":
         return [float(label) for label in labels]
-    if study == "size":
+    if study in ("size", "repeats"):
         return [float(label.replace(",", "")) for label in labels]
     return [float(place) for place in range(len(labels))]
 

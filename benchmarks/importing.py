@@ -30,7 +30,7 @@ from absl import flags
 from measuring import ratio
 
 from vise_jax import cli
-from vise_jax.importing import importer, kinds
+from vise_jax.importing import importer, kinds, records
 
 QUICK = flags.DEFINE_bool("quick", False, "Few posts: a smoke test.")
 KINDS = flags.DEFINE_list("kinds", [*kinds.KINDS, "table"], "Which kinds.")
@@ -81,7 +81,7 @@ def child(what: str, kind: str, path: str, output: str) -> None:
     export = kinds.of_table(_MAP) if kind == "table" else kinds.KINDS[kind]
     about: dict[str, Any] = {"counts": {}, "rejected": {}}
     if what == "decode":
-        deque(importer.records(Path(path), export.columns), maxlen=0)
+        deque(records.records(Path(path), export.columns), maxlen=0)
     else:
         about = importer.import_posts([Path(path)], export, Path(output), after_record=count)
     result = {
@@ -97,17 +97,17 @@ def child(what: str, kind: str, path: str, output: str) -> None:
 def write(kind: str, posts: int, comments: int, path: Path) -> None:
     """Write a simulated export: made-up words, one record in a hundred broken."""
     draw = random.Random(0)
-    records = SAMPLES[kind](draw, posts, comments)
+    simulated = SAMPLES[kind](draw, posts, comments)
     if path.suffix == ".csv":
         text = io.StringIO()
-        first = next(records)
+        first = next(simulated)
         writer = csv.DictWriter(text, list(first))
         writer.writeheader()
-        writer.writerows([first, *records])
+        writer.writerows([first, *simulated])
         path.write_text(text.getvalue())
         return
     with open(path, "wb") as file, zstandard.ZstdCompressor().stream_writer(file) as packed:
-        for record in records:
+        for record in simulated:
             line = json.dumps(record)
             packed.write((line[:-1] if draw.random() < _BAD else line).encode() + b"\n")
 

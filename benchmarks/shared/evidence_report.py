@@ -34,6 +34,9 @@ _TITLES = {
     "lowshot": "Fine-tuning on few labels",
 }
 
+# Studies whose labels are numbers of posts.
+_BY_POSTS = ("size", "repeats")
+
 # A row of `results.csv`: cell, seed, protocol, labels of each class to fine-tune on (0 for the others), accuracy.
 Row = Mapping[str, Any]
 
@@ -161,14 +164,14 @@ def _draw(rows: Sequence[Row], study: str, cells: Mapping[str, str], tuned: int,
         for protocol, color in COLORS.items():
             number = tuned if protocol == "finetune" else 0
             found = [interval(rows, cell, protocol, number) for cell in cells.values()]
-            if study in ("size", "repeats", "noise"):
+            if study in (*_BY_POSTS, "noise"):
                 _line(axes, places, found, color, PROTOCOLS[protocol])
             else:
                 _bars(axes, places, found, color, PROTOCOLS[protocol], list(COLORS).index(protocol))
             for reference, style in _REFERENCE_STYLES.items():
                 if of_reference := interval(rows, reference, protocol, number):
                     axes.axhline(100 * of_reference.mean, color=color, linestyle=style, linewidth=1)
-        if study in ("size", "repeats"):
+        if study in _BY_POSTS:
             axes.set_xscale("log")
             axes.minorticks_off()
         axes.set_xticks(places, labels, rotation=0 if study != "clusters" else 20)
@@ -181,7 +184,7 @@ def _draw(rows: Sequence[Row], study: str, cells: Mapping[str, str], tuned: int,
 def _places(study: str, labels: Sequence[str]) -> list[float]:
     if study == "noise":
         return [float(label) for label in labels]
-    if study in ("size", "repeats"):
+    if study in _BY_POSTS:
         return [float(label.replace(",", "")) for label in labels]
     return [float(place) for place in range(len(labels))]
 

@@ -84,7 +84,7 @@ def test_the_join_is_that_in_memory(tmp_path):
     assert {name: one[name].replace(b'"images/', b'"') for name in one if name > "00000.jsonl" and name[0] == "0"} == {
         name: other[name] for name in one if name > "00000.jsonl" and name[0] == "0"
     }
-    # Nobody's name, and no words outside the posts.
+    # No user's name, and no words outside the posts.
     everything = b"".join(one.values())
     assert b"author" not in everything
     assert b"person" not in everything

@@ -5,28 +5,27 @@ by post, they are merged to posts and written to files of 50,000. Memory is boun
 """
 
 import contextlib
-import csv
-import io
 import itertools
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vise_jax import artifact
 from vise_jax.errors import UserError
 from vise_jax.importing.kinds import Kind
+from vise_jax.importing.records import records
 from vise_jax.importing.rows import Clicks, Comment, Photo, Row
 from vise_jax.posts import BadPost, Buttons, parse
-from vise_jax.posts.readers import MAX_LINE_BYTES, json_records, kind, opened
+from vise_jax.posts.readers import explained
+from vise_jax.posts.schema import without_surrogates
 
 DESCRIPTION = "import.json"
 _WORK = ".import"
@@ -37,13 +36,8 @@ _POSTS_PER_FILE = 50_000
 # Comments of a post beyond these, the first ones, are left out; `labels.max_comments` samples fewer.
 _MAX_COMMENTS = 10_000
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif")
-# Records in which a column must be found once.
-_SOME = 1_000
+# Beside the tables of rows.
 _SCHEMA = """
-CREATE TABLE photos (post_id VARCHAR, image VARCHAR, names VARCHAR[], sensitive BOOLEAN);
-CREATE TABLE comments (post_id VARCHAR, key VARCHAR, text VARCHAR);
-CREATE TABLE clicks (post_id VARCHAR, button VARCHAR, key VARCHAR, count BIGINT);
-CREATE TABLE rejected (file VARCHAR, line BIGINT, reason VARCHAR);
 CREATE TABLE progress (file VARCHAR, records BIGINT, finished BOOLEAN);
 CREATE TABLE written (number BIGINT, last VARCHAR, counts VARCHAR);
 """
@@ -113,9 +107,12 @@ def import_posts(
             f"The images {images} are not in {output}: posts name their images relative to their own file, so give an "
             "output directory that holds them."
         )
-    files = [(path, [path.name, (status := _stat(path)).st_size, status.st_mtime_ns]) for path in paths]
-    of_images = directory.relative_to(output)
-    key = artifact.fingerprint([sorted(about for _, about in files), export.title, made_from, str(of_images)])
+    of_images, files = directory.relative_to(output), []
+    for path in paths:
+        with explained(path):
+            status = path.stat()
+        files.append([path.name, status.st_size, status.st_mtime_ns])
+    key = artifact.fingerprint([sorted(files), export.title, made_from, str(of_images)])
     output.mkdir(parents=True, exist_ok=True)
     with artifact.lock(output / _LOCK, f"{output} is being written by another import: wait, or name another one."):
         if (output / DESCRIPTION).exists():
@@ -125,20 +122,13 @@ def import_posts(
             shutil.rmtree(output / _WORK, ignore_errors=True)
             return done
         with _database(output / _WORK, key) as database:
-            for path, _ in files:
+            for path in paths:
                 _read(database, path, export, after_record)
             about = _write(database, output, of_images)
         about = {"import": key, "source": export.title, "files": sorted(path.name for path in paths), **about}
         artifact.write_json(output / DESCRIPTION, about)
         shutil.rmtree(output / _WORK)
         return json.loads((output / DESCRIPTION).read_text("utf-8"))
-
-
-def _stat(path: Path) -> Any:
-    try:
-        return path.stat()
-    except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}): check the file.") from error
 
 
 @contextlib.contextmanager
@@ -153,6 +143,8 @@ def _database(work: Path, key: str) -> Iterator[duckdb.DuckDBPyConnection]:
         work.mkdir(mode=0o700)
         with duckdb.connect(work / "rows.duckdb") as fresh:
             fresh.execute(_SCHEMA)
+            for name, schema in _TABLES.values():
+                _from_arrow(fresh, f"CREATE TABLE {name} AS", schema.empty_table())
         artifact.write_text(marker, key)
     settings: dict[str, Any] = {"memory_limit": _MEMORY, "temp_directory": str(work / "spilled"), "threads": 2}
     with duckdb.connect(work / "rows.duckdb", config=settings) as database:
@@ -203,12 +195,16 @@ def _add(
         if chosen:
             name, schema = _TABLES[of_kind]
             columns = [_array([getattr(row, field.name) for row in chosen], field.type) for field in schema]
-            batch = pa.Table.from_arrays(columns, schema=schema)
-            database.register("batch", batch)
-            database.execute(f"INSERT INTO {name} SELECT * FROM batch")
-            database.unregister("batch")
+            _from_arrow(database, f"INSERT INTO {name}", pa.Table.from_arrays(columns, schema=schema))
     database.execute("INSERT INTO progress VALUES (?, ?, ?)", progress)
     database.commit()
+
+
+def _from_arrow(database: duckdb.DuckDBPyConnection, statement: str, batch: pa.Table) -> None:
+    """Execute a statement that takes the rows of `batch`."""
+    database.register("batch", batch)
+    database.execute(f"{statement} SELECT * FROM batch")
+    database.unregister("batch")
 
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -216,72 +212,13 @@ def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
     try:
         return pa.array(values, kind)
     except UnicodeEncodeError:
-        return pa.array([_without_surrogates(value) for value in values], kind)
+        return pa.array([_storable(value) for value in values], kind)
 
 
-def _without_surrogates(value: Any) -> Any:
+def _storable(value: Any) -> Any:
     if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return [_without_surrogates(one) for one in value] if isinstance(value, tuple) else value
-
-
-def records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
-    """Yield line or row, and record, of a CSV file, a Parquet file or JSON lines, packed or not."""
-    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
-    if kind(path) == "parquet":
-        yield from _parquet(path, columns)
-    elif name.endswith((".csv", ".tsv")):
-        yield from _csv(path, columns, "\t" if name.endswith(".tsv") else ",")
-    else:
-        yield from _json(path, columns)
-
-
-def _parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
-    try:
-        with pq.ParquetFile(path) as file:
-            _check_columns(path, columns, file.schema_arrow.names)
-            number = itertools.count(1)
-            for batch in file.iter_batches(256, columns=list(columns) or None):
-                for record in batch.to_pylist():
-                    yield next(number), record
-    except pa.ArrowException as error:
-        raise UserError(f"{path} can't be read as Parquet ({str(error).splitlines()[0]}): write it again.") from error
-
-
-def _csv(path: Path, columns: Sequence[str], separator: str) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(MAX_LINE_BYTES)
-    with opened(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", "replace", newline="") as text:
-        reader = csv.DictReader(text, delimiter=separator)
-        try:
-            _check_columns(path, columns, reader.fieldnames or [])
-            for record in reader:
-                complete = None not in record and None not in record.values()
-                yield reader.line_num, record if complete else BadPost("columns_missing_or_many")
-        except csv.Error as error:
-            raise UserError(f"{path} can't be read as CSV after line {reader.line_num:,} ({error}).") from error
-
-
-def _json(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
-    missing, number = set(columns), 0
-    for decoded, after in json_records(path):
-        # A line may hold a page of an API, a list of records.
-        for record in decoded if isinstance(decoded, list) else [decoded]:
-            number += 1
-            if isinstance(record, Mapping):
-                missing -= record.keys()
-            if missing and number == _SOME:
-                _check_columns(path, columns, set(columns) - missing)
-            yield after.line, record
-    if number:
-        _check_columns(path, columns, set(columns) - missing)
-
-
-def _check_columns(path: Path, columns: Iterable[str], there: Iterable[str]) -> None:
-    there = list(there)
-    if missing := [name for name in columns if name not in there]:
-        raise UserError(
-            f"{path} has no column {missing[0]!r}: it has {', '.join(sorted(there)[:30]) or 'none that is asked for'}."
-        )
+        return without_surrogates(value)
+    return [without_surrogates(one) for one in value] if isinstance(value, tuple) else value
 
 
 def _write(database: duckdb.DuckDBPyConnection, output: Path, images: Path) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def _jetstream(record: Record, commit: Record) -> list[Row]:
     collection = str(commit.get("collection"))
     own = f"at://{record.get('did')}/{collection}/{commit.get('rkey')}"
     if collection == "app.bsky.feed.like":
-        # A like is told from another by a number that doesn't tell who liked.
+        # A digest distinguishes likes without naming the user.
         return [Clicks(_id(_mapping(content.get("subject")), "uri"), "like", _digest(own), 1)]
     return _bluesky_post(own, content) if collection == "app.bsky.feed.post" else []
 

@@ -136,12 +136,12 @@ def kind(path: Path) -> str:
 
 def _records(path: Path, start: Cursor, end: int | None) -> Iterator[_Record]:
     readers = {"parquet": _parquet_records, "tar": _tar_records}
-    with _explained(path):
+    with explained(path):
         yield from readers.get(_kind(path), json_records)(path, start, end)
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Turn errors of reading into one sentence."""
     try:
         yield
@@ -159,7 +159,7 @@ def opened(path: Path, offset: int = 0) -> "Iterator[gzip.GzipFile | io.Buffered
         UserError: the file can't be read, or is truncated or corrupt.
     """
     packed = kind(path)
-    with _explained(path):
+    with explained(path):
         if packed == "zstandard":
             with open(path, "rb") as raw, io.BufferedReader(_Unpacked(raw, path), _BLOCK_BYTES) as stream:
                 while offset:
@@ -242,7 +242,7 @@ def _decode(raw: bytes) -> object:
 
 
 def _parquet_records(path: Path, start: Cursor, end: int | None) -> Iterator[_Record]:
-    with _parquet_file(path) as file:
+    with _posts_of_parquet(path) as file:
         wanted = [name for name in (*_PARQUET_NEEDS, "image", "image_bytes") if name in file.schema_arrow.names]
         groups = _row_groups(file)
         selected = [group for group in range(file.num_row_groups) if groups[group + 1] > start.line]
@@ -313,18 +313,29 @@ def _row_groups(file: Any) -> list[int]:
 
 
 @contextlib.contextmanager
-def _parquet_file(path: Path) -> Iterator[Any]:
+def parquet_file(path: Path) -> Iterator[Any]:
+    """Open a Parquet file.
+
+    Raises:
+        UserError: it can't be read as one.
+    """
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            missing = [name for name in _PARQUET_NEEDS if name not in file.schema_arrow.names]
-            if missing:
-                raise UserError(f"{path} has no column {missing[0]}: a posts file has {', '.join(_PARQUET_NEEDS)}.")
             yield file
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} can't be read as Parquet ({str(error).splitlines()[0]}): write it again.") from error
+
+
+@contextlib.contextmanager
+def _posts_of_parquet(path: Path) -> Iterator[Any]:
+    with parquet_file(path) as file:
+        missing = [name for name in _PARQUET_NEEDS if name not in file.schema_arrow.names]
+        if missing:
+            raise UserError(f"{path} has no column {missing[0]}: a posts file has {', '.join(_PARQUET_NEEDS)}.")
+        yield file
 
 
 def _parquet_row(row: Any) -> Any:
@@ -373,7 +384,7 @@ def split_file(path: Path, split_bytes: float) -> tuple[str, list[tuple[Cursor, 
         raise UserError(f"{path} can't be read ({error.strerror}): check the file.") from error
     if kind != "parquet":
         return sha256, [(BEGINNING, None)]
-    with _parquet_file(path) as file:
+    with _posts_of_parquet(path) as file:
         rows, starts, size = _row_groups(file), [0], 0
         for group in range(file.num_row_groups):
             if size >= split_bytes:

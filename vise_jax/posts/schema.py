@@ -193,7 +193,7 @@ def _comments(comments: object, mended: Counter[str]) -> tuple[str, ...]:
     if cut := sum(len(text) > MAX_COMMENT_CHARACTERS for text in texts):
         mended["comment_cut"] += cut
     return tuple(
-        text if _encodable(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        text if _encodable(text) else without_surrogates(text)
         for text in (text[:MAX_COMMENT_CHARACTERS] for text in texts)
     )
 
@@ -243,6 +243,11 @@ def _whole(value: float | decimal.Decimal) -> int:
     if value != (count := int(value)):
         raise ValueError(value)
     return count
+
+
+def without_surrogates(text: str) -> str:
+    """Replace lone surrogates, which UTF-8 can't express, by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _encodable(text: str) -> bool:

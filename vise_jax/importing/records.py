@@ -1,0 +1,71 @@
+"""Records of an export's files: CSV, Parquet and JSON lines."""
+
+import csv
+import io
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vise_jax.errors import UserError
+from vise_jax.posts import BadPost
+from vise_jax.posts.readers import MAX_LINE_BYTES, json_records, kind, opened, parquet_file
+
+# Records in which a column must be found once.
+_SOME = 1_000
+
+
+def records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    """Yield line or row, and record, of a CSV file, a Parquet file or JSON lines, packed or not."""
+    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
+    if kind(path) == "parquet":
+        yield from _parquet(path, columns)
+    elif name.endswith((".csv", ".tsv")):
+        yield from _csv(path, columns, "\t" if name.endswith(".tsv") else ",")
+    else:
+        yield from _json(path, columns)
+
+
+def _parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    with parquet_file(path) as file:
+        _check_columns(path, columns, file.schema_arrow.names)
+        number = itertools.count(1)
+        for batch in file.iter_batches(256, columns=list(columns) or None):
+            for record in batch.to_pylist():
+                yield next(number), record
+
+
+def _csv(path: Path, columns: Sequence[str], separator: str) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(MAX_LINE_BYTES)
+    with opened(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", "replace", newline="") as text:
+        reader = csv.DictReader(text, delimiter=separator)
+        try:
+            _check_columns(path, columns, reader.fieldnames or [])
+            for record in reader:
+                complete = None not in record and None not in record.values()
+                yield reader.line_num, record if complete else BadPost("columns_missing_or_many")
+        except csv.Error as error:
+            raise UserError(f"{path} can't be read as CSV after line {reader.line_num:,} ({error}).") from error
+
+
+def _json(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    missing, number = set(columns), 0
+    for decoded, after in json_records(path):
+        # A line may hold a page of an API, a list of records.
+        for record in decoded if isinstance(decoded, list) else [decoded]:
+            number += 1
+            if isinstance(record, Mapping):
+                missing -= record.keys()
+            if missing and number == _SOME:
+                _check_columns(path, columns, set(columns) - missing)
+            yield after.line, record
+    if number:
+        _check_columns(path, columns, set(columns) - missing)
+
+
+def _check_columns(path: Path, columns: Iterable[str], there: Iterable[str]) -> None:
+    there = list(there)
+    if missing := [name for name in columns if name not in there]:
+        raise UserError(
+            f"{path} has no column {missing[0]!r}: it has {', '.join(sorted(there)[:30]) or 'none that is asked for'}."
+        )

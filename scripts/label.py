@@ -2,7 +2,8 @@ r"""Make labels from engagement: fit a labeler on posts, then label posts into s
 
     python scripts/label.py fit --config configs/demo.py --posts 'POSTS/*.jsonl' --output LABELER
     python scripts/label.py run --config configs/demo.py --posts 'POSTS/*.jsonl' --labeler LABELER --output SHARDS
-    python scripts/label.py relabel --config configs/demo.py --labeler LABELER --output SHARDS --exclude IDS.txt
+    python scripts/label.py relabel --config configs/demo.py --labeler LABELER --output SHARDS --exclude LIST.txt
+    python scripts/label.py hash PHOTO.jpg OTHER.jpg >> LIST.txt
 
 Posts are lines of .jsonl, .jsonl.gz or .jsonl.zst, rows of .parquet or samples of .tar (WebDataset): {"post_id": str,
 "image": path relative to the posts file, "comments": [str], "reactions": {"haha": int, "sorry": int, "angry": int,
@@ -11,7 +12,8 @@ Posts are lines of .jsonl, .jsonl.gz or .jsonl.zst, rows of .parquet or samples 
 --posts takes one glob or several, separated by commas. Both commands take the same posts: a hash of the post id decides
 which posts make clusters and which are trained on.
 
---exclude names a file with post ids to leave out, one a line; relabel takes them out of finished shards.
+--exclude names a file with what to leave out, one a line: post ids, and lines of hash, which stand for a photo and its
+near-duplicates in any post. relabel takes them out of finished shards.
 With --runner beam the work is done by Apache Beam, whose options come last:
 
     python scripts/label.py run ... --runner beam -- --runner=DirectRunner --direct_running_mode=multi_processing
@@ -34,7 +36,7 @@ _CONFIG = cli.define_config()
 _POSTS = flags.DEFINE_string("posts", None, "Posts files: a glob, or several separated by commas.")
 _OUTPUT = flags.DEFINE_string("output", None, "The directory to write: the labeler (fit) or the shards (run).")
 _LABELER = flags.DEFINE_string("labeler", None, "run, relabel: the labeler that fit has written.")
-_EXCLUDE = flags.DEFINE_string("exclude", None, "A file with post ids to leave out, one a line.")
+_EXCLUDE = flags.DEFINE_string("exclude", None, "A file with post ids and lines of hash to leave out, one a line.")
 _WORKERS = flags.DEFINE_integer("workers", machine.available_cpus(), "Processes; 0 = none but this one.", 0)
 _DISTRIBUTED = flags.DEFINE_string(
     "distributed", "off", "fit: join other processes for K-means; auto, off or HOST:PORT,PROCESSES,INDEX."
@@ -45,8 +47,12 @@ _RUNNER = flags.DEFINE_enum("runner", "local", ["local", "beam"], "Where the wor
 def main(words: list[str]) -> None:
     commands = {"fit": _fit, "run": _run, "relabel": _relabel}
     command, *beam_options = words or [""]
+    if command == "hash":
+        return _hash(beam_options)
     if command not in commands:
-        raise UserError(f"say what to do, fit, run or relabel, instead of {command!r}: see --help for an example.")
+        raise UserError(
+            f"say what to do, fit, run, relabel or hash, instead of {command!r}: see --help for an example."
+        )
     if beam_options and _RUNNER.value != "beam":
         raise UserError(f"{beam_options[0]!r} is no flag of this command: only --runner beam has options of its own.")
     if command != "fit" and _DISTRIBUTED.value != "off":
@@ -86,6 +92,24 @@ def _fit(output: Path, beam_options: list[str] | None) -> None:
         "hashes of post ids": _salted(),
     }
     _print(f"labeler {output}", rows)
+
+
+def _hash(images: list[str]) -> None:
+    from vise_jax.engagement.hashing import image_line
+    from vise_jax.labeling.images import read_image
+    from vise_jax.posts import BadPost, Post
+
+    if not images:
+        raise UserError("hash needs the files of one or more images.")
+    max_pixels = config.base().labels.max_image_pixels
+    for name in images:
+        try:
+            _, image_hash = read_image(Post("", image_bytes=Path(name).read_bytes()), max_pixels)
+        except OSError as error:
+            raise UserError(f"{name} can't be read ({error.strerror}): check the file.") from error
+        except BadPost as bad:
+            raise UserError(f"{name} has no hash ({bad.reason}): give an image file that can be decoded.") from bad
+        print(image_line(image_hash))
 
 
 def _exclude() -> Path | None:
@@ -141,8 +165,9 @@ def _print_manifest(output: Path, manifest: dict) -> None:
         "cluster split": f"{manifest['splits']['cluster']:,}",
         "rejected": summary(manifest["rejected"]),
         "mended": summary(manifest["notes"]),
-        "excluded, deleted": f"{manifest['excluded']:,}, {manifest['deleted']:,}",
-        "excluded ids without a post": f"{manifest['unmatched']:,}",
+        "excluded, deleted": f"{manifest['excluded'] + manifest['excluded_images']:,}, {manifest['deleted']:,}",
+        "excluded, but in no post": f"{manifest['unmatched']:,}",
+        "near-duplicate images": _duplicates(manifest["duplicates"]),
         "examples": f"{manifest['examples']:,} in {len(manifest['shards']):,} shards",
         "validation examples": f"{validation['examples']:,} in {len(validation['shards']):,} shards",
         "with comment labels": f"{manifest['labeled']['comments']:,}",
@@ -150,6 +175,12 @@ def _print_manifest(output: Path, manifest: dict) -> None:
         "classes": ", ".join(f"{head} {count:,}" for head, count in manifest["classes"].items()),
     }
     _print(f"shards {output}", rows)
+
+
+def _duplicates(counted: dict) -> str:
+    more = counted["examples"] + counted["left_out"]
+    what = "left out" if counted["left_out"] else "kept (see labels.duplicates)"
+    return f"{more:,} beside the first of {counted['groups']:,} images, {what}" if more else "none"
 
 
 def _print(title: str, rows: dict[str, str]) -> None:

@@ -4,7 +4,8 @@ With --results: a table, printed and written as table.md and table.csv, and sens
 and test over the settings that were tried. With --labeler and --shards: index.html, a page
 that needs no network, and its figures as PNG files; the largest comment clusters are printed. It holds no one's
 comments, unless --posts and --show-examples request some of each cluster: mentions, links, e-mail addresses and phone
-numbers are masked then, names written as plain words are not. With --runs: training.html, a page that needs no network,
+numbers are masked then, names written as plain words are not. It shows no image, unless --show-duplicates requests the
+largest groups of near-duplicates. With --runs: training.html, a page that needs no network,
 and PNG files with the curves of one or several runs, also of runs that are under way; the last values and the config
 keys that differ are printed.
 
@@ -12,6 +13,7 @@ Example:
     python scripts/report.py --results RESULTS --output REPORT
     python scripts/report.py --labeler LABELER --shards SHARDS --output REPORT
     python scripts/report.py --labeler LABELER --shards SHARDS --posts 'POSTS/*.jsonl' --show-examples 3 --output REPORT
+    python scripts/report.py --labeler LABELER --shards SHARDS --show-duplicates 10 --output REPORT
     python scripts/report.py --runs RUN,OTHER_RUN --output REPORT
 """
 
@@ -35,6 +37,9 @@ _LABELER = flags.DEFINE_string("labeler", None, "The labeler that label.py fit w
 _SHARDS = flags.DEFINE_string("shards", None, "The shards that label.py run wrote with that labeler.")
 _POSTS = flags.DEFINE_string("posts", None, "For --show-examples: a glob of posts files, or several with commas.")
 _SHOW_EXAMPLES = flags.DEFINE_integer("show-examples", 0, "Comments of each cluster on the page.", lower_bound=0)
+_SHOW_DUPLICATES = flags.DEFINE_integer(
+    "show-duplicates", 0, "Groups of near-duplicate images on the page, the largest.", lower_bound=0
+)
 _EXCLUDE = flags.DEFINE_string("exclude", None, "A file with ids of posts whose comments are not shown, one a line.")
 _RUNS = flags.DEFINE_list("runs", [], "Run directories of train.py, with commas between them.")
 _OUTPUT = flags.DEFINE_string("output", None, "Directory for the tables, pages and figures.")
@@ -44,7 +49,7 @@ def main(words: list[str]) -> None:
     """Read everything there is to report, then write and print it."""
     cli.no_words(words)
     output = Path(cli.required(_OUTPUT))
-    about_clusters = any(flag.value for flag in (_LABELER, _SHARDS, _POSTS, _SHOW_EXAMPLES))
+    about_clusters = any(flag.value for flag in (_LABELER, _SHARDS, _POSTS, _SHOW_EXAMPLES, _SHOW_DUPLICATES))
     if _RESULTS.value is None and not about_clusters and not _RUNS.value:
         raise UserError("say what to report, --results, --runs or --labeler and --shards: see --help for an example.")
     summary = _read_clusters() if about_clusters else None
@@ -77,8 +82,8 @@ def _curves(directories: list[Path], output: Path) -> None:
     print(f"written: {output / 'training.html'}, and its figures as PNG files beside it")
 
 
-def _read_clusters() -> tuple[dict[str, Any], dict[int, list[str]]]:
-    """Return the summary of the clusters, and the requested examples."""
+def _read_clusters() -> tuple[dict[str, Any], dict[int, list[str]], dict[str, Any]]:
+    """Return the summary of the clusters, the requested examples, and what is known of near-duplicates."""
     labeler_folder, shards_folder = Path(cli.required(_LABELER)), Path(cli.required(_SHARDS))
     if bool(_POSTS.value) != bool(_SHOW_EXAMPLES.value):
         raise UserError("--posts and --show-examples=NUMBER go together: give both, or none to show no one's words.")
@@ -87,7 +92,7 @@ def _read_clusters() -> tuple[dict[str, Any], dict[int, list[str]]]:
     paths = expand(_POSTS.value) if _POSTS.value else []
     from vise_jax.engagement import hashing
     from vise_jax.engagement.reactions import buttons
-    from vise_jax.reporting import clusters
+    from vise_jax.reporting import clusters, duplicates
 
     labeler, statistics = clusters.read(labeler_folder, shards_folder)
     excluded = frozenset(hashing.read_ids(Path(_EXCLUDE.value))) if _EXCLUDE.value else frozenset()
@@ -106,13 +111,14 @@ def _read_clusters() -> tuple[dict[str, Any], dict[int, list[str]]]:
     examples = clusters.draw_examples(labeler, track(not_excluded(), "drawing examples", "posts"), _SHOW_EXAMPLES.value)
     if excluded and not matched:
         raise UserError(f"None of the ids in --exclude={_EXCLUDE.value} is that of a post: give one post id per line.")
-    return clusters.summarize(labeler, statistics), examples
+    near = duplicates.read(shards_folder, _SHOW_DUPLICATES.value)
+    return clusters.summarize(labeler, statistics), examples, near
 
 
-def _page(summary: dict[str, Any], examples: dict[int, list[str]], output: Path) -> None:
+def _page(summary: dict[str, Any], examples: dict[int, list[str]], duplicates: dict[str, Any], output: Path) -> None:
     from vise_jax.reporting import clusters, page
 
-    page.write(summary, examples, output)
+    page.write(summary, examples, output, duplicates)
     clusters.show(summary)
     print(f"written: {output / 'index.html'}, and its figures as PNG files beside it")
 

@@ -129,6 +129,12 @@ LABELS: Section = {
     "max_rejected_fraction": (0.5, FRACTION),
     # Number of posts of an input split from which `max_rejected_fraction` applies.
     "min_posts_to_stop": (100, NOT_NEGATIVE),
+    # Examples with near-duplicate images, of the training and the validation split. "keep": all of them, as the paper.
+    # "drop": one of each group. "merge": one with the labels of all.
+    "duplicates": ("keep", one_of("keep", "drop", "merge")),
+    # Largest number of differing bits, of 64, between the perceptual hashes of near-duplicates, also of the images in
+    # an exclusion list. On photos, 4 finds recompressed and scaled ones, 6 also most that are cropped by 5 percent.
+    "duplicate_distance": (4, (lambda value: 0 <= value <= 8, "between 0 and 8")),
     "seed": (0, NOT_NEGATIVE),
 }
 

@@ -71,10 +71,23 @@ def test_ids_to_leave_out(tmp_path: Path) -> None:
     (tmp_path / "ids").write_bytes("a\r\n b\n\né\u2028f".encode())
     assert hashing.read_ids(tmp_path / "ids") == ["a", " b", "é\u2028f"]
     secret = hashing.salt("", 0)
-    assert hashing.read_excluded(tmp_path / "ids", secret) == {
-        hashing.hash_id(i, secret) for i in ("a", " b", "é\u2028f")
-    }
-    assert hashing.read_excluded(None, secret) == frozenset()
+    posts = frozenset(hashing.hash_id(i, secret) for i in ("a", " b", "é\u2028f"))
+    assert hashing.read_excluded(tmp_path / "ids", secret) == (posts, ())
+    assert hashing.read_excluded(None, secret) == (frozenset(), ())
     (tmp_path / "ids").write_bytes(b"\xff")
     with pytest.raises(UserError, match="one post id per line"):
         hashing.read_ids(tmp_path / "ids")
+
+
+def test_images_to_leave_out(tmp_path: Path) -> None:
+    line = hashing.image_line(0x00FF_0000_0000_0001)
+    assert line == "image:00ff000000000001"
+    (tmp_path / "list").write_text(f"a\n{line}\nimage:1\n")
+    assert hashing.read_ids(tmp_path / "list") == ["a", "image:1"]
+    secret = hashing.salt("", 0)
+    excluded = hashing.read_excluded(tmp_path / "list", secret)
+    assert excluded.posts == {hashing.hash_id(post_id, secret) for post_id in ("a", "image:1")}
+    ((value, digest),) = excluded.images
+    assert value == 0x00FF_0000_0000_0001
+    assert "00ff" not in digest
+    assert hashing.exclusion_check(excluded) != hashing.exclusion_check(excluded._replace(images=()))

@@ -1,5 +1,6 @@
 """What the clusters mean: the numbers against other implementations and by hand, the page against hostile words."""
 
+import base64
 import html.parser
 import io
 import json
@@ -14,13 +15,14 @@ import scipy.stats
 from PIL import Image
 from sklearn.metrics.pairwise import cosine_similarity
 
-from vise_jax import config
+from vise_jax import artifact, config
+from vise_jax.data import shards
 from vise_jax.engagement import Labeler
 from vise_jax.engagement.comments import CommentEncoder
 from vise_jax.engagement.fitting import fit_labeler
 from vise_jax.errors import UserError
 from vise_jax.posts import Post
-from vise_jax.reporting import clusters, figures, page
+from vise_jax.reporting import clusters, duplicates, figures, page
 
 HOSTILE = (
     "$\\oops$",
@@ -229,6 +231,49 @@ def test_words_stay_words() -> None:
     # People's words come into the document as text only.
     assert "innerHTML" not in text
     assert "insertAdjacentHTML" not in text
+
+
+def test_near_duplicates_are_on_the_page_when_requested(tmp_path: Path) -> None:
+    directory, sizes = tmp_path / "shards", (300, 200)
+    directory.mkdir()
+    colors = ((200, 0, 0), (0, 0, 200), (0, 200, 0))
+    examples = []
+    for color in colors:
+        file = io.BytesIO()
+        Image.new("RGB", sizes, color).save(file, "PNG")
+        labels = {"comments/labels": [0], "comments/weights": [1.0], "reactions/label": 0}
+        examples.append({"image/encoded": file.getvalue(), "post_id": b"%032d" % len(examples), **labels})
+    written = shards.write_shard(examples, directory / "a-00000.tfrecord")
+    largest = [
+        {"posts": 70, "members": [{"shard": written["name"], "record": record} for record in (0, 2)]},
+        {"posts": 3, "members": [{"shard": written["name"], "record": 1}]},
+    ]
+    manifest = {
+        "format_version": shards.FORMAT_VERSION,
+        "posts": 3,
+        "examples": 3,
+        "max_comment_labels": 1,
+        "classes": {"comments": 1, "reactions": 1},
+        "shards": [written],
+        "labeler": "",
+        "fingerprint": "",
+        "validation": {"examples": 0, "shards": []},
+        "duplicates": {"groups": 2, "examples": 71, "left_out": 0, "largest": largest},
+    }
+    artifact.write_json(directory / "manifest.json", manifest)
+    summary = clusters.summarize(make_labeler(), make_statistics())
+    drawn = dict.fromkeys(figures.FIGURES, b"png")
+    text = page.render(summary, drawn, {}, duplicates.read(directory, 0))
+    assert "2 images came with several posts" in text
+    assert "70, 3" in text
+    assert "data:image/jpeg" not in text
+    read = Reader(page.render(summary, drawn, {}, duplicates.read(directory, 1)))
+    sources = [attributes["src"] for tag, attributes in read.elements if tag == "img"]
+    shown = [source.partition(",")[2] for source in sources if source.startswith("data:image/jpeg")]
+    images = [Image.open(io.BytesIO(base64.b64decode(source))) for source in shown]
+    assert [image.size for image in images] == [(112, 75)] * 2
+    for image, color in zip(images, (colors[0], colors[2]), strict=True):
+        np.testing.assert_allclose(image.getpixel((5, 5)), color, atol=3)
 
 
 def test_the_page_needs_nothing_else_and_shows_no_comments_unless_requested() -> None:

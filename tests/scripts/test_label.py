@@ -11,6 +11,10 @@ import psutil
 import pytest
 from PIL import Image
 
+from vise_jax.data import perceptual
+from vise_jax.data.images import FORMATS
+from vise_jax.engagement.hashing import image_line
+
 ROOT = Path(__file__).parents[2]
 KEYS = (
     "--config.labels.comment_clusters=3",
@@ -135,6 +139,17 @@ def test_workers_end_with_a_killed_job_and_the_next_run_ends_with_the_same_bytes
         for directory in (tmp_path / "expected", tmp_path / "shards")
     )
     assert found == expected
+
+
+def test_a_photo_has_a_line_for_the_exclusion_list(posts: Path) -> None:
+    photo = next(posts.parent.rglob("*.jpg"))
+    done = label("hash", photo, photo)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == lines[1] == image_line(perceptual.hash_file(photo.read_bytes(), FORMATS))
+    refused = label("hash", posts)
+    assert refused.returncode
+    assert "has no hash (image_not_an_image)" in refused.stderr
 
 
 def test_help_has_an_example() -> None:

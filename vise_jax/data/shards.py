@@ -51,9 +51,7 @@ def write_shard(examples: Iterable[Example], path: Path) -> dict[str, Any]:
             features = {
                 "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[example["image/encoded"]])),
                 "post_id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[example["post_id"]])),
-                "comments/labels": tf.train.Feature(int64_list=tf.train.Int64List(value=example["comments/labels"])),
-                "comments/weights": tf.train.Feature(float_list=tf.train.FloatList(value=example["comments/weights"])),
-                "reactions/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[example["reactions/label"]])),
+                **_labels(example),
             }
             example_proto = tf.train.Example(features=tf.train.Features(feature=features))
             yield example_proto.SerializeToString(deterministic=True)
@@ -61,12 +59,25 @@ def write_shard(examples: Iterable[Example], path: Path) -> dict[str, Any]:
     return _write_records(serialized(), path)
 
 
-def copy_records(sources: Iterable[tuple[Path, Sequence[bool]]], path: Path) -> dict[str, Any]:
+def _labels(example: Example) -> dict[str, Any]:
+    import tensorflow as tf
+
+    return {
+        "comments/labels": tf.train.Feature(int64_list=tf.train.Int64List(value=example["comments/labels"])),
+        "comments/weights": tf.train.Feature(float_list=tf.train.FloatList(value=example["comments/weights"])),
+        "reactions/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[example["reactions/label"]])),
+    }
+
+
+def copy_records(
+    sources: Iterable[tuple[Path, Sequence[bool]]], path: Path, relabeled: Mapping[int, Example] | None = None
+) -> dict[str, Any]:
     """Copy selected records of TFRecord files into one file, atomically.
 
     Args:
         sources: files, and for each of a file's records whether it is copied.
         path: the file to write.
+        relabeled: new labels of some records, by their number in the new file.
 
     Returns:
         Its `name`, `examples`, `bytes` and `sha256`.
@@ -86,7 +97,16 @@ def copy_records(sources: Iterable[tuple[Path, Sequence[bool]]], path: Path) -> 
                     f"The shard {source} is damaged: copy it again, or make it with `{MADE_BY}`."
                 ) from error
 
-    return _write_records(selected(), path)
+    def labeled() -> Iterator[bytes]:
+        for number, record in enumerate(selected()):
+            if relabeled and number in relabeled:
+                example = tf.train.Example.FromString(record)
+                for name, feature in _labels(relabeled[number]).items():
+                    example.features.feature[name].CopyFrom(feature)
+                record = example.SerializeToString(deterministic=True)
+            yield record
+
+    return _write_records(labeled(), path)
 
 
 def _write_records(records: Iterable[bytes], path: Path) -> dict[str, Any]:
@@ -172,6 +192,25 @@ def read_manifest(directory: Path | str, damaged: bool = False) -> dict[str, Any
         for shard in every:
             _check_origin(directory / shard["name"], shard, damaged)
     return manifest
+
+
+def read_image(path: Path, record: int) -> bytes:
+    """Return the encoded image of a record of a shard.
+
+    Raises:
+        UserError: the shard is damaged.
+    """
+    import tensorflow as tf
+
+    for content in tf.data.TFRecordDataset(str(path)).skip(record).take(1).as_numpy_iterator():
+        return tf.train.Example.FromString(content).features.feature["image/encoded"].bytes_list.value[0]
+    raise UserError(f"The shard {path} is damaged: copy it again, or make it with `{MADE_BY}`.")
+
+
+def next_revision(name: str) -> str:
+    """Return the name of a shard that replaces another: NAME.tfrecord, NAME.r1.tfrecord, NAME.r2.tfrecord, ..."""
+    stem, _, revision = name.removesuffix(".tfrecord").partition(".r")
+    return f"{stem}.r{int(revision or 0) + 1}.tfrecord"
 
 
 def base_name(name: str) -> str:

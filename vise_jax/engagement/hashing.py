@@ -4,13 +4,19 @@ import csv
 import hashlib
 import logging
 import os
+import re
 import secrets
+from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 from vise_jax import artifact
 from vise_jax.errors import UserError
 
 log = logging.getLogger(__name__)
+
+# A line of an exclusion list that names an image by its perceptual hash.
+_IMAGE_LINE = re.compile(r"image:([0-9a-f]{16})")
 
 
 def salt(salt_file: str, seed: int) -> bytes:
@@ -90,14 +96,33 @@ def _uniform(post_id: str, salt: bytes, purpose: bytes) -> float:
     return int.from_bytes(digest(post_id, salt, purpose)[:6], "big") / 2**48
 
 
-def read_ids(path: Path) -> list[str]:
-    """Return the post ids in a text file, one per line, or in the first column of a CSV file.
+class Excluded(NamedTuple):
+    """An exclusion list.
 
-    A byte-order mark, quotes and empty lines are ignored.
+    Attributes:
+        posts: hashes of post ids.
+        images: perceptual hashes, 64 bits, each with its salted digest.
+    """
+
+    posts: frozenset[bytes] = frozenset()
+    images: tuple[tuple[int, str], ...] = ()
+
+
+def image_line(image_hash: int) -> str:
+    """Return the line of an exclusion list that stands for an image and its near-duplicates."""
+    return f"image:{image_hash:016x}"
+
+
+def read_ids(path: Path) -> list[str]:
+    """Return the post ids of an exclusion list.
 
     Raises:
-        UserError: the file can't be read, isn't UTF-8, or holds no id.
+        UserError: as `read_excluded`.
     """
+    return [line for line in _read_lines(path) if not _IMAGE_LINE.fullmatch(line)]
+
+
+def _read_lines(path: Path) -> list[str]:
     try:
         text = Path(path).read_text("utf-8-sig").replace("\r\n", "\n")
         lines = [line for line in text.split("\n") if line]
@@ -113,29 +138,50 @@ def read_ids(path: Path) -> list[str]:
     return [post_id for post_id in ids if post_id]
 
 
-def read_excluded(path: Path | None, salt: bytes) -> frozenset[bytes]:
-    """Return the hashes of the post ids in a file; none without a file.
+def read_excluded(path: Path | None, salt: bytes) -> Excluded:
+    """Read an exclusion list.
+
+    It is a text file with a post id or an `image_line` per line, or a CSV file with these in its first column. A
+    byte-order mark, quotes and empty lines are ignored.
+
+    Args:
+        path: the file; None for an empty list.
+        salt: of the hashes.
 
     Raises:
-        UserError: as `read_ids`.
+        UserError: the file can't be read, isn't UTF-8, or is empty.
     """
-    return frozenset(hash_id(post_id, salt) for post_id in (read_ids(path) if path else ()))
+    posts, images = set(), {}
+    for line in _read_lines(path) if path else ():
+        if match := _IMAGE_LINE.fullmatch(line):
+            images[int(match[1], 16)] = digest(match[1], salt, b"image").hex()
+        else:
+            posts.add(hash_id(line, salt))
+    return Excluded(frozenset(posts), tuple(sorted(images.items())))
 
 
-def exclusion_check(excluded: frozenset[bytes]) -> str:
+def exclusion_check(excluded: Excluded) -> str:
     """Return a fingerprint of an exclusion list."""
-    return artifact.fingerprint(sorted(post_id.decode() for post_id in excluded))
+    posts = sorted(post_id.decode() for post_id in excluded.posts)
+    return artifact.fingerprint([posts, sorted(name for _, name in excluded.images)] if excluded.images else posts)
 
 
-def count_unmatched(exclude: Path | None, excluded: frozenset[bytes], matched: int) -> int:
-    """Return the number of ids of the exclusion list that no post has.
+def count_unmatched(exclude: Path | None, excluded: Excluded, posts: int, images: Collection[str] = ()) -> int:
+    """Return the number of ids and images of the exclusion list that no post has.
+
+    Args:
+        exclude: the list, for the message.
+        excluded: what it holds.
+        posts: number of posts whose ids it holds.
+        images: digests of the images that posts have.
 
     Raises:
-        UserError: none of the ids matches a post.
+        UserError: none of them matches a post.
     """
-    if excluded and not matched:
+    entries = len(excluded.posts) + len(excluded.images)
+    if entries and not posts and not images:
         raise UserError(
-            f"None of the {len(excluded):,} ids in --exclude={exclude} is that of a post: give one post id per line, "
+            f"None of the {entries:,} ids in --exclude={exclude} is that of a post: give one post id per line, "
             "as in the posts files."
         )
-    return max(len(excluded) - matched, 0)
+    return max(len(excluded.posts) - posts, 0) + len({name for _, name in excluded.images} - {*images})

@@ -100,7 +100,8 @@ def _begin(
     """Gather the statistics in a locked `work`; return None if `output` holds the labeler already."""
     hashing.make_salt(labels.salt_file)
     secret = hashing.salt(labels.salt_file, labels.seed)
-    excluded = hashing.read_excluded(exclude, secret)
+    # Clusters are made without images.
+    excluded = hashing.read_excluded(exclude, secret)._replace(images=())
     input_splits = split_posts_files(paths, labels)
     keys = {key: value for key, value in labels.items() if key not in _NOT_FITTED}
     inputs = describe_inputs(input_splits)
@@ -166,7 +167,7 @@ def _gather(
             after_post()
             yield post
 
-    corpus = fit_statistics.gather(posts(), config, hashing.read_excluded(exclude, secret))
+    corpus = fit_statistics.gather(posts(), config, hashing.read_excluded(exclude, secret).posts)
     input_split.check_unchanged()
     corpus.rejected.update(reject_log.rejected)
     corpus.notes.update(reject_log.notes)

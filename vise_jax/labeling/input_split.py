@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vise_jax import artifact
-from vise_jax.data import shards
+from vise_jax.data import near_duplicates, shards
 from vise_jax.data.records import read_index
 from vise_jax.engagement import hashing, reactions
 from vise_jax.engagement.labeler import Labeler
@@ -36,6 +36,8 @@ SHARD_KEYS = (
     "image_side",
     "shard_megabytes",
     "split_megabytes",
+    "duplicates",
+    "duplicate_distance",
 )
 
 
@@ -128,7 +130,7 @@ def label_input_split(
     input_split: InputSplit,
     labeler: Labeler,
     labels: ConfigDict,
-    excluded: frozenset[bytes],
+    excluded: hashing.Excluded,
     output: Path,
     after_post: Callable[[], None] = lambda: None,
 ) -> None:
@@ -142,7 +144,7 @@ def label_input_split(
         input_split: paths of its images are relative to the directory of its file.
         labeler: decides the labels and the splits.
         labels: the `labels` section of a config, for the limits and the salt.
-        excluded: hashes of post ids to leave out.
+        excluded: posts and images to leave out.
         output: the directory of the shards, with a directory `records`.
         after_post: called for each post read.
 
@@ -151,7 +153,7 @@ def label_input_split(
     """
     reject_log = RejectLog(input_split.path, labels.max_rejected_fraction, labels.min_posts_to_stop)
     cursor: Cursor | None = input_split.start
-    done = list(_records(input_split, output))
+    done = list(records_of(input_split, output))
     for record in done:
         reject_log.posts += record["posts"]
         reject_log.rejected.update(record["rejected"])
@@ -173,11 +175,12 @@ def label_input_split(
         )
         reject_log.named = []
         counts: Counter[str] = Counter()
+        excluded_images: Counter[str] = Counter()
         examples: dict[str, list[shards.Example]] = {"train": [], "validation": []}
         size = 0.0
         while posts.cursor is not None and size < labels.shard_megabytes * 2**20:
             room = labels.shard_megabytes * 2**20 - size
-            batch = _batch(posts, room, labeler, labels, secret, excluded, reject_log, counts)
+            batch = _batch(posts, room, labeler, labels, secret, excluded, reject_log, counts, excluded_images)
             for split, example in _examples(batch, labeler, secret, reject_log):
                 examples[split].append(example)
                 size += len(example["image/encoded"])
@@ -185,7 +188,11 @@ def label_input_split(
         reject_log.check()
         input_split.check_unchanged()
         name = f"{input_split.name}-{number:05d}"
-        written = {split: _write(rows, output, name, split) for split, rows in examples.items() if rows}
+        written = {
+            split: _write(rows, output, name, split, labels.duplicates == "merge")
+            for split, rows in examples.items()
+            if rows
+        }
         artifact.write_json(
             output / "records" / f"{name}.json",
             {
@@ -195,6 +202,7 @@ def label_input_split(
                 "posts": reject_log.posts - before.posts,
                 "splits": {split: counts[split] for split in hashing.SPLITS},
                 "excluded": counts["excluded"],
+                "excluded_images": dict(excluded_images),
                 "shards": written,
                 "rejected": dict(reject_log.rejected - before.rejected),
                 "rejected_posts": reject_log.named,
@@ -221,10 +229,11 @@ def checked_salt(labeler: Labeler, labels: ConfigDict) -> bytes:
 
 def is_labeled(input_split: InputSplit, output: Path) -> bool:
     """Return whether every shard of an input split has a record."""
-    return any(record["behind"] is None for record in _records(input_split, output))
+    return any(record["behind"] is None for record in records_of(input_split, output))
 
 
-def _records(input_split: InputSplit, output: Path) -> Iterator[dict[str, Any]]:
+def records_of(input_split: InputSplit, output: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of the shards of an input split, in order."""
     for number in itertools.count():
         path = output / "records" / f"{input_split.name}-{number:05d}.json"
         if not path.exists():
@@ -257,14 +266,15 @@ def _batch(
     labeler: Labeler,
     labels: ConfigDict,
     secret: bytes,
-    excluded: frozenset[bytes],
+    excluded: hashing.Excluded,
     reject_log: RejectLog,
     counts: Counter[str],
+    excluded_images: Counter[str],
 ) -> list[_Usable]:
     """Take posts with valid images until they have `room` bytes. A shard ends between two batches."""
     batch: list[_Usable] = []
     while room > 0 and len(batch) < _BATCH_POSTS and (post := posts.take()) is not None:
-        if excluded and hashing.hash_id(post.post_id, secret) in excluded:
+        if excluded.posts and hashing.hash_id(post.post_id, secret) in excluded.posts:
             counts["excluded"] += 1
             continue
         fractions = labeler.labels["cluster_fraction"], labels.validation_fraction, labels.train_fraction
@@ -279,9 +289,25 @@ def _batch(
         except BadPost as bad:
             reject_log.reject(post.line, bad.reason)
             continue
+        if near := excluded_near(np.array([image_hash], np.uint64), excluded, labels.duplicate_distance)[0]:
+            excluded_images[near] += 1
+            continue
         batch.append((post, split, encoded, image_hash))
         room -= len(encoded)
     return batch
+
+
+def excluded_near(hashes: np.ndarray, excluded: hashing.Excluded, distance: int) -> list[str]:
+    """Return the digest of an excluded image that each hash is near, or "".
+
+    Args:
+        hashes: perceptual hashes, uint64 [N].
+        excluded: the exclusion list.
+        distance: largest number of differing bits.
+    """
+    digests = [name for _, name in excluded.images]
+    near = near_duplicates.is_near(hashes, np.array([value for value, _ in excluded.images], np.uint64), distance)
+    return [digests[int(row.argmax())] if row.any() else "" for row in near]
 
 
 def _examples(
@@ -301,11 +327,17 @@ def _examples(
                 "comments/weights": label.comment_weights,
                 "reactions/label": label.reaction_label,
                 "image_hash": image_hash,
+                "reaction_counts": post.reactions or (0,) * len(labeler.labels["reactions"]),
             },
         )
 
 
-def _write(examples: list[shards.Example], output: Path, name: str, split: str) -> dict[str, Any]:
+def engagement_of(name: str) -> str:
+    """Return the name of the table with what is merged of a shard: weights of labels, and counts of reactions."""
+    return f"{name}.engagement.safetensors"
+
+
+def _write(examples: list[shards.Example], output: Path, name: str, split: str, merged: bool) -> dict[str, Any]:
     """Write a shard and its table, and return their description for the record."""
     name = name if split == "train" else f"{name}.{split}"
     labels = [example["comments/labels"] for example in examples]
@@ -316,6 +348,12 @@ def _write(examples: list[shards.Example], output: Path, name: str, split: str) 
         "reaction_labels": np.array([example["reactions/label"] for example in examples], np.int32),
         "image_hashes": np.array([example["image_hash"] for example in examples], np.uint64),
     }
+    if merged:
+        # No finished job has it: counts of buttons tell one post from another.
+        weights = itertools.chain.from_iterable(example["comments/weights"] for example in examples)
+        counts = [example["reaction_counts"] for example in examples]
+        engagement = {"comment_weights": np.array(list(weights), np.float32), "reaction_counts": np.array(counts)}
+        write_table(output / "records" / engagement_of(name), engagement)
     path = output / f"{name}.tfrecord"
     # A job that was killed between a shard and its record has left the same bytes.
     described = shards.describe_shard(path, len(examples)) if path.exists() else shards.write_shard(examples, path)

@@ -12,7 +12,7 @@ from vise_jax import artifact
 from vise_jax.data import shards
 from vise_jax.engagement import hashing
 from vise_jax.engagement.labeler import PATHS, Labeler
-from vise_jax.labeling import beam_runner, local_runner, output_dir
+from vise_jax.labeling import beam_runner, duplicates, local_runner, output_dir
 from vise_jax.labeling.input_split import (
     SHARD_KEYS,
     InputSplit,
@@ -91,14 +91,22 @@ def label(
             output_dir.clear(output, input_splits)
             if (output / "manifest.json").exists():
                 return shards.read_manifest(output)
+
+            def each(work: local_runner.Work, todo: Sequence[InputSplit], description: str) -> None:
+                if beam_options is None:
+                    local_runner.each(work, todo, workers, description)
+                elif todo:
+                    beam_runner.each(work, todo, beam_options)
+
             work = partial(_label, labeler.absolute(), labels.to_dict(), exclude, output.absolute())
-            todo = [input_split for input_split in input_splits if not is_labeled(input_split, output)]
-            if beam_options is None:
-                local_runner.each(work, todo, workers, "labeling")
-            elif todo:
-                beam_runner.each(work, todo, beam_options)
-            matched = sum(record["excluded"] for record in read_records(output))
-            unmatched = hashing.count_unmatched(exclude, excluded, matched)
+            each(work, [part for part in input_splits if not is_labeled(part, output)], "labeling")
+            records = read_records(output)
+            posts = sum(record["excluded"] for record in records)
+            images = {name for record in records for name in record["excluded_images"]}
+            unmatched = hashing.count_unmatched(exclude, excluded, posts, images)
+            if labels.duplicates != "keep":
+                duplicates.plan(output, records, fitted, labels.duplicate_distance, labels.duplicates == "merge")
+                each(partial(duplicates.apply, output.absolute()), input_splits, "writing without duplicates")
             return finish(output, job, fitted.classes, describe_inputs(input_splits), unmatched)
         except BaseException:
             if not any(output.glob("*.tfrecord")):

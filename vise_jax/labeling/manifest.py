@@ -6,7 +6,7 @@ A record describes one shard and its posts; the manifest sums up all records.
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,15 @@ import safetensors.numpy
 import vise_jax
 from vise_jax import artifact
 from vise_jax.data import deletions, shards
-from vise_jax.data.records import read_index
 from vise_jax.errors import UserError
-from vise_jax.labeling.tables import read_table, write_table
+from vise_jax.labeling import duplicates
+from vise_jax.labeling.tables import read_table, select_rows, write_table
 from vise_jax.posts import MAX_NAMED, summary
 
 
 def read_records(output: Path) -> list[dict[str, Any]]:
     """Return the records of a directory of shards, in order."""
     return [json.loads(path.read_text("utf-8")) for path in sorted((output / "records").glob("*.json"))]
-
-
-def excluded_in(output: Path, post_ids: set[bytes]) -> Iterator[bytes]:
-    """Yield those of the hashed post ids that an example of the shards has."""
-    for record in read_records(output):
-        for shard in record["shards"].values():
-            table = read_table(output / "records" / shard["table"])
-            yield from post_ids.intersection(post_id.tobytes() for post_id in table["post_ids"])
 
 
 def finish(
@@ -50,7 +42,7 @@ def finish(
         job: what `job.json` says.
         classes: clusters of `comments` and `reactions`.
         inputs: name and SHA-256 of each posts file.
-        unmatched: number of ids of the exclusion list that no post has.
+        unmatched: number of ids and images of the exclusion list that no post has.
         before: the manifest that this one replaces after a deletion.
 
     Returns:
@@ -76,6 +68,7 @@ def finish(
         "reactions": int(statistics["reactions"].sum()),
     }
     manifest["max_comment_labels"] = len(labels_per_post) - 1
+    manifest["duplicates"] = duplicates.describe(output, records, job["labels"]["duplicate_distance"])
     artifact.write_json(output / "manifest.json", manifest)
     named = {shard["name"] for shard in (*manifest["shards"], *manifest["validation"]["shards"])}
     tables = {shard["table"] for record in records for shard in record["shards"].values()}
@@ -121,6 +114,7 @@ def _manifest(
         "examples": sum(shard["examples"] for shard in train),
         "splits": splits,
         "excluded": sum(record["excluded"] for record in records),
+        "excluded_images": sum(total("excluded_images").values()),
         "deleted": sum(record.get("deleted", 0) for record in records),
         "classes": classes,
         "shards": train,
@@ -136,32 +130,24 @@ def _manifest(
     }
 
 
-def without(output: Path, shard: dict[str, Any], gone: set[bytes]) -> dict[str, Any] | None:
-    """Return a shard without some posts: itself if it holds none of them, None if it holds no others.
+def without(
+    output: Path, shard: dict[str, Any], gone: Callable[[dict[str, np.ndarray]], np.ndarray]
+) -> dict[str, Any] | None:
+    """Return a shard without some examples: itself if it holds none of them, None if it holds no others.
 
     Args:
         output: the directory of the shards.
         shard: what its record says of it.
-        gone: hashes of post ids, 16 bytes each.
+        gone: tells of a table which of its examples are left out, bool [N].
     """
     table = read_table(output / "records" / shard["table"])
-    keep = np.array([post_id.tobytes() not in gone for post_id in table["post_ids"]])
+    keep = ~gone(table)
     if keep.all():
         return shard
     if not keep.any():
         return None
-    stem, _, revision = shard["name"].removesuffix(".tfrecord").partition(".r")
-    name = f"{stem}.r{int(revision or 0) + 1}"
-    written = shards.copy_records([(output / shard["name"], keep.tolist())], output / f"{name}.tfrecord")
-    write_table(
-        output / "records" / f"{name}.safetensors",
-        {
-            "post_ids": table["post_ids"][keep],
-            "lengths": read_index(output / f"{name}.tfrecord", int(keep.sum()))[:, 1].astype(np.uint32),
-            "comment_labels": table["comment_labels"][np.repeat(keep, table["comment_counts"])],
-            "comment_counts": table["comment_counts"][keep],
-            "reaction_labels": table["reaction_labels"][keep],
-            **({"image_hashes": table["image_hashes"][keep]} if "image_hashes" in table else {}),
-        },
-    )
-    return {**written, "table": f"{name}.safetensors"}
+    name = shards.next_revision(shard["name"])
+    written = shards.copy_records([(output / shard["name"], keep.tolist())], output / name)
+    table_name = f"{name.removesuffix('.tfrecord')}.safetensors"
+    write_table(output / "records" / table_name, select_rows(table, keep))
+    return {**written, "table": table_name}

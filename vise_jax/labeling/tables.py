@@ -1,5 +1,6 @@
 """Tables of the labels of a shard, beside its record."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from vise_jax import artifact
 def write_table(path: Path, table: dict[str, np.ndarray]) -> None:
     """Write a table for `read_table`."""
     with artifact.atomic_file(path) as file:
-        file.write(safetensors.numpy.save(table))
+        file.write(safetensors.numpy.save({name: np.ascontiguousarray(column) for name, column in table.items()}))
 
 
 def read_table(path: Path) -> dict[str, np.ndarray]:
@@ -21,7 +22,29 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
         `post_ids` uint8 [N, 16] (the salted hashes), `comment_labels` int32 [M] (of all examples, concatenated),
         `comment_counts` int32 [N] (number of labels of each example), `reaction_labels` int32 [N], `lengths`
         uint32 [N] (bytes of each record's data), `image_hashes` uint64 [N] (perceptual; not in tables of version
-        0.1.0).
+        0.1.0). Where duplicates were dropped or merged, `copies` uint32 [N] (number of posts that each example stands
+        for, itself among them) and `duplicate_ids` uint8 [sum(copies - 1), 16] (the salted hashes of the others).
     """
-    table = safetensors.numpy.load(path.read_bytes())
-    return {**table, "post_ids": table["post_ids"].reshape(-1, 16)}
+    table: dict[str, np.ndarray] = safetensors.numpy.load(path.read_bytes())
+    ids: dict[str, np.ndarray] = {
+        name: table[name].reshape(-1, 16) for name in ("post_ids", "duplicate_ids") if name in table
+    }
+    return {**table, **ids}
+
+
+def select_rows(table: Mapping[str, np.ndarray], keep: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the rows of some examples of a table.
+
+    Args:
+        table: as `read_table` returns it.
+        keep: bool [N].
+    """
+    of_rows = {"comment_labels": "comment_counts", "comment_weights": "comment_counts", "duplicate_ids": "copies"}
+    selected = {}
+    for name, column in table.items():
+        rows = keep
+        if name in of_rows:
+            counts = table[of_rows[name]].astype(np.int64)
+            rows = np.repeat(keep, counts - 1 if name == "duplicate_ids" else counts)
+        selected[name] = column[rows]
+    return selected

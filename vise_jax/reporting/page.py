@@ -16,13 +16,19 @@ _ABOUT = {
 }
 
 
-def render(summary: dict[str, Any], drawn: Mapping[str, bytes], examples: Mapping[int, list[str]]) -> str:
+def render(
+    summary: dict[str, Any],
+    drawn: Mapping[str, bytes],
+    examples: Mapping[int, list[str]],
+    duplicates: dict[str, Any] | None = None,
+) -> str:
     """Make the page.
 
     Args:
         summary: what `clusters.summarize` returned.
         drawn: PNG files by name, as `figures.draw` returns them.
         examples: masked comments by comment cluster; empty for none.
+        duplicates: what `duplicates.read` returned.
     """
     data = {
         "comments": [{**row, "sample": examples.get(row["number"], [])} for row in summary["comments"]],
@@ -37,19 +43,26 @@ def render(summary: dict[str, Any], drawn: Mapping[str, bytes], examples: Mappin
         images={name: base64.b64encode(content).decode() for name, content in drawn.items()},
         min_together=MIN_TOGETHER,
         with_examples=bool(examples),
+        duplicates=duplicates,
     )
 
 
-def write(summary: dict[str, Any], examples: Mapping[int, list[str]], output: Path) -> None:
+def write(
+    summary: dict[str, Any],
+    examples: Mapping[int, list[str]],
+    output: Path,
+    duplicates: dict[str, Any] | None = None,
+) -> None:
     """Write the figures and `index.html` into the directory `output`, each atomically; the page comes last.
 
     Args:
         summary: what `clusters.summarize` returned.
         examples: masked comments by comment cluster; empty for none.
         output: the directory; files of an earlier report in it are replaced.
+        duplicates: what `duplicates.read` returned.
     """
     drawn = figures.draw(summary)
-    text = render(summary, drawn, examples)
+    text = render(summary, drawn, examples, duplicates)
     output.mkdir(parents=True, exist_ok=True)
     for name, content in drawn.items():
         with artifact.atomic_file(output / f"{name}.png") as file:

@@ -87,6 +87,7 @@ def _fit(output: Path, beam_options: list[str] | None) -> None:
         "comments": f"{fitted['comments']:,}, {fitted['tokens']:,} tokens, {fitted['comment_dim']} dimensions",
         "tokens covered": f"{labeler.comments.coverage:.1%}" if labeler.comments else "",
         "comment clusters": _clusters(fitted["comment_clusters"]),
+        **({"languages": spoken} if (spoken := _languages(fitted["comment_clusters"])) else {}),
         "posts with reactions": f"{fitted['reactions']:,}",
         "reaction clusters": _clusters(fitted["reaction_clusters"]),
         "hashes of post ids": _salted(),
@@ -127,6 +128,11 @@ def _clusters(fit: dict) -> str:
     suppressed = f", {fit['suppressed']:,} suppressed" if fit.get("suppressed") else ""
     clusters = f"{fit['clusters']:,} of {fit['points']:,} points, inertia {fit['inertia']:.4g}, {fit['empty']:,} empty"
     return clusters + suppressed
+
+
+def _languages(fit: dict) -> str:
+    by_clusters = sorted(fit.get("languages", {}).items(), key=lambda item: -item[1]["clusters"])
+    return ", ".join(f"{name or 'other'} {one['clusters']:,}" for name, one in by_clusters)
 
 
 def _run(output: Path, beam_options: list[str] | None) -> None:

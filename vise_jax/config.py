@@ -71,6 +71,10 @@ LABELS: Section = {
     # Repair comments whose UTF-8 was decoded as Latin-1, as in the social network's own export. Other comments don't
     # change. The fit reports the number.
     "repair_encoding": (True, ANY),
+    # "shared": one set of comment clusters, as the paper. "separate": clusters within languages, which are identified
+    # offline. A language has as large a part of `comment_clusters` as of the comments; languages with less than one
+    # cluster share theirs with comments of unknown language.
+    "languages": ("shared", one_of("shared", "separate")),
     # "set": all clusters of a post have equal weight. "count": the weight is the number of comments in the cluster.
     # Not in the paper.
     "label_weights": ("set", one_of("set", "count")),

@@ -67,7 +67,8 @@ def test_counts_by_hand() -> None:
     assert corpus.counts["reactions"] == sum(any(post.reactions or ()) for post in mine)
     assert corpus.documents.total() == 3 * corpus.counts["comments"]
     owners = {hashing.hash_id(post.post_id, salt).decode(): post for post in mine}
-    for owner, tokens in corpus.comments:
+    for owner, tokens, language in corpus.comments:
+        assert language == ""
         assert tokens.split(SEPARATOR) in tokenizer(labels)(owners[owner].comments)
 
 

@@ -43,10 +43,11 @@ def fit(posts: Path, output: Path, processes: int, devices: int, *keys: str) -> 
 
 
 @pytest.mark.slow
-def test_processes_and_devices_decide_nothing_of_a_labeler(posts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("languages", ["shared", "separate"])
+def test_processes_and_devices_decide_nothing_of_a_labeler(posts: Path, tmp_path: Path, languages: str) -> None:
     labelers = []
     for name, processes, devices in (("one", 1, 4), ("three", 3, 1)):
-        for ended in fit(posts, tmp_path / name, processes, devices):
+        for ended in fit(posts, tmp_path / name, processes, devices, f"--config.labels.languages={languages}"):
             assert ended.returncode == 0, ended.stderr
         labelers.append(Labeler.load(tmp_path / name))
     one, three = labelers

@@ -19,7 +19,7 @@ from vise_jax import artifact
 from vise_jax.engagement import hashing
 from vise_jax.engagement.comments import SEPARATOR, sample_comments, tokenizer
 from vise_jax.posts import Post
-from vise_jax.text import encoding
+from vise_jax.text import encoding, languages
 
 
 class Lowest:
@@ -63,7 +63,8 @@ class Corpus:
         counts: number of `posts` read, of `cluster_posts` among them and of `excluded` ones; of the cluster split,
             number of `comments` with a token and of posts with enough `reactions`.
         documents: document frequency of each token in the cluster split.
-        comments: a sample of pairs of a post's hash and the tokens of a comment, joined by `SEPARATOR`.
+        comments: a sample of comments: the hash of the post, the tokens, joined by `SEPARATOR`, and with
+            `labels.languages="separate"` the language.
         reactions: a sample of reaction counts.
         rejected: posts that could not be read, by reason.
         notes: number of mended values, by kind.
@@ -147,11 +148,14 @@ def gather(posts: Iterable[Post], labels: ConfigDict, excluded: frozenset[bytes]
             comments, repaired = encoding.repair(comments)
             if repaired:
                 corpus.notes["mended_encoding"] += repaired
-        for number, tokens in enumerate(split_tokens(comments)):
+        separate = labels.languages == "separate"
+        spoken = languages.identify(comments) if separate else [languages.UNKNOWN] * len(comments)
+        for number, (tokens, language) in enumerate(zip(split_tokens(comments), spoken, strict=True)):
             if tokens:
                 corpus.counts["comments"] += 1
                 corpus.documents.update(set(tokens))
-                corpus.comments.add(_rank(post.post_id, secret, number), (owner.decode(), SEPARATOR.join(tokens)))
+                item = owner.decode(), SEPARATOR.join(tokens), language
+                corpus.comments.add(_rank(post.post_id, secret, number), item)
     return corpus
 
 

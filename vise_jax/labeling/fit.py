@@ -24,7 +24,7 @@ from vise_jax.posts import Post, RejectLog, read
 # Keys that decide the gathered statistics.
 _GATHERED = (
     *("comment_encoder", "cluster_fraction", "max_comments", "max_fit_comments", "max_fit_reactions"),
-    *("split_megabytes", "repair_encoding", "reactions", "other_reactions", "min_reactions", "seed"),
+    *("split_megabytes", "repair_encoding", "languages", "reactions", "other_reactions", "min_reactions", "seed"),
 )
 # Seconds after which a silent process counts as dead.
 _HEARTBEAT_SECONDS = 100

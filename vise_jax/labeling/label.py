@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 # Keys that the labeler decides, whatever the config of a later job says.
 _LABELER_KEYS = (
-    *("cluster_fraction", "max_comments", "repair_encoding", "label_weights"),
+    *("cluster_fraction", "max_comments", "repair_encoding", "languages", "label_weights"),
     *("reactions", "other_reactions", "min_reactions", "seed"),
 )
 

@@ -69,7 +69,9 @@ def summarize(labeler: Labeler, statistics: Mapping[str, np.ndarray]) -> dict[st
         `labels_per_post`: as in the statistics;
         `balance`: of `comments` (without suppressed clusters) and of `reactions`, see `balance`;
         `buttons`: names of the reaction buttons;
-        `comments`: the comment clusters in descending order of size: `number`, `examples`, `share` (of all examples),
+        `separate`: whether each comment cluster is of one language;
+        `comments`: the comment clusters in descending order of size: `number`, `language` (a code; "other" without one
+            of its own, "" where languages share clusters), `examples`, `share` (of all examples),
             `words` and `emoji` (pairs of term and weight, most distinctive first), `reaction` (the most
             over-represented reaction cluster: `number`, `lift` and `together`, the number of examples with both; None
             if no lift is above 1) and `nearest` (pairs of number and cosine);
@@ -100,10 +102,12 @@ def summarize(labeler: Labeler, statistics: Mapping[str, np.ndarray]) -> dict[st
         "buttons": buttons,
         "suppressed": len(counts) - len(shown),
         "labels_per_post": statistics["labels_per_post"].tolist(),
+        "separate": bool(labeler.languages),
         "balance": {"comments": balance(counts[shown]), "reactions": balance(reaction_counts)},
         "comments": [
             {
                 "number": number,
+                "language": (labeler.languages[number] or "other") if labeler.languages else "",
                 "examples": int(counts[number]),
                 "share": int(counts[number]) / max(examples, 1),
                 **meaning.terms(labeler, number),
@@ -236,7 +240,8 @@ def show(summary: dict[str, Any]) -> None:
     table = Table(title=f"the largest of {summary['balance']['comments']['clusters']:,} comment clusters")
     for title in ("cluster", "examples", "share"):
         table.add_column(title, justify="right")
-    for title in ("words", "emoji", "over-represented reactions"):
+    language = ("language",) if summary["separate"] else ()
+    for title in (*language, "words", "emoji", "over-represented reactions"):
         table.add_column(title, overflow="fold")
     names = {cluster["number"]: cluster["name"] for cluster in summary["reactions"]}
     for row in summary["comments"][:_IN_TERMINAL]:
@@ -245,6 +250,7 @@ def show(summary: dict[str, Any]) -> None:
             f"{row['number']}",
             f"{row['examples']:,}",
             f"{row['share']:.1%}",
+            *([row["language"]] if language else []),
             " ".join(word for word, _ in row["words"]),
             " ".join(emoji for emoji, _ in row["emoji"]),
             f"{names[reaction['number']]} (x{reaction['lift']:.1f})" if reaction else "",

@@ -32,6 +32,7 @@ def render(
     """
     data = {
         "comments": [{**row, "sample": examples.get(row["number"], [])} for row in summary["comments"]],
+        "separate": summary["separate"],
         "reactions": {cluster["number"]: cluster["name"] for cluster in summary["reactions"]},
     }
     return templates.render(

@@ -28,7 +28,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from vise_jax import cli, config, machine
+from vise_jax import artifact, cli, config, machine
 from vise_jax.errors import UserError
 from vise_jax.posts import expand, summary
 
@@ -59,7 +59,7 @@ def main(words: list[str]) -> None:
         raise UserError("--distributed is for fit; to label on several machines, use --runner beam.")
     cli.required(_CONFIG)
     config.validate(_CONFIG.value)
-    commands[command](Path(cli.required(_OUTPUT)), beam_options if _RUNNER.value == "beam" else None)
+    commands[command](artifact.location(cli.required(_OUTPUT)), beam_options if _RUNNER.value == "beam" else None)
 
 
 # The jobs are imported where they start: JAX takes seconds that --help and wrong flags should not.
@@ -105,7 +105,9 @@ def _hash(images: list[str]) -> None:
     max_pixels = config.base().labels.max_image_pixels
     for name in images:
         try:
-            _, image_hash = read_image(Post("", image_bytes=Path(name).read_bytes()), max_pixels)
+            path = artifact.location(name)
+            with artifact.explained(path):
+                _, image_hash = read_image(Post("", image_bytes=path.read_bytes()), max_pixels)
         except OSError as error:
             raise UserError(f"{name} can't be read ({error.strerror}): check the file.") from error
         except BadPost as bad:
@@ -114,7 +116,7 @@ def _hash(images: list[str]) -> None:
 
 
 def _exclude() -> Path | None:
-    return Path(_EXCLUDE.value).absolute() if _EXCLUDE.value else None
+    return artifact.location(_EXCLUDE.value).absolute() if _EXCLUDE.value else None
 
 
 def _salted() -> str:
@@ -142,7 +144,7 @@ def _run(output: Path, beam_options: list[str] | None) -> None:
     was_complete = (output / "manifest.json").exists()
     manifest = label(
         posts,
-        Path(cli.required(_LABELER)),
+        artifact.location(cli.required(_LABELER)),
         _CONFIG.value.labels,
         output,
         exclude=_exclude(),
@@ -159,8 +161,8 @@ def _relabel(output: Path, beam_options: list[str] | None) -> None:
 
     if _POSTS.value is not None or beam_options is not None:
         raise UserError("--posts and --runner beam are for fit and run; relabel reads the shards alone.")
-    exclude = Path(cli.required(_EXCLUDE))
-    manifest = delete(output, _CONFIG.value.labels, Path(cli.required(_LABELER)), exclude)
+    exclude = artifact.location(cli.required(_EXCLUDE))
+    manifest = delete(output, _CONFIG.value.labels, artifact.location(cli.required(_LABELER)), exclude)
     _print_manifest(output, manifest)
 
 

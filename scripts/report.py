@@ -24,7 +24,7 @@ from typing import Any
 
 from absl import flags
 
-from vise_jax import cli
+from vise_jax import artifact, cli
 from vise_jax.errors import UserError
 from vise_jax.posts import Post, RejectLog, expand, read
 from vise_jax.progress import track
@@ -84,7 +84,7 @@ def _curves(directories: list[Path], output: Path) -> None:
 
 def _read_clusters() -> tuple[dict[str, Any], dict[int, list[str]], dict[str, Any]]:
     """Return the summary of the clusters, the requested examples, and what is known of near-duplicates."""
-    labeler_folder, shards_folder = Path(cli.required(_LABELER)), Path(cli.required(_SHARDS))
+    labeler_folder, shards_folder = map(artifact.location, (cli.required(_LABELER), cli.required(_SHARDS)))
     if bool(_POSTS.value) != bool(_SHOW_EXAMPLES.value):
         raise UserError("--posts and --show-examples=NUMBER go together: give both, or none to show no one's words.")
     if _EXCLUDE.value and not _POSTS.value:

@@ -1,24 +1,256 @@
-"""Atomic files and directories, locks, and fingerprints.
+"""Atomic files and directories, locks, and fingerprints, on disk and in object stores.
 
-Each stage passes the next one a directory that describes itself in a JSON file. It is written under a temporary name in
-the same parent and renamed when complete, so that readers never see a partial one.
+Each stage passes the next one a directory that describes itself in a JSON file. On disk it is written under a temporary
+name in the same parent and renamed when complete, so that readers never see a partial one. In an object store an object
+is written as a whole, and the description last.
 """
 
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
+import io
+import itertools
 import json
 import os
 import re
 import secrets
 import shutil
 import socket
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from vise_jax.errors import Interrupted, UserError
+
+# Object stores, with the extra that each needs.
+_STORES = {"gs": "gcs", "s3": "s3"}
+# Requests in flight, and what the store's library needs to have as many.
+IN_FLIGHT = 64
+_OPTIONS: dict[str, dict[str, Any]] = {"gs": {}, "s3": {"config_kwargs": {"max_pool_connections": IN_FLIGHT}}}
+# Packages whose errors are those of a store.
+_LIBRARIES = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs")
+# Seconds after which a lock in an object store is renewed, and after which one that was not is a killed process's.
+_RENEWED, _ABANDONED = 5.0, 30.0
+# Bytes of an object that are read at a time where it is read from its beginning to its end.
+_READ_BYTES = 8 << 20
+# Requests for a range of an object, and seconds between the first two; then twice as many each time.
+_ATTEMPTS, _WAIT = 5, 0.2
+
+
+def location(name: str | Path) -> Path:
+    """Return a path, or for a URL of an object store (`gs://`, `s3://`) an object with the methods of a path.
+
+    Raises:
+        UserError: a URL of another scheme, or the library of the store is not installed.
+    """
+    match = re.match(r"([A-Za-z][\w+.-]*)://", str(name))
+    if match is None or not isinstance(name, str):
+        return name if not isinstance(name, str) else Path(name)
+    scheme = match[1].lower()
+    if scheme not in _STORES:
+        raise UserError(f"{name} is a URL of the unknown scheme {scheme}: give a path, or a URL of gs:// or s3://.")
+    try:
+        from upath import UPath
+
+        # A cached listing would miss what other processes write.
+        path = UPath(name, use_listings_cache=False, **_OPTIONS[scheme])
+        _ = path.fs
+    except ImportError as error:
+        raise UserError(f"{scheme}:// needs more libraries: pip install -e '.[{_STORES[scheme]}]'.") from error
+    return cast(Path, path)
+
+
+def is_remote(path: Path) -> bool:
+    """Return whether a path is a URL of an object store."""
+    return not isinstance(path, Path)
+
+
+@contextlib.contextmanager
+def explained(path: Path, what: str = "read") -> Iterator[None]:
+    """Turn an object store's errors into one sentence; those of the disk are left as they are.
+
+    Raises:
+        UserError: no such bucket or object, no permission, no credentials, another region, or no answer.
+    """
+    if not is_remote(path):
+        yield
+        return
+    try:
+        yield
+    except (UserError, FileExistsError):
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{path} can't be {what}: there is no such bucket or object.") from error
+    except PermissionError as error:
+        raise UserError(f"{path} can't be {what}: these credentials have no permission ({error}).") from error
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in _LIBRARIES:
+            raise
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        if "redential" in f"{type(error).__name__} {error}":
+            raise UserError(f"{path} can't be {what}: there are no credentials ({reason}): sign in first.") from error
+        raise UserError(f"{path} can't be {what}: the object store has refused or failed ({reason}).") from error
+
+
+def read_range(path: Path, offset: int, length: int) -> bytes:
+    """Read `length` bytes of an object in an object store from `offset` on; fewer at its end.
+
+    Failed requests are repeated, also those whose answer is cut short.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        UserError: as `explained`.
+    """
+    store = cast(Any, path).fs
+    with explained(path):
+        for attempt in itertools.count(1):
+            try:
+                return store.cat_file(cast(Any, path).path, start=offset, end=offset + length)
+            except FileNotFoundError:
+                break
+            except Exception as error:
+                if attempt == _ATTEMPTS or isinstance(error, PermissionError):
+                    raise
+            time.sleep(_WAIT * 2**attempt)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
+class _Object(io.RawIOBase):
+    """An object in an object store, read by ranges."""
+
+    def __init__(self, path: Path):
+        self._path, self._size, self._offset = path, version(path)[0], 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._offset = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._offset, io.SEEK_END: self._size}[whence]
+        return self._offset
+
+    def tell(self) -> int:
+        return self._offset
+
+    def readinto(self, buffer: Any) -> int:
+        length = max(min(len(buffer), self._size - self._offset), 0)
+        content = read_range(self._path, self._offset, length) if length else b""
+        buffer[: len(content)] = content
+        self._offset += len(content)
+        return len(content)
+
+
+def open_file(path: Path) -> io.BufferedReader:
+    """Open a file to read bytes.
+
+    Raises:
+        OSError: it can't be read.
+        UserError: as `explained`.
+    """
+    if is_remote(path):
+        return io.BufferedReader(_Object(path), _READ_BYTES)
+    return open(path, "rb")
+
+
+def version(path: Path) -> tuple[int, int | str]:
+    """Return what changes when a file is replaced: its size, and its modification time (ns) or the object's generation.
+
+    Raises:
+        OSError: it can't be read.
+        UserError: as `explained`.
+    """
+    if not is_remote(path):
+        status = path.stat()
+        return status.st_size, status.st_mtime_ns
+    with explained(path):
+        info = cast(Any, path).fs.info(cast(Any, path).path)
+    return int(info["size"]), str(info.get("generation") or info.get("ETag"))
+
+
+def find(pattern: str) -> list[Path]:
+    """Return the files that a glob pattern matches, a path or a URL.
+
+    Raises:
+        UserError: as `location` and `explained`.
+    """
+    root = location(pattern)
+    if not is_remote(root):
+        return [path for name in glob.glob(pattern, recursive=True) if (path := Path(name)).is_file()]
+    with explained(root):
+        names = cast(Any, root).fs.glob(cast(Any, root).path)
+    return [location(f"{pattern.partition('://')[0]}://{name}") for name in names]
+
+
+def make_directory(path: Path) -> None:
+    """Create a directory and its parents; in an object store there are none."""
+    if not is_remote(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and what it holds, if it exists."""
+    if not is_remote(path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with explained(path, "removed"), contextlib.suppress(FileNotFoundError):
+        cast(Any, path).fs.rm(cast(Any, path).path, recursive=True)
+
+
+def sizes(directory: Path) -> dict[str, int]:
+    """Return the size of each file directly in a directory, by name; none if it does not exist.
+
+    Raises:
+        UserError: as `explained`.
+    """
+    if not is_remote(directory):
+        with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        return {}
+    with explained(directory):
+        try:
+            listed = cast(Any, directory).fs.ls(cast(Any, directory).path, detail=True)
+        except FileNotFoundError:
+            return {}
+    return {entry["name"].rpartition("/")[2]: entry["size"] for entry in listed if entry["type"] == "file"}
+
+
+def read_files(directory: Path, suffix: str) -> dict[str, bytes]:
+    """Return the content of the files with a suffix in a directory, by name, sorted.
+
+    Raises:
+        UserError: as `explained`.
+    """
+    names = sorted(name for name in sizes(directory) if name.endswith(suffix))
+    if not is_remote(directory):
+        return {name: (directory / name).read_bytes() for name in names}
+    root = cast(Any, directory).path
+    with explained(directory):
+        contents = cast(Any, directory).fs.cat([f"{root}/{name}" for name in names]) if names else {}
+    return {name: contents[f"{root}/{name}"] for name in names}
+
+
+@contextlib.contextmanager
+def local_copy(path: Path) -> Iterator[Path]:
+    """Yield the path of a file or directory on disk: itself, or a copy of that in an object store.
+
+    Raises:
+        UserError: as `explained`.
+    """
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="vise_jax-") as directory:
+        copy = Path(directory) / path.name
+        with explained(path):
+            cast(Any, path).fs.get(cast(Any, path).path, str(copy), recursive=True)
+        yield copy
 
 
 def canonical_json(value: Any) -> str:
@@ -33,7 +265,7 @@ def fingerprint(value: Any) -> str:
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 (hex) of a file's bytes."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -68,7 +300,8 @@ def lock(path: Path, busy: str) -> Iterator[None]:
     """Hold an exclusive lock on a regular file, created if it doesn't exist, until the block ends.
 
     The lock is advisory (`flock`) and ends with the process. Unlike a lock on a directory it holds across the hosts of
-    a network file system.
+    a network file system. In an object store it is an object that only one process can create, which is renewed until
+    the block ends; that of a process that was killed on another host counts for half a minute.
 
     Args:
         path: the lock file. It stays, so that all processes lock the same file.
@@ -77,6 +310,10 @@ def lock(path: Path, busy: str) -> Iterator[None]:
     Raises:
         UserError: another process holds the lock.
     """
+    if is_remote(path):
+        with _leased(path, busy):
+            yield
+        return
     with open(path, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,12 +323,83 @@ def lock(path: Path, busy: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _leased(path: Path, busy: str) -> Iterator[None]:
+    """Hold a lock in an object store: an object with the name of its holder, who writes it again each few seconds."""
+    store, key = cast(Any, path).fs, cast(Any, path).path
+    holder = {"host": socket.gethostname(), "process": os.getpid(), "id": secrets.token_hex(8)}
+
+    def write(renewals: int, **how: str) -> None:
+        store.pipe_file(key, canonical_json({**holder, "renewals": renewals}).encode(), **how)
+
+    def read() -> bytes:
+        with contextlib.suppress(FileNotFoundError):
+            return store.cat_file(key)
+        return b""
+
+    with explained(path, "written"):
+        while True:
+            try:
+                write(0, mode="create")
+                break
+            except FileExistsError as error:
+                theirs, waited = read(), 0.0
+                while theirs and not _has_ended(theirs) and waited < _ABANDONED:
+                    time.sleep(_RENEWED / 5)
+                    waited += _RENEWED / 5
+                    if (now := read()) not in (theirs, b""):
+                        raise UserError(busy) from error
+                    theirs = now
+                if theirs:
+                    store.rm_file(key)
+    ended = threading.Event()
+
+    def renew() -> None:
+        for renewals in itertools.count(1):
+            if ended.wait(_RENEWED):
+                return
+            with contextlib.suppress(Exception):  # the next one may succeed
+                write(renewals)
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(Exception):  # it counts as abandoned soon
+            store.rm_file(key)
+
+
+def _has_ended(lock: bytes) -> bool:
+    """Return whether the holder of a lock was a process of this host that has ended."""
+    holder = json.loads(lock)
+    if holder["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(holder["process"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+@contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Yield an open temporary file that replaces `path` when the block ends without an error.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full, or as `explained`.
     """
+    if is_remote(path):
+        with _disk_full(Path(tempfile.gettempdir())), tempfile.NamedTemporaryFile(prefix="vise_jax-") as file:
+            yield cast(BinaryIO, file)
+            file.flush()
+            with explained(path, "written"):
+                # An object is replaced as a whole, when its last byte is there.
+                cast(Any, path).fs.put_file(file.name, cast(Any, path).path)
+        return
     path = Path(path)
     temporary = _temporary(path)
     try:
@@ -122,12 +430,27 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path, description: str = "") -> Iterator[Path]:
     """Yield a temporary directory that becomes `path` when the block ends without an error.
 
+    Args:
+        path: the directory.
+        description: name of the file that is written last in an object store.
+
     Raises:
-        UserError: `path` exists and is not empty, or the disk is full.
+        UserError: `path` exists and is not empty, the disk is full, or as `explained`.
     """
+    if is_remote(path):
+        if sizes(path):
+            raise UserError(f"{path} already exists: name a new directory, or delete it first.")
+        with _disk_full(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="vise_jax-") as name:
+            yield Path(name)
+            files = sorted(entry for entry in Path(name).rglob("*") if entry.is_file())
+            for entry in sorted(files, key=lambda entry: entry == Path(name) / description):
+                with explained(path, "written"):
+                    key = f"{cast(Any, path).path}/{entry.relative_to(name).as_posix()}"
+                    cast(Any, path).fs.put_file(str(entry), key)
+        return
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} already exists: name a new directory, or delete it first.")
@@ -161,11 +484,13 @@ def read_description(
     Raises:
         UserError: no such directory or description, invalid JSON, or another format version.
     """
-    path = Path(directory) / name
-    if not path.is_file():
+    path = directory / name
+    with explained(path):
+        missing = not path.is_file()
+    if missing:
         raise UserError(f"{directory} has no {name}: give a directory that `{made_by}` has finished writing.")
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = json.loads(path.read_bytes().decode())
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}): write the directory again with `{made_by}`.") from error
     format_version = description.get("format_version") if isinstance(description, dict) else None

@@ -4,15 +4,17 @@ A TFRecord is the length of its data (8 bytes), a checksum of the length (4), th
 Numbers are little-endian; checksums are CRC-32C, masked. `tf.data.TFRecordDataset` stops at the first wrong checksum.
 """
 
+import contextlib
 import json
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
-import safetensors
+import safetensors.numpy
 from safetensors import SafetensorError
 
 from vise_jax import artifact
@@ -23,6 +25,8 @@ _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 _FRAME = _HEADER.size + _FOOTER.size
 # Records with a smaller gap between them are read together, up to this size; in bytes.
 _LARGEST_GAP, _LARGEST_READ = 1 << 16, 1 << 24
+# Bytes of a shard's table at most.
+_LARGEST_TABLE = 1 << 30
 # Offsets that are searched for a header at a time.
 _SEARCH_BLOCK = 1 << 20
 _CRC_OF_ZERO = google_crc32c.value(bytes(8))
@@ -52,13 +56,13 @@ def read_index(path: Path, examples: int) -> np.ndarray:
         UserError: the file can't be opened, or holds more records than were written to it.
     """
     try:
-        with open(path, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
+        with _opened(path) as read:
+            size = artifact.version(path)[0]
             lengths = _lengths_in_table(path, examples, size)
+            if lengths is None and not artifact.is_remote(path):
+                lengths = _walk(read, examples, size)
             if lengths is None:
-                lengths = _walk(file.fileno(), examples, size)
-            if lengths is None:
-                return _salvage(path, file.readall(), examples)
+                return _salvage(path, read(0, size), examples)
     except OSError as error:
         raise _unreadable(path, error) from error
     return np.stack([np.cumsum(lengths + _FRAME) - lengths - _FOOTER.size, lengths], axis=1)
@@ -81,10 +85,10 @@ def read_records(path: Path, index: np.ndarray, wanted: Sequence[int]) -> tuple[
     data: list[bytes] = []
     corrupt: dict[int, str] = {}
     try:
-        with open(path, "rb", buffering=0) as file:
+        with _opened(path) as read:
             for run in _runs(index, wanted):
                 offset = int(index[run[0], 0])
-                content = os.pread(file.fileno(), int(index[run[-1]].sum()) + _FOOTER.size - offset, offset)
+                content = read(offset, int(index[run[-1]].sum()) + _FOOTER.size - offset)
                 for number in run:
                     start, length = int(index[number, 0]) - offset, int(index[number, 1])
                     if length < 0 or start + length + _FOOTER.size > len(content):
@@ -99,25 +103,43 @@ def read_records(path: Path, index: np.ndarray, wanted: Sequence[int]) -> tuple[
     return data, corrupt
 
 
+# Reads bytes from an offset on, fewer at the end of the file.
+_Read = Callable[[int, int], bytes]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[_Read]:
+    """Yield a function that reads a part of a file."""
+    if artifact.is_remote(path):
+        yield partial(artifact.read_range, path)
+        return
+    with open(path, "rb", buffering=0) as file:
+        yield lambda offset, length: os.pread(file.fileno(), length, offset)
+
+
 def _unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f"The shard {path} can't be read ({error.strerror}): copy it again.")
 
 
 def _lengths_in_table(path: Path, examples: int, size: int) -> np.ndarray | None:
     """Return the lengths that labeling recorded, int64 [N]; None where they are missing or of another file."""
+    table = path.parent / "records" / f"{path.stem}.safetensors"
     try:
-        with safetensors.safe_open(path.parent / "records" / f"{path.stem}.safetensors", framework="numpy") as table:
-            lengths = table.get_tensor("lengths").astype(np.int64)
-    except (OSError, SafetensorError):
+        if artifact.is_remote(table):
+            lengths = safetensors.numpy.load(artifact.read_range(table, 0, _LARGEST_TABLE))["lengths"].astype(np.int64)
+        else:
+            with safetensors.safe_open(table, framework="numpy") as opened:
+                lengths = opened.get_tensor("lengths").astype(np.int64)
+    except (KeyError, OSError, SafetensorError):
         return None
     return lengths if len(lengths) == examples and (lengths + _FRAME).sum() == size else None
 
 
-def _walk(file: int, examples: int, size: int) -> np.ndarray | None:
+def _walk(read: _Read, examples: int, size: int) -> np.ndarray | None:
     """Return the length of each record by its header, int64 [N]; None where one is damaged or the file is cut off."""
     lengths, offset = np.empty(examples, np.int64), 0
     for number in range(examples):
-        header = os.pread(file, _HEADER.size, offset)
+        header = read(offset, _HEADER.size)
         if not _is_header(header):
             return None
         lengths[number] = _HEADER.unpack(header)[0]

@@ -89,13 +89,14 @@ def copy_records(
 
     def selected() -> Iterator[bytes]:
         for source, keep in sources:
-            records = tf.data.TFRecordDataset(str(source)).as_numpy_iterator()
-            try:
-                yield from (record for record, is_kept in zip(records, keep, strict=True) if is_kept)
-            except (tf.errors.OpError, ValueError) as error:
-                raise UserError(
-                    f"The shard {source} is damaged: copy it again, or make it with `{MADE_BY}`."
-                ) from error
+            with artifact.local_copy(source) as copy:
+                records = tf.data.TFRecordDataset(str(copy)).as_numpy_iterator()
+                try:
+                    yield from (record for record, is_kept in zip(records, keep, strict=True) if is_kept)
+                except (tf.errors.OpError, ValueError) as error:
+                    raise UserError(
+                        f"The shard {source} is damaged: copy it again, or make it with `{MADE_BY}`."
+                    ) from error
 
     def labeled() -> Iterator[bytes]:
         for number, record in enumerate(selected()):
@@ -121,7 +122,8 @@ def _write_records(records: Iterable[bytes], path: Path) -> dict[str, Any]:
                     count += 1
         except tf.errors.ResourceExhaustedError as error:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-    return describe_shard(path, count)
+        described = describe_shard(Path(file.name), count)
+    return {**described, "name": path.name}
 
 
 def describe_shard(path: Path, examples: int) -> dict[str, Any]:
@@ -150,8 +152,10 @@ def read_manifest(directory: Path | str, damaged: bool = False) -> dict[str, Any
         UserError: no directory, no or a wrong manifest, a shard that is missing, of another size, of another labeling
             job, or that the manifest does not name.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
+    directory = artifact.location(directory)
+    with artifact.explained(directory):
+        missing = not directory.is_dir()
+    if missing:
         raise UserError(
             f"The shards directory {directory} does not exist: give one that `{MADE_BY}` has finished writing."
         )
@@ -172,18 +176,21 @@ def read_manifest(directory: Path | str, damaged: bool = False) -> dict[str, Any
         ) from error
     if not complete:
         raise UserError(f"{directory}/manifest.json does not hold together: make the shards again with `{MADE_BY}`.")
+    there = artifact.sizes(directory)
     for name, size in sizes.items():
-        if not (directory / name).is_file():
+        if name not in there:
             raise UserError(f"The shard {directory / name} is missing: copy it again, or make it with `{MADE_BY}`.")
-        if (actual := (directory / name).stat().st_size) != size and not damaged:
+        if (actual := there[name]) != size and not damaged:
             raise UserError(
                 f"The shard {directory / name} has {actual:,} bytes instead of {size:,}: copy it again, or make it "
                 f"again with `{MADE_BY}`."
             )
     # A deletion writes new revisions of shards, NAME.rN.tfrecord, before the manifest that names them, and removes the
     # old ones afterwards.
-    named = {base_name(name) for name in sizes} | {path.stem for path in (directory / "records").glob("*.json")}
-    if strangers := sorted(path.name for path in directory.glob("*.tfrecord") if base_name(path.name) not in named):
+    named = {base_name(name) for name in sizes}
+    others = sorted(name for name in there if name.endswith(".tfrecord") and base_name(name) not in named)
+    recorded = artifact.sizes(directory / "records") if others else {}
+    if strangers := [name for name in others if f"{base_name(name)}.json" not in recorded]:
         raise UserError(
             f"{directory} holds {strangers[0]}, which its manifest does not name: shards of two labeling jobs don't "
             "belong in one directory, move one job's away."
@@ -202,8 +209,9 @@ def read_image(path: Path, record: int) -> bytes:
     """
     import tensorflow as tf
 
-    for content in tf.data.TFRecordDataset(str(path)).skip(record).take(1).as_numpy_iterator():
-        return tf.train.Example.FromString(content).features.feature["image/encoded"].bytes_list.value[0]
+    with artifact.local_copy(path) as copy:
+        for content in tf.data.TFRecordDataset(str(copy)).skip(record).take(1).as_numpy_iterator():
+            return tf.train.Example.FromString(content).features.feature["image/encoded"].bytes_list.value[0]
     raise UserError(f"The shard {path} is damaged: copy it again, or make it with `{MADE_BY}`.")
 
 
@@ -275,9 +283,10 @@ def read_statistics(directory: Path | str, manifest: Mapping[str, Any]) -> dict[
     Raises:
         UserError: the file is missing or damaged.
     """
-    path = Path(directory) / STATISTICS
+    path = artifact.location(directory) / STATISTICS
     try:
-        counts = safetensors.numpy.load(path.read_bytes())
+        with artifact.explained(path):
+            counts = safetensors.numpy.load(path.read_bytes())
         shape = manifest["classes"]["comments"], manifest["classes"]["reactions"]
         if counts["pairs"].shape != shape or counts["labels_per_post"].sum() != manifest["examples"]:
             raise ValueError

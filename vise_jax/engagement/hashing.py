@@ -124,10 +124,12 @@ def read_ids(path: Path) -> list[str]:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        text = Path(path).read_text("utf-8-sig").replace("\r\n", "\n")
+        with artifact.explained(path):
+            content = path.read_bytes()
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
         lines = [line for line in text.split("\n") if line]
         # Only quotes and a .csv suffix say that a comma separates columns: ids may hold commas.
-        table = Path(path).suffix.lower() == ".csv"
+        table = path.suffix.lower() == ".csv"
         ids = [next(csv.reader([line]))[0] if table or line.startswith('"') else line for line in lines]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(

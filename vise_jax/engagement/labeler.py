@@ -182,7 +182,7 @@ class Labeler:
         Raises:
             UserError: the directory exists and holds something.
         """
-        with artifact.atomic_directory(Path(directory)) as temporary:
+        with artifact.atomic_directory(artifact.location(directory), "labeler.json") as temporary:
             for name, content in self._files.items():
                 (temporary / name).write_bytes(content)
             if self.comments and self.comments.transformer:
@@ -209,9 +209,14 @@ class Labeler:
         Raises:
             UserError: no labeler, one of another version, or one that is damaged.
         """
-        directory = Path(directory)
+        directory = artifact.location(directory)
         description = artifact.read_description(directory, "labeler.json", version=FORMAT_VERSION, made_by=_MADE_BY)
-        damaged = UserError(f"The labeler {directory} is damaged: copy it again, or make it again with `{_MADE_BY}`.")
+        with artifact.local_copy(directory) as copy:
+            return cls._load(copy, description, directory)
+
+    @classmethod
+    def _load(cls, directory: Path, description: dict[str, Any], name: Path) -> "Labeler":
+        damaged = UserError(f"The labeler {name} is damaged: copy it again, or make it again with `{_MADE_BY}`.")
         try:
             tensors = safetensors.numpy.load((directory / "labeler.safetensors").read_bytes())
             vocabulary = json.loads((directory / "vocabulary.json").read_text("utf-8"))

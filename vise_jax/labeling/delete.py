@@ -50,7 +50,7 @@ def delete(output: Path, labels: ConfigDict, labeler: Path, exclude: Path) -> di
     distance = labels.duplicate_distance
     with output_dir.locked(output, output_dir.LOCK):
         output_dir.clear_temporary(output)
-        job = json.loads((output / "job.json").read_text("utf-8"))
+        job = json.loads((output / "job.json").read_bytes().decode())
         found = _Found(set(), set())
         records = read_records(output)
         for record in records:
@@ -61,8 +61,8 @@ def delete(output: Path, labels: ConfigDict, labeler: Path, exclude: Path) -> di
         images = found.images.union(*(record.get("deleted_images", ()) for record in records))
         if not (deleted or before["excluded"] or before["excluded_images"]):
             hashing.count_unmatched(exclude, excluded, len(found.posts), images)
-        for path in sorted((output / "records").glob("*.json")):
-            record = json.loads(path.read_text("utf-8"))
+        for name, content in artifact.read_files(output / "records", ".json").items():
+            record = json.loads(content)
             of_record = _Found(set(), set(record.get("deleted_images", ())))
             gone = partial(_matches, excluded, distance, found=of_record)
             remaining = {split: without(output, shard, gone) for split, shard in record["shards"].items()}
@@ -72,7 +72,7 @@ def delete(output: Path, labels: ConfigDict, labeler: Path, exclude: Path) -> di
                 record["deleted"] = record.get("deleted", 0) + removed
                 record["deleted_images"] = sorted(of_record.images)
                 record["shards"] = {split: shard for split, shard in remaining.items() if shard}
-                artifact.write_json(path, record)
+                artifact.write_json(output / "records" / name, record)
         unmatched = hashing.count_unmatched(exclude, excluded, len(found.posts) + deleted, images)
         return finish(output, job, fitted.classes, before["inputs"], unmatched, before)
 

@@ -101,7 +101,9 @@ def plan(output: Path, records: Sequence[Mapping[str, Any]], labeler: Labeler, d
     members: dict[int, list[Mapping[str, np.ndarray]]] = {}
     for (shard, rows), table in zip(_rows(groups), _tables(groups.shards, output), strict=True):
         if merge and together[rows].any():
-            table |= safetensors.numpy.load((output / "records" / engagement_of(_stem(shard))).read_bytes())
+            path = output / "records" / engagement_of(_stem(shard))
+            with artifact.explained(path):
+                table |= safetensors.numpy.load(path.read_bytes())
         for row in np.flatnonzero(together[rows]).tolist():
             number = int(groups.representatives[rows][row])
             members.setdefault(number, []).append(select_rows(table, np.arange(len(table["post_ids"])) == row))

@@ -2,12 +2,14 @@
 
 import contextlib
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import jax
 from ml_collections import ConfigDict
 
 from vise_jax import artifact, hosts
@@ -47,7 +49,8 @@ def fit(
     Several processes call it alike, with directories that they share: the first reads the posts, all run K-means.
 
     The statistics of the input splits and the state of K-means are kept in a directory `.NAME.fit` beside the output
-    until the labeler is saved. Only the owner can read it, since it holds words of comments.
+    until the labeler is saved; in the directory for temporary files where the output is in an object store. Only the
+    owner can read it, since it holds words of comments.
 
     Args:
         paths: posts files.
@@ -64,7 +67,7 @@ def fit(
     """
     hosts.initialize(distributed, _HEARTBEAT_SECONDS)
     output = output.absolute()
-    work = output.with_name(f".{output.name}.fit")
+    work = _work(output)
     with contextlib.ExitStack() as stack:
         begun = hosts.on_first(lambda: _begin(paths, labels, output, work, exclude, workers, beam_options, stack))
         if hosts.from_first(begun is not None):
@@ -78,6 +81,17 @@ def fit(
         # A fit that was killed after it saved the labeler has left it.
         hosts.on_first(lambda: shutil.rmtree(work, ignore_errors=True))
     return Labeler.load(output)
+
+
+def _work(output: Path) -> Path:
+    """Return the directory of what is kept during a fit: beside the output, or for an object store on this machine."""
+    if not artifact.is_remote(output):
+        return output.with_name(f".{output.name}.fit")
+    if jax.process_count() > 1:
+        raise UserError(
+            f"--output={output} is in an object store: fit on several processes into a directory they share."
+        )
+    return Path(tempfile.gettempdir()) / f"vise_jax-{artifact.fingerprint(str(output))[:16]}.fit"
 
 
 class _Begun(NamedTuple):

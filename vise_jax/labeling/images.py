@@ -5,11 +5,15 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
+from vise_jax import artifact
 from vise_jax.data import perceptual
 from vise_jax.data.formats import JPEG, PNG, strip_metadata, to_rgb
 from vise_jax.posts import BadPost, Post
@@ -73,6 +77,38 @@ def read_image(
         raise BadPost("image_truncated") from error
 
 
+class Ahead:
+    """Images of posts in an object store, read before they are needed, several at a time.
+
+    Args:
+        posts: the posts whose images are needed, in order. At most `artifact.IN_FLIGHT` are read ahead.
+    """
+
+    def __init__(self, posts: Iterator[Post]):
+        self._posts = posts
+        self._pool = ThreadPoolExecutor(artifact.IN_FLIGHT)
+        self._coming: deque[tuple[int, Future[bytes]]] = deque()
+
+    def __enter__(self) -> "Ahead":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def with_image(self, post: Post) -> Post:
+        """Return a post with its image.
+
+        Raises:
+            BadPost: `image_missing`.
+            UserError: the object store has failed.
+        """
+        if post.image is None or post.image_bytes is not None:
+            return post
+        while len(self._coming) < artifact.IN_FLIGHT and (coming := next(self._posts, None)) is not None:
+            self._coming.append((coming.line, self._pool.submit(_read_file, coming, ())))
+        return replace(post, image_bytes=self._coming.popleft()[1].result())
+
+
 def _shrunk(image: Image.Image, side: int) -> Image.Image:
     """Shrink an image so that its shorter side is `side`, with an antialiasing filter."""
     scale = side / min(image.size)
@@ -91,6 +127,12 @@ def _unidentified(encoded: bytes) -> str:
 def _read_file(post: Post, link_roots: Sequence[str]) -> bytes:
     if post.image is None:
         raise BadPost("no_image")
+    if artifact.is_remote(post.source):
+        try:
+            # The schema allows no path that leaves the directory, and there are no links.
+            return artifact.read_range(post.source.parent / post.image, 0, MAX_IMAGE_BYTES + 1)
+        except FileNotFoundError as error:
+            raise BadPost("image_missing") from error
     directory = post.source.parent.resolve()
     try:
         path = (directory / post.image).resolve()

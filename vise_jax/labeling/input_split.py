@@ -4,6 +4,7 @@ Labeling is a pure function of the input split, its images and the labeler. The 
 holds the cursor after it, from which an interrupted job resumes.
 """
 
+import contextlib
 import itertools
 import json
 from collections import Counter
@@ -21,12 +22,14 @@ from vise_jax.data.records import read_index
 from vise_jax.engagement import hashing, reactions
 from vise_jax.engagement.labeler import Labeler
 from vise_jax.errors import UserError
-from vise_jax.labeling.images import read_image
+from vise_jax.labeling.images import Ahead, read_image
 from vise_jax.labeling.tables import write_table
-from vise_jax.posts import BadPost, Cursor, Post, RejectLog, is_empty, read, split_file
+from vise_jax.posts import BadPost, Buttons, Cursor, Post, RejectLog, is_empty, read, split_file
 
 # Posts whose comments are encoded at a time.
 _BATCH_POSTS = 64
+# Splits whose posts become examples.
+_WITH_IMAGES = ("train", "validation")
 # Config keys that decide the bytes of the shards, beside the labeler and the posts.
 SHARD_KEYS = (
     "validation_fraction",
@@ -51,7 +54,7 @@ class InputSplit:
         number: its index in the file, from 0.
         start: the cursor of its first post.
         end: the offset after its last post; None for the end of the file.
-        stat: size and modification time (ns) of the file when it was hashed.
+        version: of the file when it was hashed, see `artifact.version`.
     """
 
     path: Path
@@ -59,7 +62,7 @@ class InputSplit:
     number: int
     start: Cursor
     end: int | None
-    stat: tuple[int, int]
+    version: tuple[int, int | str]
 
     @property
     def name(self) -> str:
@@ -72,18 +75,17 @@ class InputSplit:
         Raises:
             UserError: it has changed.
         """
-        if _stat(self.path) != self.stat:
+        if _version(self.path) != self.version:
             raise UserError(
                 f"{self.path} was changed while the job was running: let it rest, and run the same command again."
             )
 
 
-def _stat(path: Path) -> tuple[int, int]:
+def _version(path: Path) -> tuple[int, int | str]:
     try:
-        status = path.stat()
+        return artifact.version(path)
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}): check the file.") from error
-    return status.st_size, status.st_mtime_ns
 
 
 def split_posts_file(path: Path, labels: ConfigDict) -> list[InputSplit]:
@@ -92,9 +94,9 @@ def split_posts_file(path: Path, labels: ConfigDict) -> list[InputSplit]:
     Raises:
         UserError: the file can't be read.
     """
-    stat = _stat(path)
+    version = _version(path)
     sha256, ranges = split_file(path, labels.split_megabytes * 2**20)
-    return [InputSplit(path, sha256, number, start, end, stat) for number, (start, end) in enumerate(ranges)]
+    return [InputSplit(path, sha256, number, start, end, version) for number, (start, end) in enumerate(ranges)]
 
 
 def split_posts_files(paths: Sequence[Path], labels: ConfigDict) -> list[InputSplit]:
@@ -164,52 +166,86 @@ def label_input_split(
     buttons = reactions.buttons(labeler.labels)
     posts = _Stream(read(input_split.path, reject_log, cursor, input_split.end, buttons), cursor, after_post)
     secret = checked_salt(labeler, labels)
-    for number in itertools.count(len(done)):
-        if posts.cursor is None:
-            return
-        before = RejectLog()
-        before.posts, before.rejected, before.notes = (
-            reject_log.posts,
-            reject_log.rejected.copy(),
-            reject_log.notes.copy(),
-        )
-        reject_log.named = []
-        counts: Counter[str] = Counter()
-        excluded_images: Counter[str] = Counter()
-        examples: dict[str, list[shards.Example]] = {"train": [], "validation": []}
-        size = 0.0
-        while posts.cursor is not None and size < labels.shard_megabytes * 2**20:
-            room = labels.shard_megabytes * 2**20 - size
-            batch = _batch(posts, room, labeler, labels, secret, excluded, reject_log, counts, excluded_images)
-            for split, example in _examples(batch, labeler, secret, reject_log):
-                examples[split].append(example)
-                size += len(example["image/encoded"])
-        # The reader checked the limit before the images of the last posts were read.
-        reject_log.check()
-        input_split.check_unchanged()
-        name = f"{input_split.name}-{number:05d}"
-        written = {
-            split: _write(rows, output, name, split, labels.duplicates == "merge")
-            for split, rows in examples.items()
-            if rows
-        }
-        artifact.write_json(
-            output / "records" / f"{name}.json",
-            {
-                "file": input_split.path.name,
-                "sha256": input_split.sha256,
-                "part": input_split.number,
-                "posts": reject_log.posts - before.posts,
-                "splits": {split: counts[split] for split in hashing.SPLITS},
-                "excluded": counts["excluded"],
-                "excluded_images": dict(excluded_images),
-                "shards": written,
-                "rejected": dict(reject_log.rejected - before.rejected),
-                "rejected_posts": reject_log.named,
-                "notes": dict(reject_log.notes - before.notes),
-                "behind": posts.cursor,
-            },
-        )
+    rules = _Rules(labeler, labels, secret, excluded)
+    with _images(input_split, cursor, buttons, rules) as with_image:
+        for number in itertools.count(len(done)):
+            if posts.cursor is None:
+                return
+            before = RejectLog()
+            before.posts, before.rejected, before.notes = (
+                reject_log.posts,
+                reject_log.rejected.copy(),
+                reject_log.notes.copy(),
+            )
+            reject_log.named = []
+            counts: Counter[str] = Counter()
+            excluded_images: Counter[str] = Counter()
+            examples: dict[str, list[shards.Example]] = {"train": [], "validation": []}
+            size = 0.0
+            while posts.cursor is not None and size < labels.shard_megabytes * 2**20:
+                room = labels.shard_megabytes * 2**20 - size
+                batch = _batch(posts, room, rules, with_image, reject_log, counts, excluded_images)
+                for split, example in _examples(batch, rules, reject_log):
+                    examples[split].append(example)
+                    size += len(example["image/encoded"])
+            # The reader checked the limit before the images of the last posts were read.
+            reject_log.check()
+            input_split.check_unchanged()
+            name = f"{input_split.name}-{number:05d}"
+            written = {
+                split: _write(rows, output, name, split, labels.duplicates == "merge")
+                for split, rows in examples.items()
+                if rows
+            }
+            artifact.write_json(
+                output / "records" / f"{name}.json",
+                {
+                    "file": input_split.path.name,
+                    "sha256": input_split.sha256,
+                    "part": input_split.number,
+                    "posts": reject_log.posts - before.posts,
+                    "splits": {split: counts[split] for split in hashing.SPLITS},
+                    "excluded": counts["excluded"],
+                    "excluded_images": dict(excluded_images),
+                    "shards": written,
+                    "rejected": dict(reject_log.rejected - before.rejected),
+                    "rejected_posts": reject_log.named,
+                    "notes": dict(reject_log.notes - before.notes),
+                    "behind": posts.cursor,
+                },
+            )
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What decides which posts become examples."""
+
+    labeler: Labeler
+    labels: ConfigDict
+    secret: bytes
+    excluded: hashing.Excluded
+
+    def split_of(self, post: Post) -> str:
+        """Return the split of a post, or "excluded"."""
+        if self.excluded.posts and hashing.hash_id(post.post_id, self.secret) in self.excluded.posts:
+            return "excluded"
+        fractions = self.labeler.labels["cluster_fraction"], self.labels.validation_fraction, self.labels.train_fraction
+        return hashing.split(post.post_id, self.secret, *fractions)
+
+
+@contextlib.contextmanager
+def _images(
+    input_split: InputSplit, cursor: Cursor, buttons: Buttons, rules: _Rules
+) -> Iterator[Callable[[Post], Post]]:
+    """Yield a function that returns a post with its image, from an object store; posts on disk are left as they are."""
+    if not artifact.is_remote(input_split.path):
+        yield lambda post: post
+        return
+    # A second reader of the posts, since the first one's cursor and counts may not run ahead.
+    coming = read(input_split.path, RejectLog(input_split.path), cursor, input_split.end, buttons)
+    needed = (post for post in coming if post.image and not post.image_bytes and rules.split_of(post) in _WITH_IMAGES)
+    with Ahead(needed) as ahead:
+        yield ahead.with_image
 
 
 def checked_salt(labeler: Labeler, labels: ConfigDict) -> bytes:
@@ -236,9 +272,11 @@ def records_of(input_split: InputSplit, output: Path) -> Iterator[dict[str, Any]
     """Yield the records of the shards of an input split, in order."""
     for number in itertools.count():
         path = output / "records" / f"{input_split.name}-{number:05d}.json"
-        if not path.exists():
-            return
-        yield json.loads(path.read_text("utf-8"))
+        with artifact.explained(path):
+            if not path.exists():
+                return
+            record = json.loads(path.read_bytes().decode())
+        yield record
 
 
 class _Stream:
@@ -263,28 +301,27 @@ _Usable = tuple[Post, str, bytes, int]
 def _batch(
     posts: _Stream,
     room: float,
-    labeler: Labeler,
-    labels: ConfigDict,
-    secret: bytes,
-    excluded: hashing.Excluded,
+    rules: _Rules,
+    with_image: Callable[[Post], Post],
     reject_log: RejectLog,
     counts: Counter[str],
     excluded_images: Counter[str],
 ) -> list[_Usable]:
     """Take posts with valid images until they have `room` bytes. A shard ends between two batches."""
     batch: list[_Usable] = []
+    labels, excluded = rules.labels, rules.excluded
     while room > 0 and len(batch) < _BATCH_POSTS and (post := posts.take()) is not None:
-        if excluded.posts and hashing.hash_id(post.post_id, secret) in excluded.posts:
-            counts["excluded"] += 1
-            continue
-        fractions = labeler.labels["cluster_fraction"], labels.validation_fraction, labels.train_fraction
-        split = hashing.split(post.post_id, secret, *fractions)
+        split = rules.split_of(post)
         counts[split] += 1
-        if split not in ("train", "validation"):
+        if split not in _WITH_IMAGES:
             continue
         try:
             encoded, image_hash = read_image(
-                post, labels.max_image_pixels, labels.transcode_quality, labels.link_roots, labels.image_side
+                with_image(post),
+                labels.max_image_pixels,
+                labels.transcode_quality,
+                labels.link_roots,
+                labels.image_side,
             )
         except BadPost as bad:
             reject_log.reject(post.line, bad.reason)
@@ -310,9 +347,8 @@ def excluded_near(hashes: np.ndarray, excluded: hashing.Excluded, distance: int)
     return [digests[int(row.argmax())] if row.any() else "" for row in near]
 
 
-def _examples(
-    batch: list[_Usable], labeler: Labeler, secret: bytes, reject_log: RejectLog
-) -> Iterator[tuple[str, shards.Example]]:
+def _examples(batch: list[_Usable], rules: _Rules, reject_log: RejectLog) -> Iterator[tuple[str, shards.Example]]:
+    labeler, secret = rules.labeler, rules.secret
     labeled = labeler.label([post for post, *_ in batch])
     for (post, split, encoded, image_hash), label in zip(batch, labeled, strict=True):
         if not label.comment_labels and label.reaction_label < 0:
@@ -356,7 +392,8 @@ def _write(examples: list[shards.Example], output: Path, name: str, split: str, 
         write_table(output / "records" / engagement_of(name), engagement)
     path = output / f"{name}.tfrecord"
     # A job that was killed between a shard and its record has left the same bytes.
-    described = shards.describe_shard(path, len(examples)) if path.exists() else shards.write_shard(examples, path)
+    left = not artifact.is_remote(path) and path.exists()
+    described = shards.describe_shard(path, len(examples)) if left else shards.write_shard(examples, path)
     # The loader finds records by these.
     table["lengths"] = read_index(path, len(examples))[:, 1].astype(np.uint32)
     write_table(output / "records" / f"{name}.safetensors", table)

@@ -84,7 +84,7 @@ def label(
     }
     if output_dir.holds_something(output):
         output_dir.check_job(output, job)
-    (output / "records").mkdir(parents=True, exist_ok=True)
+    artifact.make_directory(output / "records")
     with output_dir.locked(output, output_dir.LOCK):
         try:
             artifact.write_json(output / "job.json", job)
@@ -109,7 +109,7 @@ def label(
                 each(partial(duplicates.apply, output.absolute()), input_splits, "writing without duplicates")
             return finish(output, job, fitted.classes, describe_inputs(input_splits), unmatched)
         except BaseException:
-            if not any(output.glob("*.tfrecord")):
+            if not any(name.endswith(".tfrecord") for name in artifact.sizes(output)):
                 output_dir.remove(output)
             raise
 

@@ -24,7 +24,7 @@ from vise_jax.posts import MAX_NAMED, summary
 
 def read_records(output: Path) -> list[dict[str, Any]]:
     """Return the records of a directory of shards, in order."""
-    return [json.loads(path.read_text("utf-8")) for path in sorted((output / "records").glob("*.json"))]
+    return [json.loads(content) for content in artifact.read_files(output / "records", ".json").values()]
 
 
 def finish(
@@ -72,9 +72,11 @@ def finish(
     artifact.write_json(output / "manifest.json", manifest)
     named = {shard["name"] for shard in (*manifest["shards"], *manifest["validation"]["shards"])}
     tables = {shard["table"] for record in records for shard in record["shards"].values()}
-    for leftover in (*output.glob("*.tfrecord"), *output.glob("records/*.safetensors")):
-        if leftover.name not in named | tables:
-            leftover.unlink()
+    for directory, suffix, kept in ((output, ".tfrecord", named), (output / "records", ".safetensors", tables)):
+        for name in artifact.sizes(directory):
+            if name.endswith(suffix) and name not in kept:
+                with artifact.explained(directory / name, "removed"):
+                    (directory / name).unlink(missing_ok=True)
     return manifest
 
 

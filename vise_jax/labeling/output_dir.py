@@ -21,7 +21,8 @@ LOCK = "records/.lock"
 
 def holds_something(directory: Path) -> bool:
     """Return whether a path exists and is not an empty directory."""
-    return directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+    with artifact.explained(directory):
+        return directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
 
 
 def locked(directory: Path, lock: str = ".lock") -> contextlib.AbstractContextManager[None]:
@@ -44,12 +45,14 @@ def check_job(output: Path, job: dict[str, Any]) -> None:
     Raises:
         UserError: it holds something else.
     """
-    if not (output / "job.json").is_file():
+    with artifact.explained(output):
+        missing = not (output / "job.json").is_file()
+    if missing:
         entries = {path.relative_to(output).as_posix() for path in output.rglob("*")} if output.is_dir() else {"file"}
         if entries <= {"records", LOCK} or all(".tmp-" in name for name in entries - {"records", LOCK}):
             return  # of a job that was killed before it wrote job.json
         raise UserError(f"{output} holds something that is no labeling job: name a new directory.")
-    theirs = json.loads((output / "job.json").read_text("utf-8"))
+    theirs = json.loads((output / "job.json").read_bytes().decode())
     if {**theirs, "excluded": job["excluded"]} != job:
         raise UserError(f"{output} holds the shards of another labeler or other labels keys: name a new directory.")
     if theirs != job:
@@ -70,10 +73,11 @@ def clear(output: Path, input_splits: Sequence[InputSplit]) -> None:
     names = {input_split.name for input_split in input_splits}
     given = {input_split.path.name for input_split in input_splits}
     replaced: Counter[str] = Counter()
-    for path in sorted((output / "records").glob("*.json")):
-        if path.stem.rpartition("-")[0] in names:
+    for name in sorted(artifact.sizes(output / "records")):
+        path = output / "records" / name
+        if path.suffix != ".json" or path.stem.rpartition("-")[0] in names:
             continue
-        record = json.loads(path.read_text("utf-8"))
+        record = json.loads(path.read_bytes().decode())
         if complete or record["file"] not in given:
             raise UserError(
                 f"{output} holds shards of posts that are not given now ({record['file']}, or it was changed since): "
@@ -90,14 +94,16 @@ def clear(output: Path, input_splits: Sequence[InputSplit]) -> None:
 
 def clear_temporary(output: Path) -> None:
     """Remove temporary files of killed jobs."""
-    for temporary in (*output.glob(".*.tmp-*"), *output.glob("records/.*.tmp-*")):
-        temporary.unlink()
+    if not artifact.is_remote(output):
+        for temporary in (*output.glob(".*.tmp-*"), *output.glob("records/.*.tmp-*")):
+            temporary.unlink()
 
 
 def remove(output: Path) -> None:
     """Remove the files of a job that has written no shard."""
-    shutil.rmtree(output / "records", ignore_errors=True)
+    artifact.remove_tree(output / "records")
     clear_temporary(output)
     (output / "job.json").unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        output.rmdir()
+    if not artifact.is_remote(output):
+        with contextlib.suppress(OSError):
+            output.rmdir()

@@ -25,7 +25,8 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
         0.1.0). Where duplicates were dropped or merged, `copies` uint32 [N] (number of posts that each example stands
         for, itself among them) and `duplicate_ids` uint8 [sum(copies - 1), 16] (the salted hashes of the others).
     """
-    table: dict[str, np.ndarray] = safetensors.numpy.load(path.read_bytes())
+    with artifact.explained(path):
+        table: dict[str, np.ndarray] = safetensors.numpy.load(path.read_bytes())
     ids: dict[str, np.ndarray] = {
         name: table[name].reshape(-1, 16) for name in ("post_ids", "duplicate_ids") if name in table
     }

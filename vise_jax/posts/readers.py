@@ -1,7 +1,6 @@
 """Readers of posts files: JSONL (plain, gzip or Zstandard), Parquet and WebDataset tars, streamed post by post."""
 
 import contextlib
-import glob
 import gzip
 import hashlib
 import io
@@ -60,7 +59,7 @@ def expand(patterns: str) -> list[Path]:
                 break
         else:
             end, pattern = 1, pieces[0]
-            matches = {Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()}
+            matches = set(artifact.find(pattern)) if pattern else set()
             if pattern and not matches:
                 raise UserError(
                     f"No posts file matches {pattern!r}: give a .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .tar "
@@ -70,7 +69,7 @@ def expand(patterns: str) -> list[Path]:
         pieces = pieces[end:]
     if not files:
         raise UserError("The pattern of posts files is empty: give a .jsonl or .parquet file, or a glob.")
-    return sorted(files)
+    return sorted(files, key=str)
 
 
 def read(
@@ -95,7 +94,7 @@ def read(
     Raises:
         UserError: the file is missing, of another kind, truncated or corrupt, or too many posts are malformed.
     """
-    for record, after in _records(Path(path), start, end):
+    for record, after in _records(path, start, end):
         reject_log.posts += 1
         try:
             if isinstance(record, BadPost):
@@ -104,7 +103,7 @@ def read(
         except BadPost as bad:
             reject_log.reject(after.line, bad.reason)
         else:
-            yield replace(post, source=Path(path), line=after.line, after=after)
+            yield replace(post, source=path, line=after.line, after=after)
         if reject_log.posts >= _POSTS_BEFORE_FIRST_CHECK:
             reject_log.check()
     reject_log.check()
@@ -123,11 +122,8 @@ def kind(path: Path) -> str:
     Raises:
         UserError: the file can't be read.
     """
-    try:
-        with open(path, "rb") as file:
-            first = file.read(4)
-    except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}): check the file.") from error
+    with explained(path), artifact.open_file(path) as file:
+        first = file.read(4)
     if path.name.endswith((".parquet", ".tar")):
         return path.suffix[1:]
     kinds = {_GZIP: "gzip", _ZSTANDARD: "zstandard", _PARQUET: "parquet"}
@@ -144,11 +140,18 @@ def _records(path: Path, start: Cursor, end: int | None) -> Iterator[_Record]:
 def explained(path: Path) -> Iterator[None]:
     """Turn errors of reading into one sentence."""
     try:
+        with artifact.explained(path), _whole(path):
+            yield
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror or error}): check the file.") from error
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError, tarfile.TarError) as error:
         raise UserError(f"{path} is truncated or corrupt ({error}): copy it again.") from error
-    except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror or error}): check the file.") from error
 
 
 @contextlib.contextmanager
@@ -161,12 +164,13 @@ def opened(path: Path, offset: int = 0) -> "Iterator[gzip.GzipFile | io.Buffered
     packed = kind(path)
     with explained(path):
         if packed == "zstandard":
-            with open(path, "rb") as raw, io.BufferedReader(_Unpacked(raw, path), _BLOCK_BYTES) as stream:
+            with artifact.open_file(path) as raw, io.BufferedReader(_Unpacked(raw, path), _BLOCK_BYTES) as stream:
                 while offset:
                     offset -= len(stream.read(min(offset, _BLOCK_BYTES))) or offset
                 yield stream
         else:
-            with gzip.open(path, "rb") if packed == "gzip" else open(path, "rb") as file:
+            with artifact.open_file(path) as raw:
+                file = gzip.GzipFile(fileobj=raw) if packed == "gzip" else raw
                 file.seek(offset)
                 yield file
 
@@ -262,7 +266,7 @@ def _tar_records(path: Path, start: Cursor, end: int | None) -> Iterator[_Record
     A sample is KEY.json, with the fields of a post but the image, and KEY.jpg or another image. The key is the post's
     id if the JSON has none. The offset of a cursor is that of the next sample's header.
     """
-    with open(path, "rb") as file:
+    with artifact.open_file(path) as file:
         file.seek(start.offset)
         number, key, offset = start.line, ("", ""), start.offset
         sample: dict[str, bytes | None] = {}
@@ -323,7 +327,7 @@ def parquet_file(path: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with artifact.open_file(path) as raw, pyarrow.parquet.ParquetFile(raw) as file:
             yield file
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} can't be read as Parquet ({str(error).splitlines()[0]}): write it again.") from error
@@ -376,12 +380,10 @@ def split_file(path: Path, split_bytes: float) -> tuple[str, list[tuple[Cursor, 
         UserError: the file can't be read.
     """
     kind = _kind(path)
-    try:
+    with explained(path):
         if kind == "plain":
             return _split_lines(path, split_bytes)
         sha256 = artifact.file_sha256(path)
-    except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}): check the file.") from error
     if kind != "parquet":
         return sha256, [(BEGINNING, None)]
     with _posts_of_parquet(path) as file:
@@ -397,7 +399,7 @@ def split_file(path: Path, split_bytes: float) -> tuple[str, list[tuple[Cursor, 
 def _split_lines(path: Path, split_bytes: float) -> tuple[str, list[tuple[Cursor, int | None]]]:
     digest, starts = hashlib.sha256(), [BEGINNING]
     offset = lines = 0
-    with open(path, "rb") as file:
+    with artifact.open_file(path) as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
             while True:

@@ -40,7 +40,7 @@ class RejectLog:
         """Count a rejected post."""
         self.rejected[reason] += 1
         if self.rejected[reason] <= MAX_NAMED:
-            self.named.append({"file": Path(self.source).name, "line": line, "reason": reason})
+            self.named.append({"file": str(self.source).rpartition("/")[2], "line": line, "reason": reason})
 
     def check(self) -> None:
         """Check the fraction of malformed posts.

@@ -14,8 +14,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vise_jax import artifact, hosts, models
 from vise_jax import config as vise_config
-from vise_jax import hosts, models
 from vise_jax import logging as vise_logging
 from vise_jax.errors import UserError
 from vise_jax.preprocessing import Preprocessing, normalize
@@ -59,7 +59,7 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
     from vise_jax.data import deletions, shards
     from vise_jax.data.records import CorruptExamples
 
-    manifest = shards.read_manifest(Path(config.data.shards), damaged=True)
+    manifest = shards.read_manifest(artifact.location(config.data.shards), damaged=True)
     if manifest["examples"] < training.batch_size:
         raise UserError(
             f"The shards {config.data.shards} hold {manifest['examples']:,} examples, fewer than a batch "
@@ -137,7 +137,7 @@ def make_task(
     """
     preprocessing = Preprocessing.imagenet(config.data.image_size)
     to_input = functools.partial(normalize, preprocessing=preprocessing)
-    data, training, directory = config.data, config.training, Path(config.data.shards)
+    data, training, directory = config.data, config.training, artifact.location(config.data.shards)
 
     def log_of_corrupt() -> "CorruptExamples":
         if corrupt is None:

@@ -1,0 +1,95 @@
+"""Object stores on this machine: an emulator of Google Cloud Storage and moto's of S3, behind a proxy with faults."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "shared"))
+from proxy import Faults, serve
+
+COMMANDS = {
+    "gs": [
+        "-c",
+        "import sys; from gcp_storage_emulator.__main__ import main; main(sys.argv[1:])",
+        "start",
+        "--in-memory",
+    ],
+    "s3": ["-m", "moto.server"],
+}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def _server(scheme: str) -> Iterator[str]:
+    port = _free_port()
+    hosts = {"gs": ["--host=localhost", f"--port={port}"], "s3": ["-H", "127.0.0.1", "-p", str(port)]}
+    process = subprocess.Popen(
+        [sys.executable, *COMMANDS[scheme], *hosts[scheme]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 1):
+                break
+            time.sleep(0.1)
+        yield f"http://localhost:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+class Store:
+    """A bucket. `root` is its URL, `faults` what happens to requests."""
+
+    def __init__(self, scheme: str, faults: Faults):
+        self.scheme, self.faults = scheme, faults
+        self.root = ""
+
+    def new_bucket(self) -> None:
+        name = f"bucket-{uuid.uuid4().hex[:12]}"
+        fsspec.filesystem(self.scheme).mkdir(name)
+        self.root = f"{self.scheme}://{name}"
+
+
+@pytest.fixture(scope="session", params=["gs", "s3"])
+def running(request: pytest.FixtureRequest) -> Iterator[Store]:
+    """The store, for all tests; its environment variables are those of this process and of the ones it starts."""
+    scheme, faults = request.param, Faults()
+    with _server(scheme) as address, serve(address, faults) as proxy, pytest.MonkeyPatch.context() as patch:
+        if scheme == "gs":
+            patch.setenv("STORAGE_EMULATOR_HOST", proxy)
+            # Asking for the kind of a bucket needs credentials.
+            patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        else:
+            patch.setenv("AWS_ENDPOINT_URL", proxy)
+            for name, value in (
+                ("ACCESS_KEY_ID", "key"),
+                ("SECRET_ACCESS_KEY", "secret"),
+                ("DEFAULT_REGION", "us-east-1"),
+            ):
+                patch.setenv(f"AWS_{name}", value)
+        patch.setenv("NO_PROXY", "localhost,127.0.0.1")
+        fsspec.filesystem(scheme).clear_instance_cache()
+        yield Store(scheme, faults)
+    assert os.environ.get("STORAGE_EMULATOR_HOST") is None or scheme != "gs"
+
+
+@pytest.fixture
+def store(running: Store) -> Store:
+    """A new bucket, and no faults."""
+    running.faults.latency = running.faults.refused = running.faults.cut = 0.0
+    running.new_bucket()
+    return running

@@ -1,0 +1,154 @@
+"""Files, directories and locks in object stores."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vise_jax import artifact
+from vise_jax.errors import UserError
+
+
+def test_a_file_is_written_and_read_as_on_disk(store) -> None:
+    root = artifact.location(f"{store.root}/some/where")
+    assert artifact.is_remote(root)
+    assert artifact.sizes(root) == {}
+    artifact.write_json(root / "a.json", {"b": 1})
+    artifact.write_text(root / "deeper" / "c.txt", "text")
+    assert json.loads((root / "a.json").read_bytes()) == {"b": 1}
+    assert artifact.sizes(root) == {"a.json": 13}
+    assert artifact.read_files(root, ".json") == {"a.json": b'{\n  "b": 1\n}\n'}
+    assert [str(path) for path in artifact.find(f"{store.root}/some/*/*.json")] == [f"{store.root}/some/where/a.json"]
+    assert artifact.read_range(root / "a.json", 2, 5) == b'  "b"'
+    assert artifact.read_range(root / "a.json", 10, 500) == b"\n}\n"
+    with pytest.raises(FileNotFoundError):
+        artifact.read_range(root / "none", 0, 1)
+    first = artifact.version(root / "a.json")
+    artifact.write_json(root / "a.json", {"b": 2})
+    assert artifact.version(root / "a.json") != first
+    artifact.remove_tree(root)
+    assert artifact.sizes(root) == {}
+    artifact.remove_tree(root)
+
+
+def test_nothing_is_written_where_the_block_fails(store) -> None:
+    path = artifact.location(f"{store.root}/a.json")
+    with contextlib.suppress(RuntimeError), artifact.atomic_file(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert artifact.sizes(path.parent) == {}
+    with contextlib.suppress(RuntimeError), artifact.atomic_directory(path.parent / "made") as directory:
+        (directory / "half").write_text("half")
+        raise RuntimeError
+    assert artifact.sizes(path.parent / "made") == {}
+
+
+def test_the_description_of_a_directory_is_written_last(store, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = artifact.location(f"{store.root}/made")
+    written, put = [], path.fs.put_file
+
+    def put_file(source: str, target: str, **how) -> None:
+        written.append(Path(target).name)
+        put(source, target, **how)
+
+    monkeypatch.setattr(path.fs, "put_file", put_file)
+    with artifact.atomic_directory(path, "about.json") as directory:
+        for name in ("about.json", "z.bin", "vocabulary.json"):
+            (directory / name).write_text("{}")
+        (directory / "inner").mkdir()
+        (directory / "inner" / "deep").write_text("")
+    assert written[-1] == "about.json"
+    assert sorted(artifact.sizes(path)) == ["about.json", "vocabulary.json", "z.bin"]
+    with artifact.local_copy(path) as copy:
+        assert (copy / "inner" / "deep").is_file()
+        assert (copy / "z.bin").read_text() == "{}"
+    assert not copy.exists()
+    with pytest.raises(UserError, match="already exists"), artifact.atomic_directory(path, "about.json"):
+        pass
+
+
+def emulates_conditions(store) -> None:
+    if store.scheme == "gs":
+        pytest.skip("the emulator ignores ifGenerationMatch, which keeps a second process out")
+
+
+def test_a_lock_keeps_others_out_until_it_ends(store, monkeypatch: pytest.MonkeyPatch) -> None:
+    emulates_conditions(store)
+    monkeypatch.setattr(artifact, "_RENEWED", 0.05)
+    path = artifact.location(f"{store.root}/lock")
+    with artifact.lock(path, "busy"):
+        with pytest.raises(UserError, match="busy"), artifact.lock(path, "busy"):
+            pass
+        assert path.exists()
+    assert not path.exists()
+    with artifact.lock(path, "busy"):
+        pass
+
+
+@pytest.mark.parametrize("host", ["here", "elsewhere"])
+def test_the_lock_of_a_killed_process_is_taken_over(store, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    emulates_conditions(store)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    holder = {
+        "host": socket.gethostname() if host == "here" else "other",
+        "process": ended.pid,
+        "id": "",
+        "renewals": 0,
+    }
+    path = artifact.location(f"{store.root}/lock")
+    path.write_bytes(json.dumps(holder).encode())
+    if host == "here":
+        monkeypatch.setattr(artifact, "time", None)  # no waiting
+    else:
+        monkeypatch.setattr(artifact, "_RENEWED", 0.05)
+        monkeypatch.setattr(artifact, "_ABANDONED", 0.1)
+    with artifact.lock(path, "busy"):
+        assert json.loads(path.read_bytes())["process"] == os.getpid()
+
+
+def test_the_lock_is_a_conditional_create(store, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, conditions = artifact.location(f"{store.root}/lock"), []
+    pipe = path.fs.pipe_file
+
+    def pipe_file(key: str, content: bytes, mode: str = "overwrite") -> None:
+        conditions.append(mode)
+        pipe(key, content, mode=mode)
+
+    monkeypatch.setattr(path.fs, "pipe_file", pipe_file)
+    with artifact.lock(path, "busy"):
+        pass
+    assert conditions == ["create"]
+
+
+@pytest.mark.slow
+def test_failed_and_cut_requests_are_repeated(store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifact, "_WAIT", 0.01)
+    path, content = artifact.location(f"{store.root}/a.bin"), os.urandom(100_000)
+    path.write_bytes(content)
+    store.faults.refused = store.faults.cut = 0.1
+    for offset in range(0, 30_000, 2_000):
+        assert artifact.read_range(path, offset, 2_000) == content[offset : offset + 2_000]
+
+
+def test_a_store_that_fails_is_one_sentence(store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifact, "_WAIT", 0.001)
+    missing = artifact.location(f"{store.scheme}://no-such-bucket/a.json")
+    with pytest.raises(UserError, match=r"no-such-bucket/a\.json can't be written"):
+        artifact.write_json(missing, {})
+    with pytest.raises(UserError, match=r"no-such-bucket/a\.json can't be read"):
+        artifact.version(missing)
+
+
+def test_an_unknown_scheme_and_missing_libraries_are_named(store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="ftp://host/x is a URL of the unknown scheme ftp"):
+        artifact.location("ftp://host/x")
+    monkeypatch.setitem(sys.modules, "upath", None)
+    extra = {"gs": "gcs", "s3": "s3"}[store.scheme]
+    with pytest.raises(UserError, match=rf"pip install -e '.\[{extra}\]'"):
+        artifact.location(f"{store.root}/x")

@@ -1,7 +1,6 @@
 """Object stores on this machine: an emulator of Google Cloud Storage and moto's of S3, behind a proxy with faults."""
 
 import contextlib
-import os
 import socket
 import subprocess
 import sys
@@ -15,6 +14,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "shared"))
 from proxy import Faults, serve
+
+from vise_jax import artifact
 
 COMMANDS = {
     "gs": [
@@ -71,6 +72,7 @@ def running(request: pytest.FixtureRequest) -> Iterator[Store]:
     with _server(scheme) as address, serve(address, faults) as proxy, pytest.MonkeyPatch.context() as patch:
         if scheme == "gs":
             patch.setenv("STORAGE_EMULATOR_HOST", proxy)
+            patch.setenv("TENSORSTORE_GCS_HTTP_URL", proxy)
             # Asking for the kind of a bucket needs credentials.
             patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         else:
@@ -83,8 +85,8 @@ def running(request: pytest.FixtureRequest) -> Iterator[Store]:
                 patch.setenv(f"AWS_{name}", value)
         patch.setenv("NO_PROXY", "localhost,127.0.0.1")
         fsspec.filesystem(scheme).clear_instance_cache()
+        artifact._store.cache_clear()
         yield Store(scheme, faults)
-    assert os.environ.get("STORAGE_EMULATOR_HOST") is None or scheme != "gs"
 
 
 @pytest.fixture

@@ -128,7 +128,6 @@ def test_the_lock_is_a_conditional_create(store, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_failed_and_cut_requests_are_repeated(store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifact, "_WAIT", 0.01)
     path, content = artifact.location(f"{store.root}/a.bin"), os.urandom(100_000)
     path.write_bytes(content)
     store.faults.refused = store.faults.cut = 0.1
@@ -137,7 +136,6 @@ def test_failed_and_cut_requests_are_repeated(store, monkeypatch: pytest.MonkeyP
 
 
 def test_a_store_that_fails_is_one_sentence(store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifact, "_WAIT", 0.001)
     missing = artifact.location(f"{store.scheme}://no-such-bucket/a.json")
     with pytest.raises(UserError, match=r"no-such-bucket/a\.json can't be written"):
         artifact.write_json(missing, {})

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 def make_labels(**changes: Any) -> ConfigDict:
     labels = config.base().labels
     labels.update(comment_clusters=4, reaction_clusters=3, cluster_fraction=0.3, comment_dim=6, min_comment_count=2)
-    labels.update({"min_posts_to_stop": 0, "shard_megabytes": 0.02, "duplicates": "merge", "duplicate_distance": 8})
+    labels.update({"min_posts_to_stop": 0, "shard_megabytes": 0.05, "duplicates": "merge", "duplicate_distance": 8})
     labels.update(changes)
     return labels
 
@@ -37,7 +37,7 @@ def make_labels(**changes: Any) -> ConfigDict:
 def on_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus with posts in two files, one packed, a labeler and shards of it."""
     directory = tmp_path_factory.mktemp("disk")
-    make_corpus(directory, posts=70, labeled=1)
+    make_corpus(directory, posts=60, labeled=1)
     (directory / "truth.csv").unlink()
     labels, paths = make_labels(), expand(f"{directory}/posts/*.jsonl")
     fit(paths, labels, directory / "labeler")
@@ -100,7 +100,6 @@ def test_the_job_gives_the_bytes_of_the_disk(store: Any, on_disk: Path, tmp_path
 def test_a_store_that_fails_now_and_then_changes_no_byte(
     store: Any, on_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(artifact, "_WAIT", 0.01)
     paths = expand(upload(store, on_disk))
     store.faults.refused, store.faults.cut = 0.05, 0.05
     output = artifact.location(f"{store.root}/shards")
@@ -173,7 +172,6 @@ def batches(directory: Path, tmp_path: Path, count: int) -> list[dict[str, np.nd
 def test_batches_are_those_of_the_disk(
     store: Any, on_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(artifact, "_WAIT", 0.01)
     root = artifact.location(store.root)
     root.fs.put(str(on_disk / "shards"), f"{root.path.rstrip('/')}/", recursive=True)
     store.faults.refused, store.faults.cut = 0.05, 0.05

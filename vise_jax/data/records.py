@@ -25,8 +25,6 @@ _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 _FRAME = _HEADER.size + _FOOTER.size
 # Records with a smaller gap between them are read together, up to this size; in bytes.
 _LARGEST_GAP, _LARGEST_READ = 1 << 16, 1 << 24
-# Bytes of a shard's table at most.
-_LARGEST_TABLE = 1 << 30
 # Offsets that are searched for a header at a time.
 _SEARCH_BLOCK = 1 << 20
 _CRC_OF_ZERO = google_crc32c.value(bytes(8))
@@ -126,7 +124,7 @@ def _lengths_in_table(path: Path, examples: int, size: int) -> np.ndarray | None
     table = path.parent / "records" / f"{path.stem}.safetensors"
     try:
         if artifact.is_remote(table):
-            lengths = safetensors.numpy.load(artifact.read_range(table, 0, _LARGEST_TABLE))["lengths"].astype(np.int64)
+            lengths = safetensors.numpy.load(artifact.read_object(table))["lengths"].astype(np.int64)
         else:
             with safetensors.safe_open(table, framework="numpy") as opened:
                 lengths = opened.get_tensor("lengths").astype(np.int64)

@@ -130,7 +130,7 @@ def _read_file(post: Post, link_roots: Sequence[str]) -> bytes:
     if artifact.is_remote(post.source):
         try:
             # The schema allows no path that leaves the directory, and there are no links.
-            return artifact.read_range(post.source.parent / post.image, 0, MAX_IMAGE_BYTES + 1)
+            return artifact.read_object(post.source.parent / post.image)
         except FileNotFoundError as error:
             raise BadPost("image_missing") from error
     directory = post.source.parent.resolve()

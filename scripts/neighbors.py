@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from vise_jax import cli, config
+from vise_jax import artifact, cli, config
 from vise_jax.errors import UserError
 
 _DEFAULTS = config.evaluation()
@@ -29,7 +29,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "The .html file to write the pictu
 def main(words: list[str]) -> None:
     """Find the neighbors, print them, and write the page if requested."""
     cli.no_words(words)
-    directory, path = Path(cli.required(_ENCODER)), Path(cli.required(_FEATURES))
+    directory, path = artifact.location(cli.required(_ENCODER)), Path(cli.required(_FEATURES))
     query_path = Path(cli.required(_QUERY))
     if bool(_IMAGES.value) != bool(_OUTPUT.value):
         raise UserError("--images and --output go together: give both, or none to print the neighbors only.")

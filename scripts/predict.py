@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from vise_jax import cli, config
+from vise_jax import artifact, cli, config
 
 _DEFAULTS = config.evaluation()
 _ENCODER = flags.DEFINE_string("encoder", None, "The directory of an encoder that train.py wrote.")
@@ -33,7 +33,7 @@ _BATCH_SIZE = flags.DEFINE_integer(
 def main(words: list[str]) -> None:
     """Predict, and print a summary."""
     cli.no_words(words)
-    encoder_folder, labeler_folder = Path(cli.required(_ENCODER)), Path(cli.required(_LABELER))
+    encoder_folder, labeler_folder = map(artifact.location, (cli.required(_ENCODER), cli.required(_LABELER)))
     directory, output = cli.required(_IMAGES), Path(cli.required(_OUTPUT))
     from vise_jax.data import datasets
     from vise_jax.encoder import Encoder

@@ -119,11 +119,13 @@ class Encoder:
             UserError: no encoder there; or weights that are missing, unexpected, of another shape or type (it lists
                 them), or of another SHA-256 than described.
         """
-        directory = Path(directory)
+        directory = artifact.location(directory)
         description = read_description(directory, "image")
+        with artifact.local_copy(directory) as copy:
+            weights = read_weights(copy, description)
         return cls(
             description["architecture"],
-            read_weights(directory, description),
+            weights,
             Preprocessing.from_json(description["preprocessing"]),
             description["provenance"],
             description["license"],
@@ -136,7 +138,7 @@ class Encoder:
             UserError: the directory exists and holds something.
         """
         arrays = {key: np.asarray(value) for key, value in self.weights.items()}
-        with artifact.atomic_directory(Path(directory)) as temporary:
+        with artifact.atomic_directory(artifact.location(directory), _DESCRIPTION) as temporary:
             variables.write(temporary / WEIGHTS, arrays)
             description = {
                 "format_version": FORMAT_VERSION,

@@ -65,8 +65,13 @@ class TextEncoder:
         Raises:
             UserError: no text encoder there; or weights or a tokenizer that are damaged.
         """
-        directory = Path(directory)
+        directory = artifact.location(directory)
         description = read_description(directory, "text")
+        with artifact.local_copy(directory) as copy:
+            return cls._load(copy, description)
+
+    @classmethod
+    def _load(cls, directory: Path, description: dict[str, Any]) -> "TextEncoder":
         about = description["tokenizer"]
         try:
             tokenizer, max_tokens = (directory / _TOKENIZER).read_bytes(), int(about["max_tokens"])
@@ -96,7 +101,7 @@ class TextEncoder:
             UserError: the directory exists and holds something.
         """
         arrays = {key: np.asarray(value) for key, value in self.weights.items()}
-        with artifact.atomic_directory(Path(directory)) as temporary:
+        with artifact.atomic_directory(artifact.location(directory), "encoder.json") as temporary:
             variables.write(temporary / WEIGHTS, arrays)
             (temporary / _TOKENIZER).write_bytes(self.tokenizer)
             description = {

@@ -22,8 +22,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -109,29 +108,37 @@ def _store(scheme: str, bucket: str) -> Any:
     if scheme == "s3" and (endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")):
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
         spec |= {"endpoint": endpoint, "aws_region": region}
-    return tensorstore.KvStore.open(spec).result()
+    limits = {f"{name}_request_concurrency": {"limit": IN_FLIGHT} for name in ("gcs", "s3")}
+    return tensorstore.KvStore.open(spec, context=tensorstore.Context(limits)).result()
 
 
-def _read(path: Path, part: slice | None) -> tuple[bytes, object]:
-    """Read a part of an object, which is in it, or all; return it and the generation of the object.
+def begin_read(path: Path, part: slice | None = None) -> Callable[[], tuple[bytes, object]]:
+    """Begin to read an object in an object store, or a part that is in it.
+
+    Returns:
+        A function that waits, and returns the bytes and the generation of the object. It raises `FileNotFoundError` if
+        there is no such object, `IndexError` if the part is not in it, and `UserError` as `explained`.
 
     Raises:
-        FileNotFoundError: there is no such object.
-        IndexError: the part is not in the object.
         UserError: as `explained`.
     """
     bucket, _, key = cast(Any, path).path.partition("/")
-    found = None
     with explained(path):
-        try:
-            found = _store(cast(Any, path).protocol, bucket).read(key, byte_range=part).result()
-        except ValueError as error:  # of any kind
-            if "OUT_OF_RANGE" in str(error):
-                raise IndexError from error
-            raise (PermissionError if "PERMISSION_DENIED" in str(error) else OSError)(str(error)) from error
-    if found is None or found.state == "missing":
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    return found.value, found.stamp.generation
+        reading = _store(cast(Any, path).protocol, bucket).read(key, byte_range=part)
+
+    def wait() -> tuple[bytes, object]:
+        with explained(path):
+            try:
+                found = reading.result()
+            except ValueError as error:  # of any kind
+                if "OUT_OF_RANGE" in str(error):
+                    raise IndexError from error
+                raise (PermissionError if "PERMISSION_DENIED" in str(error) else OSError)(str(error)) from error
+        if found.state == "missing":
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return found.value, found.stamp.generation
+
+    return wait
 
 
 def read_object(path: Path) -> bytes:
@@ -141,7 +148,7 @@ def read_object(path: Path) -> bytes:
         FileNotFoundError: there is no such object.
         UserError: as `explained`.
     """
-    return _read(path, None)[0]
+    return begin_read(path)()[0]
 
 
 def read_range(path: Path, offset: int, length: int) -> bytes:
@@ -152,7 +159,7 @@ def read_range(path: Path, offset: int, length: int) -> bytes:
         UserError: as `explained`.
     """
     try:
-        return _read(path, slice(offset, offset + length))[0]
+        return begin_read(path, slice(offset, offset + length))()[0]
     except IndexError:
         return read_object(path)[offset : offset + length]
 
@@ -162,8 +169,7 @@ class _Object(io.RawIOBase):
 
     def __init__(self, path: Path):
         self._path, self._size, self._offset = path, version(path)[0], 0
-        self._pool = ThreadPoolExecutor(1)
-        self._ahead: tuple[slice, Future[tuple[bytes, object]]] | None = None
+        self._ahead: tuple[slice, Callable[[], tuple[bytes, object]]] | None = None
         self._end = -1
         self._generation: object = None
 
@@ -180,17 +186,13 @@ class _Object(io.RawIOBase):
     def tell(self) -> int:
         return self._offset
 
-    def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        super().close()
-
     def readinto(self, buffer: Any) -> int:
         wanted = self._part(len(buffer))
         if wanted.start == wanted.stop:
             return 0
         ahead = self._ahead[1] if self._ahead and self._ahead[0] == wanted else None
         try:
-            content, generation = ahead.result() if ahead else _read(self._path, wanted)
+            content, generation = (ahead or begin_read(self._path, wanted))()
         except IndexError:  # it is shorter now
             content, generation = b"", None
         if generation != (self._generation or generation) or not content:
@@ -201,7 +203,7 @@ class _Object(io.RawIOBase):
         self._generation = generation
         following = self._part(len(buffer))
         if in_order and following.start < following.stop:
-            self._ahead = following, self._pool.submit(_read, self._path, following)
+            self._ahead = following, begin_read(self._path, following)
         return len(content)
 
     def _part(self, length: int) -> slice:

@@ -6,10 +6,10 @@ import struct
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from PIL import Image
 
@@ -86,17 +86,10 @@ class Ahead:
 
     def __init__(self, posts: Iterator[Post]):
         self._posts = posts
-        self._pool = ThreadPoolExecutor(artifact.IN_FLIGHT)
-        self._coming: deque[tuple[int, Future[bytes]]] = deque()
-
-    def __enter__(self) -> "Ahead":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._coming: deque[Callable[[], tuple[bytes, object]]] = deque()
 
     def with_image(self, post: Post) -> Post:
-        """Return a post with its image.
+        """Return a post with its image. It has to be the next of the posts that need one.
 
         Raises:
             BadPost: `image_missing`.
@@ -105,8 +98,12 @@ class Ahead:
         if post.image is None or post.image_bytes is not None:
             return post
         while len(self._coming) < artifact.IN_FLIGHT and (coming := next(self._posts, None)) is not None:
-            self._coming.append((coming.line, self._pool.submit(_read_file, coming, ())))
-        return replace(post, image_bytes=self._coming.popleft()[1].result())
+            # The schema allows no path that leaves the directory, and there are no links.
+            self._coming.append(artifact.begin_read(coming.source.parent / cast(str, coming.image)))
+        try:
+            return replace(post, image_bytes=self._coming.popleft()()[0])
+        except FileNotFoundError as error:
+            raise BadPost("image_missing") from error
 
 
 def _shrunk(image: Image.Image, side: int) -> Image.Image:
@@ -127,12 +124,6 @@ def _unidentified(encoded: bytes) -> str:
 def _read_file(post: Post, link_roots: Sequence[str]) -> bytes:
     if post.image is None:
         raise BadPost("no_image")
-    if artifact.is_remote(post.source):
-        try:
-            # The schema allows no path that leaves the directory, and there are no links.
-            return artifact.read_object(post.source.parent / post.image)
-        except FileNotFoundError as error:
-            raise BadPost("image_missing") from error
     directory = post.source.parent.resolve()
     try:
         path = (directory / post.image).resolve()

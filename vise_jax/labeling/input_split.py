@@ -4,7 +4,6 @@ Labeling is a pure function of the input split, its images and the labeler. The 
 holds the cursor after it, from which an interrupted job resumes.
 """
 
-import contextlib
 import itertools
 import json
 from collections import Counter
@@ -167,53 +166,53 @@ def label_input_split(
     posts = _Stream(read(input_split.path, reject_log, cursor, input_split.end, buttons), cursor, after_post)
     secret = checked_salt(labeler, labels)
     rules = _Rules(labeler, labels, secret, excluded)
-    with _images(input_split, cursor, buttons, rules) as with_image:
-        for number in itertools.count(len(done)):
-            if posts.cursor is None:
-                return
-            before = RejectLog()
-            before.posts, before.rejected, before.notes = (
-                reject_log.posts,
-                reject_log.rejected.copy(),
-                reject_log.notes.copy(),
-            )
-            reject_log.named = []
-            counts: Counter[str] = Counter()
-            excluded_images: Counter[str] = Counter()
-            examples: dict[str, list[shards.Example]] = {"train": [], "validation": []}
-            size = 0.0
-            while posts.cursor is not None and size < labels.shard_megabytes * 2**20:
-                room = labels.shard_megabytes * 2**20 - size
-                batch = _batch(posts, room, rules, with_image, reject_log, counts, excluded_images)
-                for split, example in _examples(batch, rules, reject_log):
-                    examples[split].append(example)
-                    size += len(example["image/encoded"])
-            # The reader checked the limit before the images of the last posts were read.
-            reject_log.check()
-            input_split.check_unchanged()
-            name = f"{input_split.name}-{number:05d}"
-            written = {
-                split: _write(rows, output, name, split, labels.duplicates == "merge")
-                for split, rows in examples.items()
-                if rows
-            }
-            artifact.write_json(
-                output / "records" / f"{name}.json",
-                {
-                    "file": input_split.path.name,
-                    "sha256": input_split.sha256,
-                    "part": input_split.number,
-                    "posts": reject_log.posts - before.posts,
-                    "splits": {split: counts[split] for split in hashing.SPLITS},
-                    "excluded": counts["excluded"],
-                    "excluded_images": dict(excluded_images),
-                    "shards": written,
-                    "rejected": dict(reject_log.rejected - before.rejected),
-                    "rejected_posts": reject_log.named,
-                    "notes": dict(reject_log.notes - before.notes),
-                    "behind": posts.cursor,
-                },
-            )
+    with_image = _with_image(input_split, cursor, buttons, rules)
+    for number in itertools.count(len(done)):
+        if posts.cursor is None:
+            return
+        before = RejectLog()
+        before.posts, before.rejected, before.notes = (
+            reject_log.posts,
+            reject_log.rejected.copy(),
+            reject_log.notes.copy(),
+        )
+        reject_log.named = []
+        counts: Counter[str] = Counter()
+        excluded_images: Counter[str] = Counter()
+        examples: dict[str, list[shards.Example]] = {"train": [], "validation": []}
+        size = 0.0
+        while posts.cursor is not None and size < labels.shard_megabytes * 2**20:
+            room = labels.shard_megabytes * 2**20 - size
+            batch = _batch(posts, room, rules, with_image, reject_log, counts, excluded_images)
+            for split, example in _examples(batch, rules, reject_log):
+                examples[split].append(example)
+                size += len(example["image/encoded"])
+        # The reader checked the limit before the images of the last posts were read.
+        reject_log.check()
+        input_split.check_unchanged()
+        name = f"{input_split.name}-{number:05d}"
+        written = {
+            split: _write(rows, output, name, split, labels.duplicates == "merge")
+            for split, rows in examples.items()
+            if rows
+        }
+        artifact.write_json(
+            output / "records" / f"{name}.json",
+            {
+                "file": input_split.path.name,
+                "sha256": input_split.sha256,
+                "part": input_split.number,
+                "posts": reject_log.posts - before.posts,
+                "splits": {split: counts[split] for split in hashing.SPLITS},
+                "excluded": counts["excluded"],
+                "excluded_images": dict(excluded_images),
+                "shards": written,
+                "rejected": dict(reject_log.rejected - before.rejected),
+                "rejected_posts": reject_log.named,
+                "notes": dict(reject_log.notes - before.notes),
+                "behind": posts.cursor,
+            },
+        )
 
 
 @dataclass(frozen=True)
@@ -233,19 +232,14 @@ class _Rules:
         return hashing.split(post.post_id, self.secret, *fractions)
 
 
-@contextlib.contextmanager
-def _images(
-    input_split: InputSplit, cursor: Cursor, buttons: Buttons, rules: _Rules
-) -> Iterator[Callable[[Post], Post]]:
-    """Yield a function that returns a post with its image, from an object store; posts on disk are left as they are."""
+def _with_image(input_split: InputSplit, cursor: Cursor, buttons: Buttons, rules: _Rules) -> Callable[[Post], Post]:
+    """Return a function from a post to that with its image, from an object store; posts on disk stay as they are."""
     if not artifact.is_remote(input_split.path):
-        yield lambda post: post
-        return
+        return lambda post: post
     # A second reader of the posts, since the first one's cursor and counts may not run ahead.
     coming = read(input_split.path, RejectLog(input_split.path), cursor, input_split.end, buttons)
     needed = (post for post in coming if post.image and not post.image_bytes and rules.split_of(post) in _WITH_IMAGES)
-    with Ahead(needed) as ahead:
-        yield ahead.with_image
+    return Ahead(needed).with_image
 
 
 def checked_salt(labeler: Labeler, labels: ConfigDict) -> bytes:

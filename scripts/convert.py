@@ -59,11 +59,11 @@ def main(words: list[str]) -> None:
         foreign = [flag.name for flag in (_SOURCE, _ARCH, _WEIGHTS, _SHA256) if flag.value is not None]
         if foreign:
             raise UserError(f"--{foreign[0]} goes with a checkpoint, not with --encoder: see --help for an example.")
-        _export(Path(cli.required(_ENCODER)), cli.required(_TO), Path(cli.required(_OUTPUT)))
+        _export(cli.path(_ENCODER), cli.required(_TO), cli.path(_OUTPUT))
     else:
         if _HEAD.value:
             raise UserError("--head goes with --encoder, not with a checkpoint: see --help for an example.")
-        _convert(cli.required(_SOURCE), Path(cli.required(_WEIGHTS)), Path(cli.required(_OUTPUT)))
+        _convert(cli.required(_SOURCE), cli.path(_WEIGHTS), cli.path(_OUTPUT))
 
 
 def _convert(source: str, weights: Path, output: Path) -> None:

@@ -24,7 +24,7 @@ _LABELER = flags.DEFINE_string("labeler", None, "A labeler to hold against the c
 def main(words: list[str]) -> None:
     """Write the corpus, or measure a labeler on it."""
     cli.no_words(words)
-    output = Path(cli.required(_OUTPUT))
+    output = cli.path(_OUTPUT)
     if _LABELER.value is None:
         from vise_jax.demo.corpus import make_corpus
 

@@ -14,8 +14,6 @@ EXAMPLE
         --text-encoder ROBERTA --data hateful_memes --output RESULTS
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from vise_jax import cli
@@ -37,11 +35,11 @@ def main(words: list[str]) -> None:
     """Measure, and print the result as a table of one row."""
     cli.no_words(words)
     config = cli.required(_CONFIG)
-    data, output = Path(cli.required(_DATA)), Path(cli.required(_OUTPUT))
+    data, output = cli.path(_DATA), cli.path(_OUTPUT)
     from vise_jax.evaluation import measure
     from vise_jax.reporting import tables
 
-    shards = Path(_LEAK_CHECK.value) if _LEAK_CHECK.value else None
+    shards = cli.location(_LEAK_CHECK) if _LEAK_CHECK.value else None
     result, path = measure.measure(config, _ENCODER.value or "", data, output, _NAME.value, _TEXT_ENCODER.value, shards)
     tables.show(tables.build([{**result, "file": path.name}]))
     tables.show_metrics(result)

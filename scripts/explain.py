@@ -11,8 +11,6 @@ EXAMPLE
     python scripts/explain.py --encoder RUN/encoder --head clusters --labeler LABELER --images PHOTOS --output MAPS
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from vise_jax import cli, config
@@ -32,7 +30,7 @@ def main(words: list[str]) -> None:
     """Write the maps, and print a summary."""
     cli.no_words(words)
     sources, heads = cli.required(_ENCODER), cli.required(_HEAD)
-    directory, output = Path(cli.required(_IMAGES)), Path(cli.required(_OUTPUT))
+    directory, output = cli.path(_IMAGES), cli.path(_OUTPUT)
     if len(heads) not in (1, len(sources)):
         raise UserError(f"There are {len(sources)} encoders and {len(heads)} heads: give one head, or one per encoder.")
     from vise_jax.data import datasets

@@ -11,8 +11,6 @@ Example:
     python -c "import numpy; f = numpy.load('features.npz'); print(f['paths'][0], f['features'].shape)"
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from vise_jax import cli, config
@@ -37,7 +35,7 @@ _SEED = flags.DEFINE_integer("seed", _DEFAULTS.seed, "Seed of the weights of a r
 def main(words: list[str]) -> None:
     """Extract features, and print a summary."""
     cli.no_words(words)
-    source, directory, output = cli.required(_ENCODER), cli.required(_IMAGES), Path(cli.required(_OUTPUT))
+    source, directory, output = cli.required(_ENCODER), str(cli.path(_IMAGES)), cli.path(_OUTPUT)
     from vise_jax.data import datasets
     from vise_jax.inference import extract
 

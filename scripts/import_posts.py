@@ -48,7 +48,7 @@ _MAP = flags.DEFINE_list(
 def main(words: list[str]) -> None:
     """Import, and print what was found."""
     cli.no_words(words)
-    source, files, output = cli.required(_FROM), cli.required(_INPUT), Path(cli.required(_OUTPUT))
+    source, files, output = cli.required(_FROM), cli.required(_INPUT), cli.path(_OUTPUT)
     if (source == "table") != bool(_MAP.value):
         raise UserError("--map belongs to --from table: it says where a table has the fields of a post.")
     try:

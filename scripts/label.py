@@ -59,7 +59,7 @@ def main(words: list[str]) -> None:
         raise UserError("--distributed is for fit; to label on several machines, use --runner beam.")
     cli.required(_CONFIG)
     config.validate(_CONFIG.value)
-    commands[command](artifact.location(cli.required(_OUTPUT)), beam_options if _RUNNER.value == "beam" else None)
+    commands[command](cli.location(_OUTPUT), beam_options if _RUNNER.value == "beam" else None)
 
 
 # The jobs are imported where they start: JAX takes seconds that --help and wrong flags should not.
@@ -144,7 +144,7 @@ def _run(output: Path, beam_options: list[str] | None) -> None:
     was_complete = (output / "manifest.json").exists()
     manifest = label(
         posts,
-        artifact.location(cli.required(_LABELER)),
+        cli.location(_LABELER),
         _CONFIG.value.labels,
         output,
         exclude=_exclude(),
@@ -161,8 +161,8 @@ def _relabel(output: Path, beam_options: list[str] | None) -> None:
 
     if _POSTS.value is not None or beam_options is not None:
         raise UserError("--posts and --runner beam are for fit and run; relabel reads the shards alone.")
-    exclude = artifact.location(cli.required(_EXCLUDE))
-    manifest = delete(output, _CONFIG.value.labels, artifact.location(cli.required(_LABELER)), exclude)
+    exclude = cli.location(_EXCLUDE)
+    manifest = delete(output, _CONFIG.value.labels, cli.location(_LABELER), exclude)
     _print_manifest(output, manifest)
 
 

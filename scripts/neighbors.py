@@ -10,11 +10,9 @@ Example:
         --images PHOTOS --output neighbors.html
 """
 
-from pathlib import Path
-
 from absl import flags
 
-from vise_jax import artifact, cli, config
+from vise_jax import cli, config
 from vise_jax.errors import UserError
 
 _DEFAULTS = config.evaluation()
@@ -29,8 +27,8 @@ _OUTPUT = flags.DEFINE_string("output", None, "The .html file to write the pictu
 def main(words: list[str]) -> None:
     """Find the neighbors, print them, and write the page if requested."""
     cli.no_words(words)
-    directory, path = artifact.location(cli.required(_ENCODER)), Path(cli.required(_FEATURES))
-    query_path = Path(cli.required(_QUERY))
+    directory, path = cli.location(_ENCODER), cli.path(_FEATURES)
+    query_path = cli.path(_QUERY)
     if bool(_IMAGES.value) != bool(_OUTPUT.value):
         raise UserError("--images and --output go together: give both, or none to print the neighbors only.")
     from vise_jax.data import datasets
@@ -42,7 +40,7 @@ def main(words: list[str]) -> None:
     encoder = Encoder.load(directory)
     ranked = neighbors.nearest(encoder, path, query, _K.value, _DEFAULTS.max_image_pixels)
     if _OUTPUT.value:
-        images, output = datasets.open_unlabeled(cli.required(_IMAGES)), Path(_OUTPUT.value)
+        images, output = datasets.open_unlabeled(str(cli.path(_IMAGES))), cli.path(_OUTPUT)
         page.write(encoder, query, ranked, images, output, _DEFAULTS.max_image_pixels)
     page.show(ranked)
     if _OUTPUT.value:

@@ -10,11 +10,9 @@ Example:
     head -1 predictions.jsonl | python -m json.tool
 """
 
-from pathlib import Path
-
 from absl import flags
 
-from vise_jax import artifact, cli, config
+from vise_jax import cli, config
 
 _DEFAULTS = config.evaluation()
 _ENCODER = flags.DEFINE_string("encoder", None, "The directory of an encoder that train.py wrote.")
@@ -33,8 +31,8 @@ _BATCH_SIZE = flags.DEFINE_integer(
 def main(words: list[str]) -> None:
     """Predict, and print a summary."""
     cli.no_words(words)
-    encoder_folder, labeler_folder = map(artifact.location, (cli.required(_ENCODER), cli.required(_LABELER)))
-    directory, output = cli.required(_IMAGES), Path(cli.required(_OUTPUT))
+    encoder_folder, labeler_folder = cli.location(_ENCODER), cli.location(_LABELER)
+    directory, output = str(cli.path(_IMAGES)), cli.path(_OUTPUT)
     from vise_jax.data import datasets
     from vise_jax.encoder import Encoder
     from vise_jax.engagement import Labeler

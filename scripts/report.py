@@ -24,7 +24,7 @@ from typing import Any
 
 from absl import flags
 
-from vise_jax import artifact, cli
+from vise_jax import cli
 from vise_jax.errors import UserError
 from vise_jax.posts import Post, RejectLog, expand, read
 from vise_jax.progress import track
@@ -48,7 +48,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Directory for the tables, pages a
 def main(words: list[str]) -> None:
     """Read everything there is to report, then write and print it."""
     cli.no_words(words)
-    output = Path(cli.required(_OUTPUT))
+    output = cli.path(_OUTPUT)
     about_clusters = any(flag.value for flag in (_LABELER, _SHARDS, _POSTS, _SHOW_EXAMPLES, _SHOW_DUPLICATES))
     if _RESULTS.value is None and not about_clusters and not _RUNS.value:
         raise UserError("say what to report, --results, --runs or --labeler and --shards: see --help for an example.")
@@ -56,7 +56,7 @@ def main(words: list[str]) -> None:
     if _RUNS.value:
         _curves([Path(run) for run in _RUNS.value], output)
     if _RESULTS.value is not None:
-        _table(Path(_RESULTS.value), output)
+        _table(cli.path(_RESULTS), output)
     if summary is not None:
         _page(*summary, output)
 
@@ -84,7 +84,7 @@ def _curves(directories: list[Path], output: Path) -> None:
 
 def _read_clusters() -> tuple[dict[str, Any], dict[int, list[str]], dict[str, Any]]:
     """Return the summary of the clusters, the requested examples, and what is known of near-duplicates."""
-    labeler_folder, shards_folder = map(artifact.location, (cli.required(_LABELER), cli.required(_SHARDS)))
+    labeler_folder, shards_folder = cli.location(_LABELER), cli.location(_SHARDS)
     if bool(_POSTS.value) != bool(_SHOW_EXAMPLES.value):
         raise UserError("--posts and --show-examples=NUMBER go together: give both, or none to show no one's words.")
     if _EXCLUDE.value and not _POSTS.value:

@@ -44,7 +44,7 @@ _SPEED = flags.DEFINE_multi_string(
 def main(words: list[str]) -> None:
     """Print the plan, or run it and write the report."""
     cli.no_words(words)
-    name, workdir = cli.required(_EXPERIMENT), Path(cli.required(_WORKDIR)).absolute()
+    name, workdir = cli.required(_EXPERIMENT), cli.path(_WORKDIR).absolute()
     from vise_jax.reproduction import paper, plan, run
 
     for setting in (*_PRETRAINING.value, *_EVALUATION.value):

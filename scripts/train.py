@@ -23,7 +23,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run directory, a new one or 
 
 def main(words: list[str]) -> None:
     cli.no_words(words)
-    config, workdir = cli.required(CONFIG), Path(cli.required(WORKDIR))
+    config, workdir = cli.required(CONFIG), cli.path(WORKDIR)
     import jax
 
     from vise_jax.evaluation.protocols import knn

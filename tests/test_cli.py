@@ -1,6 +1,7 @@
 """Flags and exit status of the commands, in this process."""
 
 import logging
+from pathlib import Path
 
 import pytest
 from absl import flags
@@ -25,6 +26,7 @@ def command(monkeypatch, capsys, tmp_path):
     def run(*words: str, main=lambda words: None):
         values = flags.FlagValues()
         flags.DEFINE_integer("count", None, "Number of things.", flag_values=values)
+        flags.DEFINE_string("name", None, "Name of a thing.", flag_values=values)
         config_flags.DEFINE_config_file("config", None, flag_values=values, lock_config=True)
         monkeypatch.setattr(cli.flags, "FLAGS", values)
         monkeypatch.setattr("sys.argv", ["/somewhere/thing.py", f"--config={config}", *words])
@@ -102,3 +104,13 @@ def test_messages_of_the_library_go_to_standard_error_once(command):
 
     for _ in range(2):
         assert command(main=main)[:3] == (0, "", "12 images are left out\n")
+
+
+def test_a_path_on_disk_is_no_url(command):
+    values = command("--name=my/run")[3]
+    assert cli.path(values["name"]) == Path("my/run") == cli.location(values["name"])
+    values = command("--name=gs://bucket/run")[3]
+    with pytest.raises(UserError, match="--name=gs://bucket/run has to be on disk"):
+        cli.path(values["name"])
+    with pytest.raises(UserError, match="unknown scheme ftp"):
+        cli.location(command("--name=ftp://host/run")[3]["name"])

@@ -4,11 +4,13 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags, logging
 from ml_collections import config_flags
 
+from vise_jax import artifact
 from vise_jax import logging as vise_logging
 from vise_jax.errors import UserError
 
@@ -29,6 +31,26 @@ def required(flag: flags.FlagHolder) -> Any:
     if flag.value is None:
         raise UserError(f"--{flag.name} is missing: see --help for an example.")
     return flag.value
+
+
+def path(flag: flags.FlagHolder) -> Path:
+    """Return the path on disk that a flag must give.
+
+    Raises:
+        UserError: the flag was not given, or is a URL.
+    """
+    if "://" in (value := required(flag)):
+        raise UserError(f"--{flag.name}={value} has to be on disk; docs/object-stores.md lists what may be a URL.")
+    return Path(value)
+
+
+def location(flag: flags.FlagHolder) -> Path:
+    """Return the path or the URL of an object store that a flag must give, see `artifact.location`.
+
+    Raises:
+        UserError: the flag was not given, or its store can't be used.
+    """
+    return artifact.location(required(flag))
 
 
 def no_words(words: list[str]) -> None:

@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import aiohttp
+import botocore.exceptions
+import google.auth.exceptions
 import pytest
 
 from vise_jax import artifact
@@ -150,3 +153,22 @@ def test_an_unknown_scheme_and_missing_libraries_are_named(store, monkeypatch: p
     extra = {"gs": "gcs", "s3": "s3"}[store.scheme]
     with pytest.raises(UserError, match=rf"pip install -e '.\[{extra}\]'"):
         artifact.location(f"{store.root}/x")
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (PermissionError("denied"), "these credentials have no permission"),
+        (botocore.exceptions.NoCredentialsError(), "there are no credentials"),
+        (google.auth.exceptions.DefaultCredentialsError("none"), "there are no credentials"),
+        (aiohttp.ClientConnectionError("the region is another"), "refused or failed .the region is another"),
+    ],
+)
+def test_what_a_store_refuses_is_one_sentence(store, error: Exception, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence), artifact.explained(artifact.location(f"{store.root}/a"), "read"):
+        raise error
+
+
+def test_a_mistake_of_ours_is_no_error_of_the_store(store) -> None:
+    with pytest.raises(TypeError), artifact.explained(artifact.location(f"{store.root}/a"), "read"):
+        raise TypeError

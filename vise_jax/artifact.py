@@ -47,9 +47,11 @@ def location(name: str | Path) -> Path:
     Raises:
         UserError: a URL of another scheme, or the library of the store is not installed.
     """
-    match = re.match(r"([A-Za-z][\w+.-]*)://", str(name))
-    if match is None or not isinstance(name, str):
-        return name if not isinstance(name, str) else Path(name)
+    if not isinstance(name, str):
+        return name
+    match = re.match(r"([A-Za-z][\w+.-]*)://", name)
+    if match is None:
+        return Path(name)
     scheme = match[1].lower()
     if scheme not in _STORES:
         raise UserError(f"{name} is a URL of the unknown scheme {scheme}: give a path, or a URL of gs:// or s3://.")

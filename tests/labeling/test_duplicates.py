@@ -145,7 +145,7 @@ def test_duplicates_are_counted_and_the_largest_named(corpus: tuple[list[Path], 
         assert all((hashes[members[0]] ^ hashes[member]).bit_count() <= 4 for member in members)
 
 
-@pytest.mark.parametrize("way", ["drop", "merge"])
+@pytest.mark.parametrize("way", [pytest.param("drop", marks=pytest.mark.slow), "merge"])
 def test_one_example_of_each_group_stays(corpus: tuple[list[Path], Path], tmp_path: Path, way: str) -> None:
     paths, directory = corpus
     before = label(paths, directory, make_labels(), tmp_path / "all")
@@ -190,7 +190,7 @@ def test_one_example_of_each_group_stays(corpus: tuple[list[Path], Path], tmp_pa
         assert "reaction_counts" not in safetensors.numpy.load(path.read_bytes())
 
 
-@pytest.mark.parametrize("way", ["drop", "merge"])
+@pytest.mark.parametrize("way", [pytest.param("drop", marks=pytest.mark.slow), "merge"])
 def test_a_job_that_is_killed_at_any_write_ends_in_the_same_bytes(
     corpus: tuple[list[Path], Path], tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,7 +256,7 @@ def excluded_picture(number: int) -> str:
     return hashing.image_line(perceptual.hash_file(encoded(image, 70), ("JPEG",)))
 
 
-@pytest.mark.parametrize("way", ["keep", "drop"])
+@pytest.mark.parametrize("way", ["keep", pytest.param("drop", marks=pytest.mark.slow)])
 def test_an_excluded_image_reaches_no_shard(corpus: tuple[list[Path], Path], tmp_path: Path, way: str) -> None:
     paths, labeler = corpus
     labels = make_labels(duplicates=way)

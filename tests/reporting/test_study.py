@@ -114,7 +114,9 @@ def test_other_settings_are_named(tmp_path):
     assert not (tmp_path / "out" / "figure.png").exists()
 
 
-@pytest.mark.parametrize("name", ["fig3", "fig4", "fig5", "fig6"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("fig3", "fig4")), "fig5", "fig6"]
+)
 def test_figures_of_all_cells_and_of_few(name, tmp_path):
     plan = Plan(EXPERIMENTS[name], tmp_path)
     fill(plan, 3)

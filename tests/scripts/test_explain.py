@@ -62,6 +62,7 @@ def test_the_command(made, tmp_path):
     assert (tmp_path / "maps" / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_page_of_three_columns(made, tmp_path, capsys):
     tuned, encoder = result(made, "finetune"), str(made / "run" / "encoder")
     pairs = [(encoder, result(made, "linear")), (str(tuned.with_suffix(".finetuned-0")), tuned), (encoder, "clusters")]
@@ -80,6 +81,7 @@ def test_a_page_of_three_columns(made, tmp_path, capsys):
     assert str(made) not in page
 
 
+@pytest.mark.slow
 def test_the_linear_head_gives_the_results_probabilities(made):
     column = explained.open_column(str(made / "run" / "encoder"), str(result(made, "linear")), "", 0, 0)
     features = np.random.default_rng(0).normal(size=(3, column.encoder.feature_dim)).astype(np.float32)
@@ -91,6 +93,7 @@ def test_the_linear_head_gives_the_results_probabilities(made):
     assert column.classes == ["bright", "dark"]
 
 
+@pytest.mark.slow
 def test_images_of_which_none_can_be_decoded(made, tmp_path):
     images = open_labeled(made / "images").subset(np.array([3]))
     column = explanations.Explained(*explained.open_column(str(made / "run" / "encoder"), "clusters", "", 0, 0))
@@ -107,6 +110,7 @@ def test_clusters_have_the_labelers_terms_and_suppressed_ones_are_not_predicted(
     assert np.isfinite(np.delete(column.head.bias, 2)).all()
 
 
+@pytest.mark.slow
 def test_heads_that_do_not_fit(made, tmp_path):
     encoder, linear = str(made / "run" / "encoder"), str(result(made, "linear"))
     with pytest.raises(UserError, match="is of another encoder than"):

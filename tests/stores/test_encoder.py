@@ -11,6 +11,7 @@ from vise_jax.errors import UserError
 from vise_jax.text_encoder import TextEncoder
 
 
+@pytest.mark.slow
 def test_an_encoder_comes_back(store: Any) -> None:
     encoder = Encoder.random("tiny", 0)
     encoder.save(f"{store.root}/encoder")
@@ -25,6 +26,7 @@ def test_an_encoder_comes_back(store: Any) -> None:
         Encoder.load(f"{store.root}/none")
 
 
+@pytest.mark.slow
 def test_a_text_encoder_comes_back(store: Any, text_encoder: TextEncoder) -> None:
     text_encoder.save(f"{store.root}/text")
     loaded = TextEncoder.load(f"{store.root}/text")

@@ -1,6 +1,7 @@
 """Strict JAX on four virtual CPU devices, for every test; engagement shards small enough to train on; a labeler made by
 hand, and an encoder that predicts its clusters."""
 
+import contextlib
 import io
 import os
 import platform
@@ -160,3 +161,39 @@ def text_encoder() -> TextEncoder:
     # Larger embeddings than of a new network, so that texts differ.
     weights["embeddings/word_embeddings/embedding"] *= 20
     return TextEncoder(architecture, weights, tokenizer.to_str().encode(), 16, {}, "CC0")
+
+
+class Killed(BaseException):
+    """A kill, as tests see it."""
+
+
+@pytest.fixture
+def run_with_kills(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object], int, int], int]:
+    """Run an action, killed after `first` atomic writes, then again, each time after `more` more, until it ends.
+
+    Returns the number of kills.
+    """
+    write = artifact.atomic_file
+
+    def run(action: Callable[[], object], first: int, more: int) -> int:
+        left = kills = 0
+
+        def limited(path: Path) -> contextlib.AbstractContextManager:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Killed
+            return write(path)
+
+        monkeypatch.setattr(artifact, "atomic_file", limited)
+        # A job that was killed removes nothing.
+        monkeypatch.setattr("vise_jax.labeling.label.output_dir.remove", lambda output: None)
+        while True:
+            left = first + more * kills
+            try:
+                action()
+                return kills
+            except Killed:
+                kills += 1
+
+    return run

@@ -5,6 +5,7 @@ import io
 import json
 import random
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from vise_jax import config
 from vise_jax.data import perceptual, shards
 from vise_jax.engagement import Labeler, hashing
 from vise_jax.errors import UserError
-from vise_jax.labeling import input_split
 from vise_jax.labeling.delete import delete
 from vise_jax.labeling.fit import fit
 from vise_jax.labeling.label import label
@@ -192,35 +192,14 @@ def test_one_example_of_each_group_stays(corpus: tuple[list[Path], Path], tmp_pa
 
 @pytest.mark.parametrize("way", [pytest.param("drop", marks=pytest.mark.slow), "merge"])
 def test_a_job_that_is_killed_at_any_write_ends_in_the_same_bytes(
-    corpus: tuple[list[Path], Path], tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+    corpus: tuple[list[Path], Path], tmp_path: Path, way: str, run_with_kills: Callable[..., int]
 ) -> None:
     paths, labeler = corpus
     labels = make_labels(duplicates=way)
     label(paths, labeler, labels, tmp_path / "whole")
-    write = input_split.artifact.atomic_file
-    left = 0
-
-    class Killed(BaseException):
-        pass
-
-    def failing(path: Path) -> Any:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise Killed
-        return write(path)
-
-    output, kills = tmp_path / "shards", 0
-    monkeypatch.setattr(input_split.artifact, "atomic_file", failing)
-    monkeypatch.setattr("vise_jax.labeling.label.output_dir.remove", lambda output: None)
-    while True:
-        # More each time, since the plans are written again: kills fall upon shards, tables, plans and records.
-        left = 5 + 4 * kills
-        try:
-            label(paths, labeler, labels, output)
-            break
-        except Killed:
-            kills += 1
+    output = tmp_path / "shards"
+    # More writes each time, since the plans are written again: kills fall upon shards, tables, plans and records.
+    kills = run_with_kills(lambda: label(paths, labeler, labels, output), 5, 4)
     assert kills > 3
     assert bytes_of(output) == bytes_of(tmp_path / "whole")
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,30 +110,10 @@ def test_a_store_that_fails_now_and_then_changes_no_byte(
 
 
 def test_a_job_that_is_killed_ends_in_the_same_bytes(
-    store: Any, on_disk: Path, monkeypatch: pytest.MonkeyPatch
+    store: Any, on_disk: Path, run_with_kills: Callable[..., int]
 ) -> None:
     paths, output = expand(upload(store, on_disk)), artifact.location(f"{store.root}/shards")
-    write, kills = artifact.atomic_file, 0
-
-    class Killed(BaseException):
-        pass
-
-    def failing(path: Path) -> Any:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise Killed
-        return write(path)
-
-    monkeypatch.setattr(artifact, "atomic_file", failing)
-    monkeypatch.setattr("vise_jax.labeling.label.output_dir.remove", lambda output: None)
-    while True:
-        left = 3 + 5 * kills
-        try:
-            label(paths, on_disk / "labeler", make_labels(), output)
-            break
-        except Killed:
-            kills += 1
+    kills = run_with_kills(lambda: label(paths, on_disk / "labeler", make_labels(), output), 3, 5)
     assert kills >= 3
     assert bytes_of(output) == bytes_of(on_disk / "shards")
 

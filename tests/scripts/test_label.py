@@ -85,7 +85,7 @@ def test_mistakes_get_one_sentence_and_no_traceback(posts: Path, labeler: Path, 
         "--labeler is missing": ("run", config(), "--posts", posts, *output),
         "no labeler.json": ("run", config(), "--posts", posts, "--labeler", tmp_path, *output),
         "is no flag of this command": ("run", config(), "--posts", posts, *output, "--", "--runner=DirectRunner"),
-        "fit, run or relabel": ("label", config(), "--posts", posts, *output),
+        "fit, run, relabel or hash": ("label", config(), "--posts", posts, *output),
         "--exclude is missing": ("relabel", config(), "--labeler", labeler, *output),
         "can't be read": ("fit", config(), "--posts", posts, "--exclude", tmp_path / "none.txt", *output),
     }

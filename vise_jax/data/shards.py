@@ -201,18 +201,18 @@ def read_manifest(directory: Path | str, damaged: bool = False) -> dict[str, Any
     return manifest
 
 
-def read_image(path: Path, record: int) -> bytes:
-    """Return the encoded image of a record of a shard.
+def read_image(path: Path, examples: int, record: int) -> bytes:
+    """Return the encoded image of a record of a shard of `examples` records.
 
     Raises:
         UserError: the shard is damaged.
     """
     import tensorflow as tf
 
-    with artifact.local_copy(path) as copy:
-        for content in tf.data.TFRecordDataset(str(copy)).skip(record).take(1).as_numpy_iterator():
-            return tf.train.Example.FromString(content).features.feature["image/encoded"].bytes_list.value[0]
-    raise UserError(f"The shard {path} is damaged: copy it again, or make it with `{MADE_BY}`.")
+    (content,), corrupt = records.read_records(path, records.read_index(path, examples), [record])
+    if corrupt:
+        raise UserError(f"The shard {path} is damaged: copy it again, or make it with `{MADE_BY}`.")
+    return tf.train.Example.FromString(content).features.feature["image/encoded"].bytes_list.value[0]
 
 
 def next_revision(name: str) -> str:

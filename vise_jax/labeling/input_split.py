@@ -320,7 +320,9 @@ def _batch(
         except BadPost as bad:
             reject_log.reject(post.line, bad.reason)
             continue
-        if near := excluded_near(np.array([image_hash], np.uint64), excluded, labels.duplicate_distance)[0]:
+        if excluded.images and (
+            near := excluded_near(np.array([image_hash], np.uint64), excluded, labels.duplicate_distance)[0]
+        ):
             excluded_images[near] += 1
             continue
         batch.append((post, split, encoded, image_hash))

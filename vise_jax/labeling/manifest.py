@@ -68,7 +68,9 @@ def finish(
         "reactions": int(statistics["reactions"].sum()),
     }
     manifest["max_comment_labels"] = len(labels_per_post) - 1
-    manifest["duplicates"] = duplicates.describe(output, records, job["labels"]["duplicate_distance"])
+    # Where near-duplicates were dropped or merged, no two examples are near, and nothing has to be searched.
+    distance = job["labels"]["duplicate_distance"] if job["labels"]["duplicates"] == "keep" else 0
+    manifest["duplicates"] = duplicates.describe(output, records, distance)
     artifact.write_json(output / "manifest.json", manifest)
     named = {shard["name"] for shard in (*manifest["shards"], *manifest["validation"]["shards"])}
     tables = {shard["table"] for record in records for shard in record["shards"].values()}

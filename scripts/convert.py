@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from vise_jax import cli
+from vise_jax import artifact, cli
 from vise_jax.errors import UserError
 
 _LIST = flags.DEFINE_bool("list", False, "List the checkpoints that can be converted, and their addresses.")
@@ -59,11 +59,12 @@ def main(words: list[str]) -> None:
         foreign = [flag.name for flag in (_SOURCE, _ARCH, _WEIGHTS, _SHA256) if flag.value is not None]
         if foreign:
             raise UserError(f"--{foreign[0]} goes with a checkpoint, not with --encoder: see --help for an example.")
-        _export(cli.path(_ENCODER), cli.required(_TO), cli.path(_OUTPUT))
+        _export(cli.location(_ENCODER), cli.required(_TO), cli.location(_OUTPUT))
     else:
         if _HEAD.value:
             raise UserError("--head goes with --encoder, not with a checkpoint: see --help for an example.")
-        _convert(cli.required(_SOURCE), cli.path(_WEIGHTS), cli.path(_OUTPUT))
+        with artifact.local_copy(cli.location(_WEIGHTS)) as weights:
+            _convert(cli.required(_SOURCE), weights, cli.location(_OUTPUT))
 
 
 def _convert(source: str, weights: Path, output: Path) -> None:

@@ -8,8 +8,6 @@ Example:
     python scripts/demo.py --output demo/corpus --labeler demo/labeler
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from vise_jax import cli
@@ -24,7 +22,7 @@ _LABELER = flags.DEFINE_string("labeler", None, "A labeler to hold against the c
 def main(words: list[str]) -> None:
     """Write the corpus, or measure a labeler on it."""
     cli.no_words(words)
-    output = cli.path(_OUTPUT)
+    output = cli.location(_OUTPUT)
     if _LABELER.value is None:
         from vise_jax.demo.corpus import make_corpus
 
@@ -34,7 +32,7 @@ def main(words: list[str]) -> None:
         from vise_jax.engagement import Labeler
         from vise_jax.evaluation import clusters
 
-        agreement = clusters.agreement(output, Labeler.load(Path(_LABELER.value)))
+        agreement = clusters.agreement(output, Labeler.load(cli.location(_LABELER)))
         print(
             "normalized mutual information of comment clusters, per comment: "
             f"{agreement['topic']:.3f} with the hidden topics, {agreement['affect']:.3f} with the hidden affects"

@@ -35,12 +35,16 @@ def main(words: list[str]) -> None:
     """Measure, and print the result as a table of one row."""
     cli.no_words(words)
     config = cli.required(_CONFIG)
-    data, output = cli.path(_DATA), cli.path(_OUTPUT)
+    data, output = cli.location(_DATA), cli.location(_OUTPUT)
+    from vise_jax.data import datasets
     from vise_jax.evaluation import measure
     from vise_jax.reporting import tables
 
     shards = cli.location(_LEAK_CHECK) if _LEAK_CHECK.value else None
-    result, path = measure.measure(config, _ENCODER.value or "", data, output, _NAME.value, _TEXT_ENCODER.value, shards)
+    with datasets.on_disk(data) as copy:
+        result, path = measure.measure(
+            config, _ENCODER.value or "", copy, output, _NAME.value, _TEXT_ENCODER.value, shards
+        )
     tables.show(tables.build([{**result, "file": path.name}]))
     tables.show_metrics(result)
     print(f"written: {path}")

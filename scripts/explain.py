@@ -30,7 +30,7 @@ def main(words: list[str]) -> None:
     """Write the maps, and print a summary."""
     cli.no_words(words)
     sources, heads = cli.required(_ENCODER), cli.required(_HEAD)
-    directory, output = cli.path(_IMAGES), cli.path(_OUTPUT)
+    directory, output = cli.location(_IMAGES), cli.location(_OUTPUT)
     if len(heads) not in (1, len(sources)):
         raise UserError(f"There are {len(sources)} encoders and {len(heads)} heads: give one head, or one per encoder.")
     from vise_jax.data import datasets
@@ -41,18 +41,19 @@ def main(words: list[str]) -> None:
         explained.open_column(source, head, _LABELER.value, _SPLIT.value, _DEFAULTS.seed)
         for source, head in zip(sources, heads * (len(sources) // len(heads)), strict=True)
     ]
-    try:
-        images = datasets.open_labeled(directory)
-    except UserError:
-        images = datasets.open_unlabeled(directory)
-    page, count, rejected = explanations.write(
-        [explanations.Explained(*column) for column in columns],
-        images,
-        output,
-        most=_MOST.value,
-        threads=_DEFAULTS.threads,
-        max_image_pixels=_DEFAULTS.max_image_pixels,
-    )
+    with datasets.on_disk(directory) as copy:
+        try:
+            images = datasets.open_labeled(copy)
+        except UserError:
+            images = datasets.open_unlabeled(copy)
+        page, count, rejected = explanations.write(
+            [explanations.Explained(*column) for column in columns],
+            images,
+            output,
+            most=_MOST.value,
+            threads=_DEFAULTS.threads,
+            max_image_pixels=_DEFAULTS.max_image_pixels,
+        )
     left_out = f", {rejected:,} can't be decoded" if rejected else ""
     print(f"{count:,} of {len(images):,} images explained{left_out}")
     print(f"written: {page}")

@@ -35,21 +35,22 @@ _SEED = flags.DEFINE_integer("seed", _DEFAULTS.seed, "Seed of the weights of a r
 def main(words: list[str]) -> None:
     """Extract features, and print a summary."""
     cli.no_words(words)
-    source, directory, output = cli.required(_ENCODER), str(cli.path(_IMAGES)), cli.path(_OUTPUT)
+    source, directory, output = cli.required(_ENCODER), cli.location(_IMAGES), cli.location(_OUTPUT)
     from vise_jax.data import datasets
     from vise_jax.inference import extract
 
-    images = datasets.open_unlabeled(directory)
-    encoder = extract.open_encoder(source, _SEED.value)
-    about = extract.export(
-        encoder,
-        images,
-        encoder.preprocessing.at(_IMAGE_SIZE.value),
-        output,
-        batch_size=_BATCH_SIZE.value,
-        threads=_DEFAULTS.threads,
-        max_image_pixels=_DEFAULTS.max_image_pixels,
-    )
+    with datasets.on_disk(directory) as copy:
+        images = datasets.open_unlabeled(copy)
+        encoder = extract.open_encoder(source, _SEED.value)
+        about = extract.export(
+            encoder,
+            images,
+            encoder.preprocessing.at(_IMAGE_SIZE.value),
+            output,
+            batch_size=_BATCH_SIZE.value,
+            threads=_DEFAULTS.threads,
+            max_image_pixels=_DEFAULTS.max_image_pixels,
+        )
     print(f"{output}: {about['dim']:,} features of each of {about['images']:,} images")
     if about["rejected"]:
         print(f"left out: {len(about['rejected']):,}, for reasons that `about` in the file says")

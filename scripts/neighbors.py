@@ -27,8 +27,8 @@ _OUTPUT = flags.DEFINE_string("output", None, "The .html file to write the pictu
 def main(words: list[str]) -> None:
     """Find the neighbors, print them, and write the page if requested."""
     cli.no_words(words)
-    directory, path = cli.location(_ENCODER), cli.path(_FEATURES)
-    query_path = cli.path(_QUERY)
+    directory, path = cli.location(_ENCODER), cli.location(_FEATURES)
+    query_path = cli.location(_QUERY)
     if bool(_IMAGES.value) != bool(_OUTPUT.value):
         raise UserError("--images and --output go together: give both, or none to print the neighbors only.")
     from vise_jax.data import datasets
@@ -36,12 +36,15 @@ def main(words: list[str]) -> None:
     from vise_jax.inference import neighbors
     from vise_jax.reporting import neighbors as page
 
-    query = datasets.open_unlabeled(query_path)
-    encoder = Encoder.load(directory)
-    ranked = neighbors.nearest(encoder, path, query, _K.value, _DEFAULTS.max_image_pixels)
-    if _OUTPUT.value:
-        images, output = datasets.open_unlabeled(str(cli.path(_IMAGES))), cli.path(_OUTPUT)
-        page.write(encoder, query, ranked, images, output, _DEFAULTS.max_image_pixels)
+    with datasets.on_disk(query_path) as query_copy:
+        query = datasets.open_unlabeled(query_copy)
+        encoder = Encoder.load(directory)
+        ranked = neighbors.nearest(encoder, path, query, _K.value, _DEFAULTS.max_image_pixels)
+        if _OUTPUT.value:
+            output = cli.location(_OUTPUT)
+            with datasets.on_disk(cli.location(_IMAGES)) as copy:
+                images = datasets.open_unlabeled(copy)
+                page.write(encoder, query, ranked, images, output, _DEFAULTS.max_image_pixels)
     page.show(ranked)
     if _OUTPUT.value:
         print(f"written: {_OUTPUT.value}")

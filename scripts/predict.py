@@ -32,23 +32,24 @@ def main(words: list[str]) -> None:
     """Predict, and print a summary."""
     cli.no_words(words)
     encoder_folder, labeler_folder = cli.location(_ENCODER), cli.location(_LABELER)
-    directory, output = str(cli.path(_IMAGES)), cli.path(_OUTPUT)
+    directory, output = cli.location(_IMAGES), cli.location(_OUTPUT)
     from vise_jax.data import datasets
     from vise_jax.encoder import Encoder
     from vise_jax.engagement import Labeler
     from vise_jax.reporting import predictions
 
-    page, count, rejected = predictions.write(
-        Encoder.load(encoder_folder),
-        Labeler.load(labeler_folder),
-        datasets.open_unlabeled(directory),
-        output,
-        top=_TOP.value,
-        on_page=_ON_PAGE.value,
-        batch_size=_BATCH_SIZE.value,
-        threads=_DEFAULTS.threads,
-        max_image_pixels=_DEFAULTS.max_image_pixels,
-    )
+    with datasets.on_disk(directory) as copy:
+        page, count, rejected = predictions.write(
+            Encoder.load(encoder_folder),
+            Labeler.load(labeler_folder),
+            datasets.open_unlabeled(copy),
+            output,
+            top=_TOP.value,
+            on_page=_ON_PAGE.value,
+            batch_size=_BATCH_SIZE.value,
+            threads=_DEFAULTS.threads,
+            max_image_pixels=_DEFAULTS.max_image_pixels,
+        )
     print(f"{output}: {count:,} images" + (f", of which {rejected:,} can't be read" if rejected else ""))
     print(f"written: {output} and {page}")
 

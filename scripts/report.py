@@ -24,7 +24,7 @@ from typing import Any
 
 from absl import flags
 
-from vise_jax import cli
+from vise_jax import artifact, cli
 from vise_jax.errors import UserError
 from vise_jax.posts import Post, RejectLog, expand, read
 from vise_jax.progress import track
@@ -48,15 +48,15 @@ _OUTPUT = flags.DEFINE_string("output", None, "Directory for the tables, pages a
 def main(words: list[str]) -> None:
     """Read everything there is to report, then write and print it."""
     cli.no_words(words)
-    output = cli.path(_OUTPUT)
+    output = cli.location(_OUTPUT)
     about_clusters = any(flag.value for flag in (_LABELER, _SHARDS, _POSTS, _SHOW_EXAMPLES, _SHOW_DUPLICATES))
     if _RESULTS.value is None and not about_clusters and not _RUNS.value:
         raise UserError("say what to report, --results, --runs or --labeler and --shards: see --help for an example.")
     summary = _read_clusters() if about_clusters else None
     if _RUNS.value:
-        _curves([Path(run) for run in _RUNS.value], output)
+        _curves([artifact.location(run) for run in _RUNS.value], output)
     if _RESULTS.value is not None:
-        _table(cli.path(_RESULTS), output)
+        _table(cli.location(_RESULTS), output)
     if summary is not None:
         _page(*summary, output)
 
@@ -95,7 +95,7 @@ def _read_clusters() -> tuple[dict[str, Any], dict[int, list[str]], dict[str, An
     from vise_jax.reporting import clusters, duplicates
 
     labeler, statistics = clusters.read(labeler_folder, shards_folder)
-    excluded = frozenset(hashing.read_ids(Path(_EXCLUDE.value))) if _EXCLUDE.value else frozenset()
+    excluded = frozenset(hashing.read_ids(artifact.location(_EXCLUDE.value))) if _EXCLUDE.value else frozenset()
     every = itertools.chain.from_iterable(
         read(path, RejectLog(path), buttons=buttons(labeler.labels)) for path in paths
     )

@@ -8,32 +8,36 @@ EXAMPLE
     tensorboard --logdir demo/run/tensorboard
 """
 
-from pathlib import Path
+import contextlib
 
 from absl import flags
 
-from vise_jax import cli
+from vise_jax import artifact, cli
 
 # Batch size of the probe.
 _PROBE_BATCH = 64
 
 CONFIG = cli.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "The run directory, a new one or one to resume.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run directory, a new one or one to resume; a path or a URL.")
 
 
 def main(words: list[str]) -> None:
     cli.no_words(words)
-    config, workdir = cli.required(CONFIG), cli.path(WORKDIR)
+    config, workdir = cli.required(CONFIG), cli.location(WORKDIR)
     import jax
 
+    from vise_jax.data import datasets
     from vise_jax.evaluation.protocols import knn
     from vise_jax.preprocessing import Preprocessing
     from vise_jax.training import evaluators, pretrain
 
-    def make_probe() -> evaluators.Probe:
-        return knn.make_probe(Path(config.training.probe), Preprocessing.imagenet(config.data.image_size), _PROBE_BATCH)
+    with contextlib.ExitStack() as stack:
 
-    encoder = pretrain.train(config, workdir, make_probe if config.training.probe else None)
+        def make_probe() -> evaluators.Probe:
+            path = stack.enter_context(datasets.on_disk(artifact.location(config.training.probe)))
+            return knn.make_probe(path, Preprocessing.imagenet(config.data.image_size), _PROBE_BATCH)
+
+        encoder = pretrain.train(config, workdir, make_probe if config.training.probe else None)
     if jax.process_index() == 0:
         print(encoder)
 

@@ -22,8 +22,8 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from vise_jax.errors import Interrupted, UserError
@@ -235,7 +235,10 @@ def version(path: Path) -> tuple[int, int | str]:
         status = path.stat()
         return status.st_size, status.st_mtime_ns
     with explained(path):
-        info = cast(Any, path).fs.info(cast(Any, path).path)
+        return _version_of(cast(Any, path).fs.info(cast(Any, path).path))
+
+
+def _version_of(info: dict[str, Any]) -> tuple[int, str]:
     return int(info["size"]), str(info.get("generation") or info.get("ETag"))
 
 
@@ -301,20 +304,102 @@ def read_files(directory: Path, suffix: str) -> dict[str, bytes]:
     return {name: contents[f"{root}/{name}"] for name in names}
 
 
+def is_file(path: Path) -> bool:
+    """Return whether there is such a file.
+
+    Raises:
+        UserError: as `explained`.
+    """
+    with explained(path):
+        return path.is_file()
+
+
+def entries(directory: Path) -> set[str]:
+    """Return the names of the files and directories directly in a directory; none if it does not exist.
+
+    Raises:
+        UserError: as `explained`.
+    """
+    if not is_remote(directory):
+        return set(os.listdir(directory)) if directory.exists() else set()
+    with explained(directory):
+        try:
+            listed = cast(Any, directory).fs.ls(cast(Any, directory).path, detail=False)
+        except FileNotFoundError:
+            return set()
+    return {name.rstrip("/").rpartition("/")[2] for name in listed} - {""}
+
+
+def tree(directory: Path) -> dict[str, tuple[int, str]]:
+    """Return size and generation of each file in a directory of an object store and in those below it, by path.
+
+    Raises:
+        UserError: a path that leaves the directory, or as `explained`.
+    """
+    root = cast(Any, directory).path.rstrip("/")
+    with explained(directory):
+        listed = cast(Any, directory).fs.find(root, detail=True)
+    # A name that ends in a slash is what a console shows as an empty directory.
+    files = {name[len(root) + 1 :]: _version_of(entry) for name, entry in listed.items() if not name.endswith("/")}
+    for name in files:
+        if not name or ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
+            raise UserError(f"{directory} has an object called {name!r}, which is no path in it: delete or rename it.")
+    return files
+
+
+def download(directory: Path, names: Iterable[str], target: Path) -> None:
+    """Copy files out of a directory of an object store, as `tree` names them.
+
+    Raises:
+        UserError: the disk is full, or as `explained`.
+    """
+    names = list(names)
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+    root = cast(Any, directory).path.rstrip("/")
+    with explained(directory), _disk_full(target):
+        if names:
+            cast(Any, directory).fs.get([f"{root}/{name}" for name in names], [str(target / name) for name in names])
+
+
+def upload(source: Path, names: Iterable[str], directory: Path) -> None:
+    """Copy files of a directory on disk into one of an object store, in any order.
+
+    Raises:
+        UserError: as `explained`.
+    """
+    names = list(names)
+    root = cast(Any, directory).path.rstrip("/")
+    with explained(directory, "written"):
+        if names:
+            cast(Any, directory).fs.put([str(source / name) for name in names], [f"{root}/{name}" for name in names])
+
+
 @contextlib.contextmanager
 def local_copy(path: Path) -> Iterator[Path]:
     """Yield the path of a file or directory on disk: itself, or a copy of that in an object store.
 
+    The modification times of a copy follow from the generations of the objects: other content has another time.
+
     Raises:
-        UserError: as `explained`.
+        UserError: there is nothing, the disk is full, or as `explained`.
     """
     if not is_remote(path):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="vise_jax-") as directory:
         copy = Path(directory) / path.name
-        with explained(path):
-            cast(Any, path).fs.get(cast(Any, path).path, str(copy), recursive=True)
+        if is_file(path):
+            source, target = path.parent, copy.parent
+            files: dict[str, tuple[int, int | str]] = {path.name: version(path)}
+        else:
+            source, target, files = path, copy, {**tree(path)}
+        if not files:
+            raise UserError(f"{path} can't be read: there is no such bucket or object.")
+        download(source, files, target)
+        for name, state in files.items():
+            time_ns = int(fingerprint(state)[:14], 16)
+            os.utime(target / name, ns=(time_ns, time_ns))
         yield copy
 
 
@@ -506,15 +591,18 @@ def atomic_directory(path: Path, description: str = "") -> Iterator[Path]:
         UserError: `path` exists and is not empty, the disk is full, or as `explained`.
     """
     if is_remote(path):
-        if sizes(path):
-            raise UserError(f"{path} already exists: name a new directory, or delete it first.")
+        exists = UserError(f"{path} already exists: name a new directory, or delete it first.")
+        there = entries(path)
+        if description in there or (there and not description):
+            raise exists
         with _disk_full(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="vise_jax-") as name:
             yield Path(name)
-            files = sorted(entry for entry in Path(name).rglob("*") if entry.is_file())
-            for entry in sorted(files, key=lambda entry: entry == Path(name) / description):
-                with explained(path, "written"):
-                    key = f"{cast(Any, path).path}/{entry.relative_to(name).as_posix()}"
-                    cast(Any, path).fs.put_file(str(entry), key)
+            files = [entry.relative_to(name).as_posix() for entry in Path(name).rglob("*") if entry.is_file()]
+            # A killed process may have left some of them.
+            if there and not set(tree(path)) <= set(files):
+                raise exists
+            upload(Path(name), (file for file in files if file != description), path)
+            upload(Path(name), (file for file in files if file == description), path)
         return
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):

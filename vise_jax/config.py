@@ -48,6 +48,7 @@ DISTRIBUTED: Rule = (
     '"auto", "off" or "HOST:PORT,PROCESSES,INDEX"',
 )
 PATHS: Rule = lambda value: all(isinstance(path, str) and path for path in value), "paths of directories"
+ON_DISK: Rule = lambda value: "://" not in value, "a path on disk"
 GRID: Rule = lambda value: value and all(number > 0 for number in value), "one or more numbers above 0"
 # The default None of an integer key.
 OPTIONAL_INT = object()
@@ -97,7 +98,7 @@ LABELS: Section = {
     # output of `convert.py`; the paper expects better text representations to help (Sec. 5.2).
     "comment_encoder": ("lsa", one_of("lsa", "word_vectors", "static", "transformer")),
     # The file (word2vec, GloVe or fastText .vec, plain or gzipped) or directory of the vectors; empty for "lsa".
-    "vectors": ("", ANY),
+    "vectors": ("", ON_DISK),
     # "idf": weight tokens by inverse document frequency. "none": equal weights, as model2vec. Not in the paper.
     "token_weights": ("idf", one_of("idf", "none")),
     # Number of LSA components.
@@ -115,7 +116,7 @@ LABELS: Section = {
     "kmeans_batch": (0, NOT_NEGATIVE),
     # File with the secret salt of the hashed post ids; `label.py fit` creates it if it doesn't exist. "": derive the
     # salt from `seed`, which anyone can repeat. Set it where ids must stay unlinkable.
-    "salt_file": ("", ANY),
+    "salt_file": ("", ON_DISK),
     # Reject images with more pixels before they are decoded.
     "max_image_pixels": (50_000_000, AT_LEAST_1),
     # Shrink images whose shorter side is longer than this many pixels to it, as JPEG; 0 = keep every image's pixels.

@@ -96,10 +96,11 @@ class Encoder:
         architecture: dict[str, Any] = {"name": source}
         preprocessing = Preprocessing.imagenet()
         if source not in models.ENCODERS:
-            if not Path(source).is_dir():
+            directory = artifact.location(source)
+            if not artifact.is_remote(directory) and not directory.is_dir():
                 names = ", ".join(models.ENCODERS)
                 raise UserError(f"random:{source} is neither an encoder's name ({names}) nor an encoder's directory.")
-            description = read_description(Path(source), "image")
+            description = read_description(directory, "image")
             architecture = description["architecture"]
             preprocessing = Preprocessing.from_json(description["preprocessing"])
         architecture = {key: value for key, value in architecture.items() if key != "seed"}

@@ -93,6 +93,19 @@ def from_first(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if jax.process_count() > 1 else value
 
 
+def send_from_first(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays that the first process has, on all; those of the others give names, shapes and dtypes."""
+    if jax.process_count() == 1:
+        return arrays
+    # As bytes: JAX would convert 64-bit numbers, and sums, which turn -0.0 into 0.0.
+    sent = {name: np.frombuffer(array.tobytes(), np.uint8) for name, array in arrays.items()}
+    received = multihost_utils.broadcast_one_to_all(sent)
+    return {
+        name: np.frombuffer(np.asarray(received[name]).tobytes(), array.dtype).reshape(array.shape)
+        for name, array in arrays.items()
+    }
+
+
 def gather(array: np.ndarray) -> list[np.ndarray]:
     """Return the array of each process, by index. Shapes and dtypes have to be the same on all."""
     if jax.process_count() == 1:
@@ -101,6 +114,12 @@ def gather(array: np.ndarray) -> list[np.ndarray]:
     sent = np.frombuffer(array.tobytes(), np.uint8)
     received = np.asarray(multihost_utils.process_allgather(sent))
     return [np.frombuffer(row.tobytes(), array.dtype).reshape(array.shape) for row in received]
+
+
+def of_process(name: str) -> str:
+    """Return a file name of this process: that of the first one is `name`, others insert their index."""
+    index = jax.process_index()
+    return name.replace(".", f"-{index}.") if index else name
 
 
 def barrier(name: str) -> None:

@@ -28,6 +28,11 @@ COMMANDS = {
 }
 
 
+@pytest.fixture
+def free_port() -> int:
+    return _free_port()
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))

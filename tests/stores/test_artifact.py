@@ -53,13 +53,13 @@ def test_nothing_is_written_where_the_block_fails(store) -> None:
 
 def test_the_description_of_a_directory_is_written_last(store, monkeypatch: pytest.MonkeyPatch) -> None:
     path = artifact.location(f"{store.root}/made")
-    written, put = [], path.fs.put_file
+    written, real = [], path.fs.put
 
-    def put_file(source: str, target: str, **how) -> None:
-        written.append(Path(target).name)
-        put(source, target, **how)
+    def put(sources: list[str], targets: list[str]) -> None:
+        written.extend(Path(target).name for target in targets)
+        real(sources, targets)
 
-    monkeypatch.setattr(path.fs, "put_file", put_file)
+    monkeypatch.setattr(path.fs, "put", put)
     with artifact.atomic_directory(path, "about.json") as directory:
         for name in ("about.json", "z.bin", "vocabulary.json"):
             (directory / name).write_text("{}")
@@ -73,6 +73,49 @@ def test_the_description_of_a_directory_is_written_last(store, monkeypatch: pyte
     assert not copy.exists()
     with pytest.raises(UserError, match="already exists"), artifact.atomic_directory(path, "about.json"):
         pass
+
+
+def test_a_directory_that_a_killed_process_left_is_written_again_and_another_is_not(store) -> None:
+    path = artifact.location(f"{store.root}/made")
+
+    def write() -> None:
+        with artifact.atomic_directory(path, "about.json") as directory:
+            (directory / "about.json").write_text("{}")
+            (directory / "a.bin").write_text("whole")
+
+    artifact.write_text(path / "a.bin", "of a killed process")
+    write()
+    assert artifact.read_files(path, "") == {"a.bin": b"whole", "about.json": b"{}"}
+    artifact.remove_tree(path)
+    artifact.write_text(path / "thesis.tex", "someone else's")
+    with pytest.raises(UserError, match="already exists"):
+        write()
+    assert artifact.entries(path) == {"thesis.tex"}
+
+
+def test_a_copy_on_disk_stays_in_its_directory_and_tells_versions_apart(store) -> None:
+    path = artifact.location(f"{store.root}/photos")
+    artifact.write_text(path / "cats" / "1.jpg", "one")
+    with artifact.local_copy(path) as copy:
+        first = (copy / "cats" / "1.jpg").stat()
+    with artifact.local_copy(path / "cats" / "1.jpg") as copy:
+        assert (copy.read_text(), copy.name) == ("one", "1.jpg")
+    with artifact.local_copy(path) as copy:
+        again = (copy / "cats" / "1.jpg").stat()
+    artifact.write_text(path / "cats" / "1.jpg", "two")
+    with artifact.local_copy(path) as copy:
+        assert (copy / "cats" / "1.jpg").stat().st_mtime_ns != first.st_mtime_ns == again.st_mtime_ns
+        assert copy.name == "photos"
+    with pytest.raises(UserError, match="no such bucket or object"), artifact.local_copy(path / "none"):
+        pass
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(UserError, match="no path in it"),
+    ):
+        # Stores allow any name, the servers of these tests don't.
+        patch.setattr(path.fs, "find", lambda root, detail: {f"{root}/../escaped": {"size": 1, "generation": "1"}})
+        with artifact.local_copy(path):
+            pass
 
 
 def emulates_conditions(store) -> None:

@@ -1,9 +1,10 @@
 """Datasets of downstream tasks: images with labels, splits, texts and groups."""
 
+import contextlib
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,6 +89,23 @@ class Dataset:
             _files=tuple(self._files[index] for index in indices),
             _archives=self._archives,
         )
+
+
+@contextlib.contextmanager
+def on_disk(path: Path) -> Iterator[Path]:
+    """Yield the path of a dataset on disk: `path`, or that of a copy of a dataset in an object store.
+
+    With a CSV file its directory is copied, which holds the images.
+
+    Raises:
+        UserError: see `artifact.local_copy`.
+    """
+    if artifact.is_remote(path) and path.suffix.lower() == ".csv":
+        with artifact.local_copy(path.parent) as directory:
+            yield directory / path.name
+        return
+    with artifact.local_copy(path) as copy:
+        yield copy
 
 
 def open_labeled(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dataset:

@@ -67,13 +67,13 @@ def make_corpus(
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed is {seed}: give a number from 0 to 2^63 - 1.")
     settings = {"format_version": FORMAT_VERSION, "simulated": True, "seed": seed, "posts": posts, "labeled": labeled}
-    output = Path(output)
-    if (output / "corpus.json").exists():
+    output = artifact.location(output)
+    if artifact.is_file(output / "corpus.json"):
         description = artifact.read_description(output, "corpus.json", version=FORMAT_VERSION, made_by=_MADE_BY)
         if any(description.get(key) != value for key, value in settings.items()):
             raise UserError(f"{output} holds another demo corpus: name a new directory, or delete it first.")
         return description
-    with artifact.atomic_directory(output) as directory:
+    with artifact.atomic_directory(output, "corpus.json") as directory:
         written = {
             "posts": _write_posts(directory, posts, seed, processes),
             **{task: _write_labeled(directory, task, labeled, seed, processes) for task in _CLASSES},

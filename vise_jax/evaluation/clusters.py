@@ -1,11 +1,12 @@
 """Agreement of comment clusters with the hidden classes of the demo corpus."""
 
 import csv
+import io
 from pathlib import Path
 
 from sklearn.metrics import normalized_mutual_info_score
 
-from vise_jax import posts
+from vise_jax import artifact, posts
 from vise_jax.engagement import Labeler, reactions
 from vise_jax.errors import UserError
 
@@ -26,13 +27,13 @@ def agreement(corpus: Path, labeler: Labeler) -> dict[str, float]:
     Raises:
         UserError: no truth.csv or no posts in `corpus`.
     """
-    path = Path(corpus) / "truth.csv"
-    if not path.is_file():
+    path = corpus / "truth.csv"
+    if not artifact.is_file(path):
         raise UserError(f"{path} is missing: give a directory that `scripts/demo.py` wrote.")
-    with open(path, encoding="utf-8", newline="") as file:
+    with artifact.open_file(path) as raw, io.TextIOWrapper(raw, "utf-8", newline="") as file:
         truth = {row["post_id"]: row for row in csv.DictReader(file)}
     reject_log = posts.RejectLog()
-    files = posts.expand(str(Path(corpus) / "posts" / "*.jsonl"))
+    files = posts.expand(str(corpus / "posts" / "*.jsonl"))
     comments = [
         ({"post_id": post.post_id, "image": None, "comments": [comment], "reactions": None}, truth[post.post_id])
         for file in files

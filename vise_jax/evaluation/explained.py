@@ -1,11 +1,11 @@
 """Encoders with the heads that explain their predictions."""
 
 import dataclasses
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from vise_jax import artifact
 from vise_jax.encoder import Encoder
 from vise_jax.engagement import Labeler, meaning
 from vise_jax.errors import UserError
@@ -40,8 +40,8 @@ def open_column(source: str, head: str, labeler: str, split: int, seed: int) -> 
     if head == "clusters":
         encoder = Encoder.load(source)
         return Column(name_of(source), encoder, *_clusters(source, encoder, labeler))
-    path = Path(head)
-    if not path.is_file():
+    path = artifact.location(head)
+    if not artifact.is_file(path):
         raise UserError(f"--head {head} is no result of evaluate.py: give its .json file, or clusters.")
     result = results.read(path)
     if result["setting"] != "image":
@@ -76,7 +76,7 @@ def _clusters(source: str, encoder: Encoder, labeler: str) -> tuple[AffineHead, 
     head = own_head(encoder, "comments")
     names = [f"cluster {number}" for number in range(len(head.bias))]
     if labeler:
-        loaded = Labeler.load(Path(labeler))
+        loaded = Labeler.load(artifact.location(labeler))
         predict.check(encoder, loaded)
         for number in range(len(names)):
             terms = [term for pairs in meaning.terms(loaded, number).values() for term, _ in pairs[:3]]

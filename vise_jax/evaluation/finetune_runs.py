@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from vise_jax.evaluation.splits import Split
 from vise_jax.preprocessing import Preprocessing
 from vise_jax.training import finetune
 from vise_jax.training.finetune import FineTuner, Settings
+from vise_jax.training.mirror import mirrored
 from vise_jax.training.task import Batch
 
 log = logging.getLogger(__name__)
@@ -136,8 +136,12 @@ class Runs:
         """Return the row of the sweep, and the probabilities of the test examples, float32 [M, K]."""
         # Names have dots.
         path = workdir.with_name(f"{workdir.name}.npz")
-        if path.is_file():
-            with contextlib.suppress(*data_images.DAMAGE, KeyError, EOFError), np.load(path) as arrays:
+        if artifact.is_file(path):
+            with (
+                contextlib.suppress(*data_images.DAMAGE, KeyError, EOFError),
+                artifact.open_file(path) as stored,
+                np.load(stored) as arrays,
+            ):
                 return json.loads(str(arrays["row"])), arrays["scores"]
 
         def on_validation(predict: Callable[[Batch], np.ndarray]) -> float:
@@ -159,28 +163,31 @@ class Runs:
             )
 
         selects = len(split.validation) > 0
-        weights = self._tuner.train(
-            batches,
-            len(split.train),
-            workdir,
-            learning_rate=rate,
-            weight_decay=decay,
-            seed=seed,
-            measure=on_validation if selects else None,
-        )
+        with mirrored(workdir) as (local, mirror):
+            weights = self._tuner.train(
+                batches,
+                len(split.train),
+                local,
+                learning_rate=rate,
+                weight_decay=decay,
+                seed=seed,
+                measure=on_validation if selects else None,
+                mirror=mirror,
+            )
+            details: dict[str, float] = {"best_step": finetune.best_step(local)} if selects else {}
         predict = self._tuner.predict(weights)
         scores = self._scores(predict, split.test)
         row: SweepRow = {
             "settings": {"learning_rate": rate, "weight_decay": decay},
             "validation": on_validation(predict) if selects else float("-inf"),
             "test": self._metric(scores, self._dataset.labels[split.test]),
-            "details": {"best_step": finetune.best_step(workdir)} if selects else {},
+            "details": details,
         }
         if self._plan.keep_weights:
             finetune.write_weights(workdir.with_name(f"{workdir.name}.safetensors"), weights)
         with artifact.atomic_file(path) as file:
             np.savez(file, row=json.dumps(row), scores=scores)
-        shutil.rmtree(workdir)
+        artifact.remove_tree(workdir)
         return row, scores
 
     def _scores(self, predict: Callable[[Batch], np.ndarray], rows: np.ndarray) -> np.ndarray:

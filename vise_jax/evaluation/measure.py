@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,7 +96,7 @@ def measure(
     fingerprint = artifact.fingerprint(parts)
     what = config.protocol if setting_name == "image" else f"{config.protocol}-{setting_name}"
     path = results.path_of(output, config.task, what, name, dataset.title, fingerprint)
-    if path.is_file():
+    if artifact.is_file(path):
         earlier = results.read(path)
         if earlier["data"]["left_out"]["images"] <= config.max_corrupt_fraction * len(dataset):
             log.info(f"already measured: {path}")
@@ -153,7 +152,7 @@ def measure(
         "config": {key: value for key, value in chosen.items() if key not in _PRIVATE_KEYS},
         "seconds": round(time.monotonic() - start, 1),
     }
-    output.mkdir(parents=True, exist_ok=True)
+    artifact.make_directory(output)
     predictions.write(predictions.path_of(path), evaluator.outcomes, used)
     for outcome in evaluator.outcomes:
         if outcome.head:
@@ -161,7 +160,7 @@ def measure(
     if isinstance(evaluator, FinetuneEvaluator) and evaluator.kept:
         for number, encoder in evaluator.kept.items():
             directory = path.with_suffix(f".finetuned-{number}")
-            shutil.rmtree(directory, ignore_errors=True)
+            artifact.remove_tree(directory)
             about = {"result": path.name, "of": encoders.fingerprint, "vise_jax": vise_jax.__version__}
             dataclasses.replace(encoder, provenance={"fine_tuned": about, "from": encoder.provenance}).save(directory)
     results.write(path, result)
@@ -174,8 +173,9 @@ def name_of(source: str) -> str:
     """Return a name for tables: `random:resnet50` is its own; the encoder in `RUN/encoder` is called RUN."""
     if source.startswith("random:"):
         rest = source.removeprefix("random:")
-        return f"random:{name_of(rest)}" if Path(rest).is_dir() else source
-    path = Path(source).resolve()
+        return f"random:{name_of(rest)}" if artifact.location(rest).is_dir() else source
+    path = artifact.location(source)
+    path = path if artifact.is_remote(path) else path.resolve()
     return path.parent.name if path.name == "encoder" else path.name
 
 

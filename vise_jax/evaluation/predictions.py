@@ -70,7 +70,7 @@ def read(path: Path) -> list[Predictions]:
         UserError: no such file, or a damaged one.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with artifact.open_file(path) as file, np.load(file, allow_pickle=False) as arrays:
             names, labels = arrays["names"], arrays["labels"]
             splits = zip(arrays["seeds"].tolist(), arrays["variants"].tolist(), arrays["probabilities"], strict=True)
             return [

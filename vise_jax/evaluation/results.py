@@ -185,7 +185,7 @@ def write(path: Path, result: Result) -> None:
         ValueError: a number is NaN or infinite.
     """
     versions = {"vise_jax": vise_jax.__version__, "jax": jax.__version__, "python": platform.python_version()}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    artifact.make_directory(path.parent)
     artifact.write_json(
         path,
         {
@@ -244,7 +244,7 @@ def read_all(directory: Path) -> list[Result]:
     Raises:
         UserError: no such directory, no measurement in it, or a JSON file that is none.
     """
-    paths = sorted(path for path in Path(directory).glob("*.json") if not path.name.startswith("."))
-    if not paths:
+    names = sorted(name for name in artifact.entries(directory) if name.endswith(".json") and name[0] != ".")
+    if not names:
         raise UserError(f"{directory} holds no results: give the directory that {_MADE_BY} wrote to with --output.")
-    return [{**read(path), "file": path.name} for path in paths]
+    return [{**read(directory / name), "file": name} for name in names]

@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import glob
-import shutil
-import tempfile
+import secrets
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -58,7 +56,7 @@ class Part:
     @classmethod
     def read(cls, path: Path) -> "Part":
         """Read a part that `save` wrote."""
-        with np.load(path, allow_pickle=False) as arrays:
+        with artifact.open_file(path) as file, np.load(file, allow_pickle=False) as arrays:
             return cls(**{field.name: arrays[field.name] for field in dataclasses.fields(cls)})
 
     def save(self, path: Path) -> None:
@@ -124,21 +122,22 @@ def computed(
         except Interrupted:
             raise
         except UserError:
-            shutil.rmtree(work)
+            artifact.remove_tree(work)
             raise
         yield parts
-        shutil.rmtree(work)
+        artifact.remove_tree(work)
     clear(output)
 
 
 def _acquire(output: Path, bits: str, stack: contextlib.ExitStack) -> Path:
     """Lock the directory of the parts; while another process computes the same, take one of our own."""
     shared = output.with_name(f".{output.name}.parts-{bits}")
-    shared.mkdir(parents=True, exist_ok=True)
+    artifact.make_directory(shared)
     try:
         stack.enter_context(artifact.lock(shared / ".lock", ""))
     except UserError:
-        own = Path(tempfile.mkdtemp(prefix=f"{shared.name}-", dir=output.parent))
+        own = output.with_name(f"{shared.name}-{secrets.token_hex(4)}")
+        artifact.make_directory(own)
         stack.enter_context(artifact.lock(own / ".lock", ""))
         return own
     return shared
@@ -170,9 +169,11 @@ def _computed_in(
 
 def clear(output: Path) -> None:
     """Delete the parts that were kept beside a complete file, except those that a process is computing."""
-    for work in output.parent.glob(f".{glob.escape(output.name)}.parts-*"):
-        with contextlib.suppress(UserError, FileNotFoundError), artifact.lock(work / ".lock", ""):
-            shutil.rmtree(work)
+    for name in artifact.entries(output.parent):
+        if name.startswith(f".{output.name}.parts-"):
+            work = output.with_name(name)
+            with contextlib.suppress(UserError, FileNotFoundError), artifact.lock(work / ".lock", ""):
+                artifact.remove_tree(work)
 
 
 def _compute(
@@ -237,7 +238,7 @@ def export(
     if feature_files.holds(path, key_of(encoder, images, preprocessing)):
         clear(path)
         return feature_files.read_about(path)
-    if path.exists():
+    if artifact.is_file(path) or path.is_dir():
         raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")
     with computed(encoder, images, preprocessing, path, **settings) as (parts, about):
         write(path, parts, about, images)
@@ -260,7 +261,7 @@ def computed_on() -> list[str]:
 def _whole(path: Path) -> bool:
     try:
         Part.read(path)
-    except feature_files.UNREADABLE:
+    except (*feature_files.UNREADABLE, UserError):
         return False
     return True
 
@@ -271,7 +272,7 @@ def _about(
     count, dim = 0, 0
     rejected: dict[str, str] = {}
     for path in paths:
-        with np.load(path, allow_pickle=False) as arrays:
+        with artifact.open_file(path) as file, np.load(file, allow_pickle=False) as arrays:
             reasons = zip(arrays["rejected"].tolist(), arrays["reasons"].tolist(), strict=True)
             rejected |= {images.names[index]: reason for index, reason in reasons}
             count += len(arrays["indices"])

@@ -76,15 +76,15 @@ def cached_texts(
     key = artifact.fingerprint([encoder.fingerprint, list(texts), max_tokens, extract.computed_on()])
     path = directory / f"{key[:32]}.text.npz"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with artifact.open_file(path) as stored, np.load(stored, allow_pickle=False) as arrays:
             features = arrays["features"]
         if features.shape == (len(texts), encoder.feature_dim):
             return features
-    except feature_files.UNREADABLE:
+    except (*feature_files.UNREADABLE, UserError):
         pass
     with Progress("text features", len(texts), "texts") as progress:
         features = encoder.features(texts, batch_size, max_tokens=max_tokens, after_each=progress.advance)
-    directory.mkdir(parents=True, exist_ok=True)
+    artifact.make_directory(directory)
     # No text is written.
     with artifact.atomic_file(path) as file:
         np.savez(file, features=features)
@@ -105,8 +105,8 @@ def undecodable(
     """
     key = artifact.fingerprint([images.fingerprint, preprocessing.to_json(), max_image_pixels])
     path = directory / f"{key[:32]}.undecodable.json"
-    if path.is_file():
-        return json.loads(path.read_text("utf-8"))
+    if artifact.is_file(path):
+        return json.loads(path.read_bytes().decode())
     rejected: dict[str, str] = {}
     decoded = data_images.decode_each(images, np.arange(len(images)), preprocessing, threads, max_image_pixels)
     with Progress("check images", len(images), "images") as progress, contextlib.closing(decoded):
@@ -114,7 +114,7 @@ def undecodable(
             if isinstance(image, UserError):
                 rejected[name] = str(image)
             progress.advance(1)
-    directory.mkdir(parents=True, exist_ok=True)
+    artifact.make_directory(directory)
     artifact.write_json(path, rejected)
     return rejected
 

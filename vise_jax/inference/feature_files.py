@@ -34,11 +34,12 @@ def read_about(path: Path) -> dict[str, Any]:
         UserError: no such file, or no features in it.
     """
     try:
-        if path.suffix == ".parquet":
-            text = pq.read_schema(path).metadata[b"about"].decode()
-        else:
-            with np.load(path, allow_pickle=False) as arrays:
-                text = str(arrays["about"])
+        with artifact.open_file(path) as file:
+            if path.suffix == ".parquet":
+                text = pq.read_schema(file).metadata[b"about"].decode()
+            else:
+                with np.load(file, allow_pickle=False) as arrays:
+                    text = str(arrays["about"])
         about = json.loads(text)
         if about["format_version"] == FORMAT_VERSION:
             return about
@@ -60,12 +61,12 @@ def read(path: Path) -> Iterator[Rows]:
     """
     try:
         if path.suffix == ".parquet":
-            with pq.ParquetFile(path) as file:
+            with artifact.open_file(path) as opened, pq.ParquetFile(opened) as file:
                 for batch in (file.read_row_group(number) for number in range(file.num_row_groups)):
                     values = batch["features"].combine_chunks().flatten().to_numpy()
                     yield batch["path"].to_pylist(), values.reshape(batch.num_rows, -1)
         else:
-            with np.load(path, allow_pickle=False) as arrays:
+            with artifact.open_file(path) as opened, np.load(opened, allow_pickle=False) as arrays:
                 paths, features = arrays["paths"].tolist(), arrays["features"]
             yield paths, features
     except UNREADABLE as error:
@@ -74,6 +75,8 @@ def read(path: Path) -> Iterator[Rows]:
 
 def holds(path: Path, key: str) -> bool:
     """Return whether a complete file of features has this key."""
+    if not artifact.is_file(path):
+        return False
     try:
         if read_about(path)["key"] != key:
             return False

@@ -38,7 +38,7 @@ def export(encoder: Encoder, layout: str, path: str | Path, *, head: str = "") -
         UserError: no such layout or head, an architecture or preprocessing that the library does not have, or a path
             that holds something else.
     """
-    path = Path(path)
+    path = artifact.location(path)
     if layout not in (*EXPORTS, TIMM):
         raise UserError(f"There is no layout {layout!r} to export to: choose one of {', '.join((*EXPORTS, TIMM))}.")
     if layout == TIMM:
@@ -48,11 +48,11 @@ def export(encoder: Encoder, layout: str, path: str | Path, *, head: str = "") -
         raise UserError(f"{path} must end in .safetensors, the format that is written.")
     _check_exportable(encoder.architecture)
     content = _weights(encoder, layout, head)
-    if path.exists():
-        if path.read_bytes() == content:
+    if artifact.is_file(path) or path.is_dir():
+        if path.is_file() and path.read_bytes() == content:
             return
         raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    artifact.make_directory(path.parent)
     with artifact.atomic_file(path) as file:
         file.write(content)
 
@@ -128,11 +128,11 @@ def _export_to_timm(encoder: Encoder, path: Path, head: str) -> None:
         "model.safetensors": weights,
         MODEL_CARD: encoder.card(library="timm", usage=usage).encode(),
     }
-    if path.exists():
+    if artifact.entries(path) if artifact.is_remote(path) else path.exists():
         if all((path / name).is_file() and (path / name).read_bytes() == content for name, content in files.items()):
             return
         raise UserError(f"{path} already exists and holds something else: name another directory, or delete it first.")
-    with artifact.atomic_directory(path) as temporary:
+    with artifact.atomic_directory(path, "config.json") as temporary:
         for name, content in files.items():
             (temporary / name).write_bytes(content)
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from vise_jax import artifact
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.interop import containers
@@ -43,7 +44,7 @@ def convert_to(
     is_text = source in TEXT_SOURCES
     if is_text and (arch is not None or prefix or ema is not None):
         raise UserError(f"--arch, --prefix and --ema are not for {source}, whose config.json states its architecture.")
-    if (Path(directory) / "encoder.json").is_file():
+    if artifact.is_file(artifact.location(directory) / "encoder.json"):
         existing = TextEncoder.load(directory) if is_text else Encoder.load(directory)
         conversion = existing.provenance.get("converted", {})
         named = existing.architecture["name"]

@@ -138,7 +138,7 @@ def write(every: Sequence[Run], output: Path) -> None:
     """
     drawn = draw(every)
     text = render(every, drawn)
-    output.mkdir(parents=True, exist_ok=True)
+    artifact.make_directory(output)
     for name, content in drawn.items():
         with artifact.atomic_file(output / f"{name}.png") as file:
             file.write(content)

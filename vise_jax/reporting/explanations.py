@@ -93,7 +93,7 @@ def write(
     """
     count = min(most, len(images))
     explainers = [explain.make_explainer(column.encoder, column.head) for column in columns]
-    output.mkdir(parents=True, exist_ok=True)
+    artifact.make_directory(output)
     cards: list[dict[str, Any]] = []
     rejected = 0
     with contextlib.ExitStack() as stack, Progress("class activation maps", count, "images") as progress:

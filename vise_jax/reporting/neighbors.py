@@ -63,5 +63,5 @@ def write(
         return {"image": images.names[place], "cosine": cosine, "picture": picture}
 
     cards = [card(query, 0, 1.0), *(card(images, places[name], cosine) for name, cosine in ranked)]
-    output.parent.mkdir(parents=True, exist_ok=True)
+    artifact.make_directory(output.parent)
     artifact.write_text(output, templates.render("neighbors.html.j2", encoder=encoder, cards=cards))

@@ -64,7 +64,7 @@ def write(
     """
     drawn = figures.draw(summary)
     text = render(summary, drawn, examples, duplicates)
-    output.mkdir(parents=True, exist_ok=True)
+    artifact.make_directory(output)
     for name, content in drawn.items():
         with artifact.atomic_file(output / f"{name}.png") as file:
             file.write(content)

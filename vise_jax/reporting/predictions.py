@@ -59,13 +59,13 @@ def write(
     page = output.with_suffix(".html")
     made_from = extract.key_of(encoder, images, encoder.preprocessing)
     key = artifact.fingerprint([_FORMAT_VERSION, made_from, labeler.fingerprint, top, on_page, output.name])
-    ours = page.is_file() and f'content="{key}"' in page.read_text(encoding="utf-8", errors="replace")
-    if ours and output.is_file():
+    ours = artifact.is_file(page) and f'content="{key}"'.encode() in page.read_bytes()
+    if ours and artifact.is_file(output):
         extract.clear(output)
-        lines = output.read_text("utf-8").split("\n")
+        lines = output.read_bytes().decode().split("\n")
         return page, len(images), sum("error" in json.loads(line) for line in lines if line)
     for path in (output, page):
-        if path.exists() and not ours:
+        if not ours and (artifact.is_file(path) or path.is_dir()):
             raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")
     settings = {"batch_size": batch_size, "threads": threads, "max_image_pixels": max_image_pixels}
     with extract.computed(encoder, images, encoder.preprocessing, output, **settings) as (parts, about):

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy.signal import lfilter
 
+from vise_jax import artifact
 from vise_jax.errors import UserError
 
 # Metrics that jump from record to record.
@@ -170,7 +171,7 @@ def _written(name: str, value: float) -> str:
 
 def _names(directories: Sequence[Path]) -> list[str]:
     """Return the shortest unique suffix of each path."""
-    paths = [directory.resolve() for directory in directories]
+    paths = [directory if artifact.is_remote(directory) else directory.resolve() for directory in directories]
     for number, path in enumerate(paths):
         if path in paths[:number]:
             raise UserError(f"The run {directories[number]} is named twice: name each run once.")
@@ -180,21 +181,21 @@ def _names(directories: Sequence[Path]) -> list[str]:
 
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
-    if not path.is_file():
+    if not artifact.is_file(path):
         raise UserError(f"{directory} is no run: it has no config.json; give the --workdir of train.py.")
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["config"])
+        return dict(json.loads(path.read_bytes())["config"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: give a run directory as train.py wrote it.") from error
 
 
 def _read_series(path: Path) -> dict[str, Series]:
     """Read all numbers of the records, by name; a last line without an end is still being written."""
-    if not path.exists():
+    if not artifact.is_file(path):
         return {}
     steps: dict[str, array[int]] = {}
     values: dict[str, array[float]] = {}
-    with open(path, "rb") as file:
+    with artifact.open_file(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 break

@@ -95,7 +95,7 @@ def draw(result: Result) -> Figure:
 
 def write(results: Sequence[Result], output: Path) -> Path:
     """Write a PNG file of each result's sweep, and `sensitivity.html`, which comes last; return the page's path."""
-    output.mkdir(parents=True, exist_ok=True)
+    artifact.make_directory(output)
     cards = []
     for result in results:
         file = io.BytesIO()

@@ -195,7 +195,7 @@ def write(plan: Plan, output: Path) -> Path:
         output: the directory; files of an earlier report in it are replaced.
     """
     cells = read(plan)
-    output.mkdir(parents=True, exist_ok=True)
+    artifact.make_directory(output)
     texts = {"table.md": to_markdown, "table.tex": to_latex, "table.csv": to_csv}
     for name, make in texts.items():
         artifact.write_text(output / name, make(plan, cells))

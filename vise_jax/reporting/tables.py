@@ -189,7 +189,7 @@ def to_csv(measurements: Sequence[Result]) -> str:
 def write(measurements: Sequence[Result], output: Path) -> Table:
     """Write `table.md` and `table.csv` into the directory `output`, each atomically, and return the table."""
     table = build(measurements)
-    output.mkdir(parents=True, exist_ok=True)
+    artifact.make_directory(output)
     artifact.write_text(output / "table.md", to_markdown(table))
     artifact.write_text(output / "table.csv", to_csv(measurements))
     return table

@@ -36,14 +36,24 @@ class Checkpoints:
     Args:
         workdir: the run directory.
         keep: number of newest checkpoints to keep.
+        alone: whether only the first of several processes takes part, with arrays of NumPy.
     """
 
-    def __init__(self, workdir: Path, keep: int):
+    def __init__(self, workdir: Path, keep: int, alone: bool = False):
         self._folder = Path(workdir).absolute() / "checkpoints"
-        settings = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, max_to_keep=keep)
+        who = ocp.options.MultiprocessingOptions()
+        if alone:
+            who = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="first")
+            # Orbax doesn't make it where not all processes take part.
+            self._folder.mkdir(exist_ok=True)
         self._manager = ocp.CheckpointManager(
-            self._folder, options=settings, item_handlers=ocp.StandardCheckpointHandler()
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                cleanup_tmp_directories=True, max_to_keep=keep, multiprocessing_options=who, create=not alone
+            ),
+            item_handlers=ocp.StandardCheckpointHandler(multiprocessing_options=who),
         )
+        self._alone = alone or jax.process_count() == 1
         self._problem = ""
 
     def __enter__(self) -> "Checkpoints":
@@ -75,6 +85,10 @@ class Checkpoints:
             with self._tolerant():
                 self._manager.save(step, args=ocp.args.StandardSave(leaves))
 
+    def is_saving(self) -> bool:
+        """Return whether a save is under way."""
+        return self._manager.is_saving_in_progress()
+
     def wait(self) -> None:
         """Wait until all saves are committed or have failed."""
         with self._tolerant():
@@ -82,7 +96,7 @@ class Checkpoints:
 
     def problem(self) -> str:
         """Return why a save has failed since the last call, in a few words; "" if none has."""
-        if not self._manager.is_saving_in_progress():
+        if not self.is_saving():
             with self._tolerant():
                 self._manager.wait_until_finished()
         problem, self._problem = self._problem, ""
@@ -92,7 +106,7 @@ class Checkpoints:
         """Return whether the disk has room for a state."""
         usage = shutil.disk_usage(self._folder)
         # Several processes have to decide alike, and some file systems don't report it.
-        if jax.process_count() == 1 and usage.total > 0 and usage.free < sum(x.nbytes for x in jax.tree.leaves(state)):
+        if self._alone and usage.total > 0 and usage.free < sum(x.nbytes for x in jax.tree.leaves(state)):
             self._problem = "the disk is full"
             return False
         return True
@@ -125,13 +139,11 @@ class Checkpoints:
         """
         reasons = []
         while (step := self.latest()) is not None:
-            try:
-                return step, self._read(step, like)
-            except (OSError, RuntimeError, ValueError) as error:
-                if not _is_of_storage(error):
-                    raise
-                reasons.append(f"step {step:,}: {(str(error).strip().splitlines() or [repr(error)])[0][:200]}")
-                self._set_aside(step)
+            state, reason = self.read(step, like)
+            if not reason:
+                return step, state
+            reasons.append(reason)
+            self._set_aside(step)
         if reasons:
             raise UserError(
                 f"No checkpoint in {self._folder} can be read ({'; '.join(reasons)}): they were moved to "
@@ -144,6 +156,19 @@ class Checkpoints:
                 "delete that directory to begin again."
             )
         return None
+
+    def read(self, step: int, like: Any) -> tuple[Any, str]:
+        """Read a checkpoint; return the state, and why it can't be read, "" if it can.
+
+        Raises:
+            UserError: see `restore`.
+        """
+        try:
+            return self._read(step, like), ""
+        except (OSError, RuntimeError, ValueError) as error:
+            if not _is_of_storage(error):
+                raise
+            return None, f"step {step:,}: {(str(error).strip().splitlines() or [repr(error)])[0][:200]}"
 
     def _read(self, step: int, like: Any) -> Any:
         if not (self._folder / str(step) / "default" / "_METADATA").exists():
@@ -181,7 +206,7 @@ def _leaves(state: Any) -> dict[str, jax.Array]:
     leaves = named_leaves(state)
     if jax.default_backend() == "cpu":
         # There, the arrays that Orbax writes in the background are views of buffers that the next step donates.
-        leaves = {name: jnp.copy(leaf) for name, leaf in leaves.items()}
+        leaves = {name: jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf for name, leaf in leaves.items()}
     return leaves
 
 

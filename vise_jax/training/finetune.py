@@ -21,6 +21,7 @@ from vise_jax.preprocessing import Preprocessing, normalize
 from vise_jax.text_encoder import TextEncoder
 from vise_jax.training import loop, optimizer, sharding
 from vise_jax.training import state as train_state
+from vise_jax.training.mirror import Mirror
 from vise_jax.training.sharding import Layout
 from vise_jax.training.state import TrainState
 from vise_jax.training.step import TrainStep, make_train_step
@@ -89,6 +90,7 @@ class FineTuner:
         weight_decay: float,
         seed: int,
         measure: Callable[[Callable[[Batch], np.ndarray]], float] | None,
+        mirror: Mirror | None = None,
     ) -> Weights:
         """Train one classifier, resuming from the newest checkpoint in `workdir`.
 
@@ -101,6 +103,7 @@ class FineTuner:
             seed: of the head's initial weights.
             measure: from a function that maps a batch to probabilities, float32 [B, K], to a number, larger is better.
                 The weights of the evaluation with the largest one are returned; None for the last weights.
+            mirror: of a run directory in an object store, whose copy on disk is `workdir`.
 
         Returns:
             The weights by path.
@@ -174,6 +177,7 @@ class FineTuner:
             ),
             mesh=self._mesh,
             layout=self._layout,
+            mirror=mirror,
             start="starting from the encoder",
             make_step=make_step,
         )

@@ -21,6 +21,7 @@ from vise_jax.progress import Progress
 from vise_jax.training import sharding
 from vise_jax.training import state as train_state
 from vise_jax.training.checkpoint import Checkpoints
+from vise_jax.training.mirror import Mirror, MirroredCheckpoints
 from vise_jax.training.optimizer import Rate
 from vise_jax.training.sharding import Layout
 from vise_jax.training.state import TrainState
@@ -74,6 +75,7 @@ def fit(
     *,
     mesh: Mesh,
     layout: Layout,
+    mirror: Mirror | None = None,
     start: str = "starting from scratch",
     make_step: Callable[..., TrainStep] = make_train_step,
 ) -> nnx.Module:
@@ -89,6 +91,7 @@ def fit(
         settings: length, intervals and limits.
         mesh: all devices.
         layout: how a batch is divided.
+        mirror: of a run directory in an object store, whose copy on disk is `workdir`.
         start: for the log, where a new run starts from.
         make_step: makes the training step; called like `make_train_step`.
 
@@ -100,7 +103,8 @@ def fit(
             be saved.
     """
     model = task.build(layout.bn_group)
-    with Checkpoints(workdir, settings.keep_checkpoints) as checkpoints:
+    keep = settings.keep_checkpoints
+    with MirroredCheckpoints(mirror, keep) if mirror else Checkpoints(workdir, keep) as checkpoints:
         graphdef, state = train_state.create(model, optimizer, layout, task.trainable)
         state = jax.device_put(state, train_state.shardings(mesh, layout))
         done = 0
@@ -111,7 +115,8 @@ def fit(
             _introduce(task, settings, layout, start if done < settings.steps else "nothing left to train")
         train_step = make_step(graphdef, task, optimizer, rate, seed=settings.seed, mesh=mesh, layout=layout)
         evaluators = task.evaluators(graphdef, mesh, layout)
-        loop = _Loop(task, workdir, settings, mesh, layout, checkpoints, evaluators)
+        shown = mirror.remote if mirror else workdir
+        loop = _Loop(task, workdir, shown, settings, mesh, layout, checkpoints, evaluators)
         state = loop.run(train_step, state, range(done, settings.steps))
     return nnx.merge(graphdef, train_state.on_one_device(state, mesh))
 
@@ -131,13 +136,14 @@ class _Loop:
         self,
         task: Task,
         workdir: Path,
+        shown: Path,
         settings: Settings,
         mesh: Mesh,
         layout: Layout,
-        checkpoints: Checkpoints,
+        checkpoints: Checkpoints | MirroredCheckpoints,
         evaluators: Iterable[Evaluator],
     ):
-        self._task, self._workdir, self._settings, self._mesh = task, workdir, settings, mesh
+        self._task, self._workdir, self._shown, self._settings, self._mesh = task, workdir, shown, settings, mesh
         self._batch_size = layout.batch_size
         self._checkpoints, self._evaluators = checkpoints, tuple(evaluators)
         self._clock = Clock()
@@ -256,10 +262,11 @@ class _Loop:
         self._stop = self._save_due = False
         self._last_save, self._retry_at = time.monotonic(), float("inf")
         problem = self._check_saves()
-        if problem and (last or stopping):
+        # All processes end alike.
+        if (last or stopping) and np.any(hosts.gather(np.array([bool(problem)]))):
             raise UserError(
-                f"Step {step:,} can't be saved ({problem}): solve that, and run the same command again; it resumes "
-                f"from step {self._checkpoints.latest() or 0:,}."
+                f"Step {step:,} can't be saved ({problem or 'see the logs of the other processes'}): solve that, and "
+                f"run the same command again; it resumes from step {self._checkpoints.latest() or 0:,}."
             )
         if stopping:
             self._log(f"SIGTERM: saved step {step:,}; the same command resumes from there.")
@@ -279,7 +286,7 @@ class _Loop:
         wrong = [name for name, value in record.items() if not np.isfinite(value)]
         if not wrong:
             return
-        path = self._workdir / of_process("nonfinite.json")
+        path = self._workdir / hosts.of_process("nonfinite.json")
         ids = [example_id.decode("ascii", "replace") for example_id in example_ids]
         values = {name: value if np.isfinite(value) else str(value) for name, value in record.items()}
         artifact.write_text(path, json.dumps({"step": step, **values, "example_ids": ids}, indent=2) + "\n")
@@ -287,7 +294,7 @@ class _Loop:
         raise UserError(
             f"{wrong[0]} is not finite at step {step:,} (loss {record['loss']:g}, gradient norm "
             f"{record['gradient_norm']:g}, learning rate {record['learning_rate']:g}), with the batch from example "
-            f"{first:,} of epoch {epoch:,} on; {path} lists its examples. {self._kept()}; lower "
+            f"{first:,} of epoch {epoch:,} on; {self._shown / path.name} lists its examples. {self._kept()}; lower "
             "training.learning_rate and start in a new --workdir."
         )
 
@@ -296,12 +303,6 @@ class _Loop:
         self._checkpoints.wait()
         saved = self._checkpoints.latest()
         return f"Step {saved:,} is the last checkpoint" if saved else "No checkpoint was saved yet"
-
-
-def of_process(name: str) -> str:
-    """Return a file name of this process: that of the first one is `name`, others insert their index."""
-    index = jax.process_index()
-    return name.replace(".", f"-{index}.") if index else name
 
 
 def _all_finite(tree: nnx.State) -> jax.Array:

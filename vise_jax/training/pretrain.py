@@ -21,6 +21,7 @@ from vise_jax.errors import UserError
 from vise_jax.preprocessing import Preprocessing, normalize
 from vise_jax.training import engagement_loss, loop, optimizer, run_dir, sharding
 from vise_jax.training.evaluators import FeatureEvaluator, Probe, ValidationEvaluator
+from vise_jax.training.mirror import Mirror
 from vise_jax.training.optimizer import Rate
 from vise_jax.training.sharding import Layout
 from vise_jax.training.task import Evaluator, Task
@@ -38,7 +39,7 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
 
     Args:
         config: a diff of `vise_jax.config.base()`.
-        workdir: the run directory, created if it doesn't exist.
+        workdir: the run directory, a path or a URL, created if it doesn't exist.
         make_probe: called on the first process, once the config is valid; the probe measures the features every
             `training.evaluate_every` steps and at the end.
 
@@ -72,15 +73,15 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
     build = functools.partial(models.build, **architecture, dtype=config.model.dtype, remat=training.remat)
     nnx.eval_shape(build)  # an invalid model is an error before the run directory is created
     with (
-        run_dir.acquire(workdir, values, deletions.fingerprints(manifest), layout.bn_group) as (bn_group, fingerprint),
-        vise_logging.to_file(workdir / loop.of_process("train.log")),
+        run_dir.acquire(workdir, values, deletions.fingerprints(manifest), layout.bn_group) as run,
+        vise_logging.to_file(run.path / hosts.of_process("train.log")),
     ):
-        run_dir.cache_compilations(workdir)
-        layout = divide(bn_group=bn_group)
+        run_dir.cache_compilations(run.path)
+        layout = divide(bn_group=run.bn_group)
         # Posts that were deleted since the first start keep their positions.
-        manifest = deletions.as_of(manifest, fingerprint)
+        manifest = deletions.as_of(manifest, run.shards)
         steps = number_of_steps(config, manifest["examples"])
-        corrupt = CorruptExamples(workdir / loop.of_process("corrupt_examples.jsonl"))
+        corrupt = CorruptExamples(run.path / hosts.of_process("corrupt_examples.jsonl"))
         probes: list[Probe] = []
         if make_probe:
             hosts.on_first(lambda: probes.append(make_probe()))
@@ -91,7 +92,7 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
             # A run that has a checkpoint resumes from it instead.
             if training.init_from and not run_dir.has_checkpoint(workdir):
                 preprocessing = Preprocessing.imagenet(config.data.image_size)
-                run_dir.warm_start(model, Path(training.init_from), preprocessing)
+                run_dir.warm_start(model, training.init_from, preprocessing)
             return model
 
         task = make_task(config, manifest, from_start, corrupt, probe, with_probe=make_probe is not None)
@@ -106,13 +107,15 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
             evaluate_every=training.evaluate_every,
             profile_steps=tuple(config.profile.steps),
             corrupt_examples=lambda: len(corrupt),
-            check_corrupt=corrupt_limit(workdir, manifest, config.data.max_corrupt_fraction),
+            check_corrupt=corrupt_limit(run.path, manifest, config.data.max_corrupt_fraction, run.mirror),
         )
         if jax.process_index() == 0:
             for line in changed_keys(config):
                 log.info(line)
         start = f"starting from the encoder {training.init_from}" if training.init_from else "starting from scratch"
-        model = loop.fit(task, update, rate, workdir, settings, mesh=mesh, layout=layout, start=start)
+        model = loop.fit(
+            task, update, rate, run.path, settings, mesh=mesh, layout=layout, mirror=run.mirror, start=start
+        )
         preprocessing = Preprocessing.imagenet(config.data.image_size)
         return run_dir.export(workdir, values, architecture, preprocessing, manifest, cast(models.VisE, model))
 
@@ -269,24 +272,33 @@ def changed_keys(config: ConfigDict) -> list[str]:
     ]
 
 
-def corrupt_limit(workdir: Path, manifest: dict[str, Any], max_fraction: float) -> Callable[[int], None]:
+def corrupt_limit(
+    workdir: Path, manifest: dict[str, Any], max_fraction: float, mirror: Mirror | None = None
+) -> Callable[[int], None]:
     """Return a function that adds newly found corrupt examples, and raises UserError above a fraction of all examples.
 
     Every process calls it with the same numbers, and all raise together.
     """
     names, limit = {shard["name"] for shard in manifest["shards"]}, max_fraction * manifest["examples"]
-    total = hosts.from_first(count_corrupt(workdir, names))
+    shown = mirror.remote if mirror else workdir
+
+    def count() -> int:
+        if mirror:
+            mirror.exchange("corrupt_examples.jsonl")
+        return hosts.from_first(count_corrupt(workdir, names))
+
+    total = count()
 
     def add(found: int) -> None:
         nonlocal total
         total += found
         if total > limit:
             # Two processes may have found the same example. The first one decides.
-            total = hosts.from_first(count_corrupt(workdir, names))
+            total = count()
         if total > limit:
             raise UserError(
                 f"{total:,} of {manifest['examples']:,} training examples are corrupt: "
-                f"{workdir}/corrupt_examples*.jsonl name their shards; copy these again, or raise the config key "
+                f"{shown}/corrupt_examples*.jsonl name their shards; copy these again, or raise the config key "
                 "data.max_corrupt_fraction."
             )
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -14,6 +14,7 @@ from vise_jax import artifact, hosts, models, variables
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.preprocessing import Preprocessing
+from vise_jax.training.mirror import Mirror, mirrored
 
 _FORMAT_VERSION = 1
 # Keys that may change when a run is resumed: they don't change what is computed. The shards are compared by
@@ -38,49 +39,62 @@ _FREE_KEYS = frozenset(
 _PRIVATE_KEYS = _FREE_KEYS | {"training.init_from", "labels.salt_file", "labels.vectors", "labels.link_roots"}
 
 
+class Acquired(NamedTuple):
+    """A run directory that is locked.
+
+    Attributes:
+        path: where this process reads and writes the run's files; `workdir`, or a copy of one in an object store.
+        mirror: of a run directory in an object store, else None.
+        bn_group: size of a batch-norm group, as of the run's first start.
+        shards: fingerprint of the shards, as of the run's first start.
+    """
+
+    path: Path
+    mirror: Mirror | None
+    bn_group: int
+    shards: str
+
+
 @contextlib.contextmanager
-def acquire(
-    workdir: Path, config: Mapping[str, Any], fingerprints: Sequence[str], bn_group: int
-) -> Iterator[tuple[int, str]]:
+def acquire(workdir: Path, config: Mapping[str, Any], fingerprints: Sequence[str], bn_group: int) -> Iterator[Acquired]:
     """Lock the run directory, and write `config.json` or compare with the one that is there.
 
     Args:
-        workdir: the run directory, created if it doesn't exist.
+        workdir: the run directory, a path or a URL, created if it doesn't exist.
         config: the values of the config by dotted key.
         fingerprints: of the shards, and of these before posts were deleted from them.
         bn_group: size of a batch-norm group of a new run.
 
-    Yields:
-        The size of a batch-norm group and the fingerprint of the shards in this run, as of its first start.
-
     Raises:
         UserError: the directory holds another experiment (names the keys that differ), or another process trains in it.
     """
-    path = workdir / "config.json"
-    if workdir.exists() and (
-        not workdir.is_dir() or (not path.exists() and any(entry.name[0] != "." for entry in workdir.iterdir()))
-    ):
+    names = artifact.entries(workdir) if artifact.is_remote(workdir) or not workdir.is_file() else {workdir.name}
+    if "config.json" not in names and any(name[0] != "." for name in names):
         raise UserError(f"{workdir} is no run directory: name a new --workdir.")
     hosts.barrier("look at the run directory")
     with contextlib.ExitStack() as stack:
         hosts.on_first(lambda: stack.enter_context(_locked(workdir)))
+        local, mirror = stack.enter_context(mirrored(workdir))
+        path = local / "config.json"
         # Through JSON, so that tuples compare equal to the lists that they are read back as.
         mine = json.loads(json.dumps({"config": dict(config), "shards": fingerprints[0]}))
         begun = path.exists()
         hosts.barrier("compare the run directory")
         if begun:
-            theirs = artifact.read_description(workdir, path.name, version=_FORMAT_VERSION, made_by="train.py")
+            theirs = artifact.read_description(local, path.name, version=_FORMAT_VERSION, made_by="train.py")
             _compare(workdir, mine, theirs, fingerprints)
             bn_group, mine["shards"] = theirs["bn_group"], theirs["shards"]
         elif jax.process_index() == 0:
             artifact.write_json(path, {"format_version": _FORMAT_VERSION, "kind": "run", "bn_group": bn_group, **mine})
+            if mirror:
+                mirror.upload()
         hosts.barrier("the run directory is acquired")
-        yield bn_group, mine["shards"]
+        yield Acquired(local, mirror, bn_group, mine["shards"])
 
 
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
-    workdir.mkdir(parents=True, exist_ok=True)
+    artifact.make_directory(workdir)
     with artifact.lock(
         workdir / ".lock", f"Another process trains in {workdir}: wait for it, or name a new --workdir."
     ):
@@ -110,10 +124,10 @@ def cache_compilations(workdir: Path) -> None:
 
 def has_checkpoint(workdir: Path) -> bool:
     """Return whether the run has a checkpoint to resume from."""
-    return any((workdir / "checkpoints").glob("[0-9]*"))
+    return any(name.isdigit() for name in artifact.entries(workdir / "checkpoints"))
 
 
-def warm_start(model: models.VisE, directory: Path, preprocessing: Preprocessing) -> None:
+def warm_start(model: models.VisE, directory: str, preprocessing: Preprocessing) -> None:
     """Initialize the encoder of a model from an encoder artifact. The heads keep their initial weights.
 
     Raises:
@@ -157,7 +171,7 @@ def export(
     Its provenance holds the experiment, without paths, hosts and other keys of the run.
     """
     directory = workdir / "encoder"
-    if jax.process_index() == 0 and not directory.exists():
+    if jax.process_index() == 0 and not artifact.is_file(directory / "encoder.json"):
         trained = {
             "vise_jax": vise_jax.__version__,
             "config": {key: value for key, value in config.items() if key not in _PRIVATE_KEYS},

@@ -1,7 +1,6 @@
 """The fine-tuned protocol: encoders and head train end to end, over a grid of settings (Sec. 4.3)."""
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -69,7 +68,7 @@ class FinetuneEvaluator:
             )
             dataset = self._accept(rejected)
         splits = self._divide(dataset)
-        self._work.mkdir(parents=True, exist_ok=True)
+        artifact.make_directory(self._work)
         with artifact.lock(self._work / ".lock", f"Another process fine-tunes in {self._work}: wait for it."):
             columns, frozen_dim = self._columns(state, dataset)
             tuner = FineTuner(
@@ -98,7 +97,7 @@ class FinetuneEvaluator:
 
     def clear(self) -> None:
         """Delete the unfinished runs. Called after the result is written."""
-        shutil.rmtree(self._work, ignore_errors=True)
+        artifact.remove_tree(self._work)
 
     def _columns(self, state: Encoders, dataset: Dataset) -> tuple[dict[str, np.ndarray], int]:
         """Return the columns of all examples beside the images, and the number of frozen features."""

@@ -27,8 +27,8 @@ convert: setup
 
 DEMO_CONFIG := --config configs/demo.py --config.labels.seed=$(SEED) --config.training.seed=$(SEED)
 DEMO_EVAL := --config configs/eval.py:folder,linear --output $(DEMO)/results --data $(DEMO)/corpus
-# Each command compiles what those before it have not.
-demo: export JAX_COMPILATION_CACHE_DIR ?= $(abspath $(DEMO))/compiled
+# Each command compiles what those before it have not. With DEMO=gs://... or s3://..., compiled programs are in ./demo.
+demo: export JAX_COMPILATION_CACHE_DIR ?= $(abspath $(if $(findstring ://,$(DEMO)),demo,$(DEMO)))/compiled
 demo: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
 demo: setup
 	$(BIN)/python scripts/demo.py --output $(DEMO)/corpus --seed $(SEED)

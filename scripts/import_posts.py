@@ -19,8 +19,6 @@ Example:
     python scripts/label.py fit --config configs/demo.py --posts 'archive/*.jsonl' --output labeler
 """
 
-from pathlib import Path
-
 from absl import flags
 from rich.console import Console
 from rich.table import Table
@@ -48,7 +46,7 @@ _MAP = flags.DEFINE_list(
 def main(words: list[str]) -> None:
     """Import, and print what was found."""
     cli.no_words(words)
-    source, files, output = cli.required(_FROM), cli.required(_INPUT), cli.path(_OUTPUT)
+    source, files, output = cli.required(_FROM), cli.required(_INPUT), cli.location(_OUTPUT)
     if (source == "table") != bool(_MAP.value):
         raise UserError("--map belongs to --from table: it says where a table has the fields of a post.")
     try:
@@ -62,7 +60,7 @@ def main(words: list[str]) -> None:
             expand(files),
             export,
             output,
-            images=Path(_IMAGES.value) if _IMAGES.value else None,
+            images=cli.location(_IMAGES) if _IMAGES.value else None,
             made_from=_MAP.value,
             after_record=progress.advance,
         )

@@ -375,6 +375,26 @@ def upload(source: Path, names: Iterable[str], directory: Path) -> None:
             cast(Any, directory).fs.put([str(source / name) for name in names], [f"{root}/{name}" for name in names])
 
 
+def scratch(path: Path, kind: str) -> Path:
+    """Return a directory on this machine for work on one in an object store, which only its owner can read.
+
+    Args:
+        path: the directory in the object store; the same one has the same directory here.
+        kind: of the work, the suffix of its name.
+
+    Raises:
+        UserError: it can't be made.
+    """
+    directory = Path(tempfile.gettempdir()) / f"vise_jax-{os.getuid()}-{fingerprint(str(path))[:16]}.{kind}"
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        if directory.is_symlink() or directory.stat().st_uid != os.getuid():
+            raise PermissionError("it is another user's")
+    except OSError as error:
+        raise UserError(f"{directory} can't be made ({error}): set TMPDIR to a directory of yours.") from error
+    return directory
+
+
 @contextlib.contextmanager
 def local_copy(path: Path) -> Iterator[Path]:
     """Yield the path of a file or directory on disk: itself, or a copy of that in an object store.

@@ -12,7 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import duckdb
@@ -102,42 +102,42 @@ def import_posts(
             another import, or one in use.
     """
     output, directory = output.absolute(), (images or output).absolute()
-    if not directory.is_relative_to(output):
+    if directory != output and output not in directory.parents:
         raise UserError(
             f"The images {images} are not in {output}: posts name their images relative to their own file, so give an "
             "output directory that holds them."
         )
-    of_images, files = directory.relative_to(output), []
+    of_images, files = PurePosixPath(*directory.parts[len(output.parts) :]), []
     for path in paths:
         with explained(path):
-            status = path.stat()
-        files.append([path.name, status.st_size, status.st_mtime_ns])
+            files.append([path.name, *artifact.version(path)])
     key = artifact.fingerprint([sorted(files), export.title, made_from, str(of_images)])
-    output.mkdir(parents=True, exist_ok=True)
+    artifact.make_directory(output)
     with artifact.lock(output / _LOCK, f"{output} is being written by another import: wait, or name another one."):
-        if (output / DESCRIPTION).exists():
-            done = json.loads((output / DESCRIPTION).read_text("utf-8"))
+        work = artifact.scratch(output, "import") if artifact.is_remote(output) else output / _WORK
+        if artifact.is_file(output / DESCRIPTION):
+            done = json.loads((output / DESCRIPTION).read_bytes())
             if done.get("import") != key:
                 raise UserError(f"{output} holds the posts of another import: name a new directory.")
-            shutil.rmtree(output / _WORK, ignore_errors=True)
+            shutil.rmtree(work, ignore_errors=True)
             return done
-        with _database(output / _WORK, key) as database:
+        with _database(work, output, key) as database:
             for path in paths:
                 _read(database, path, export, after_record)
-            about = _write(database, output, of_images)
+            about = _write(database, output, _Images(output, of_images))
         about = {"import": key, "source": export.title, "files": sorted(path.name for path in paths), **about}
         artifact.write_json(output / DESCRIPTION, about)
-        shutil.rmtree(output / _WORK)
-        return json.loads((output / DESCRIPTION).read_text("utf-8"))
+        shutil.rmtree(work)
+        return json.loads((output / DESCRIPTION).read_bytes())
 
 
 @contextlib.contextmanager
-def _database(work: Path, key: str) -> Iterator[duckdb.DuckDBPyConnection]:
+def _database(work: Path, output: Path, key: str) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open the database of an import; it holds people's words, so that only the owner can read it."""
     marker = work / "import"
     if work.exists() and (not marker.exists() or marker.read_text("utf-8") != key):
         if marker.exists():
-            raise UserError(f"{work.parent} holds a begun import of other files: name a new directory, or delete it.")
+            raise UserError(f"{output} holds a begun import of other files: name a new directory, or delete {work}.")
         shutil.rmtree(work)
     if not work.exists():
         work.mkdir(mode=0o700)
@@ -221,11 +221,11 @@ def _storable(value: Any) -> Any:
     return [without_surrogates(one) for one in value] if isinstance(value, tuple) else value
 
 
-def _write(database: duckdb.DuckDBPyConnection, output: Path, images: Path) -> dict[str, Any]:
+def _write(database: duckdb.DuckDBPyConnection, output: Path, images: "_Images") -> dict[str, Any]:
     """Write the posts files that are missing; return the counts of all."""
     state = database.execute("SELECT number, last FROM written ORDER BY number DESC LIMIT 1").fetchone()
     number, last = state if state else (-1, "")
-    posts = _posts(database, last, output, images)
+    posts = _posts(database, last, images)
     while first := next(posts, None):
         number += 1
         counts: Counter[str] = Counter()
@@ -258,7 +258,7 @@ def _write(database: duckdb.DuckDBPyConnection, output: Path, images: Path) -> d
 
 
 def _posts(
-    database: duckdb.DuckDBPyConnection, after: str, output: Path, images: Path
+    database: duckdb.DuckDBPyConnection, after: str, images: "_Images"
 ) -> Iterator[tuple[dict[str, Any], Counter[str]]]:
     """Yield posts in the order of their ids, after the id `after`, each with what there is to count.
 
@@ -296,7 +296,7 @@ def _posts(
         reactions: Counter[str] = Counter()
         for (button, _), count in largest.items():
             reactions[button] += count
-        found = _image(output, images, image, names)
+        found = images.find(image, names)
         post: dict[str, Any] = {
             "post_id": post_id,
             "image": found,
@@ -338,23 +338,41 @@ def _groups(database: duckdb.DuckDBPyConnection, query: str, after: str) -> Call
     return rows_of
 
 
-def _image(output: Path, images: Path, image: str, names: Sequence[str]) -> str | None:
-    """Return the path of an image relative to `output`, or None where there is none."""
-    if image:
-        path = images / image
-        is_inside = not path.is_absolute() and ".." not in path.parts
-        return str(path) if is_inside and _is_file(output / path) else None
-    beside = "" if images == Path() else f"{images}/"
-    for name in names:
-        if name and "/" not in name:
-            for ending in _ENDINGS:
-                if _is_file(f"{output}/{beside}{name}{ending}"):
-                    return f"{beside}{name}{ending}"
-    return None
+class _Images:
+    """The images of the posts.
 
+    Args:
+        output: directory of the posts files.
+        directory: of the images, relative to it.
+    """
 
-def _is_file(path: str | Path) -> bool:
-    try:
-        return os.path.isfile(path)
-    except ValueError:  # a NUL in it
-        return False
+    def __init__(self, output: Path, directory: PurePosixPath):
+        self._output, self._directory = output, directory
+        # In an object store a listing costs less than a request for each image.
+        self._listed = set(artifact.tree(output / str(directory))) if artifact.is_remote(output) else None
+
+    def find(self, image: str, names: Sequence[str]) -> str | None:
+        """Return the path of an image relative to the posts file; None where there is none.
+
+        Args:
+            image: its path relative to the directory of the images, if a record has one.
+            names: names that it may have, without the ending.
+        """
+        if image:
+            path = PurePosixPath(image)
+            is_inside = not path.is_absolute() and ".." not in path.parts
+            return str(self._directory / path) if is_inside and self._exists(str(path)) else None
+        for name in names:
+            if name and "/" not in name:
+                for ending in _ENDINGS:
+                    if self._exists(f"{name}{ending}"):
+                        return str(self._directory / f"{name}{ending}")
+        return None
+
+    def _exists(self, name: str) -> bool:
+        if self._listed is not None:
+            return name in self._listed
+        try:
+            return os.path.isfile(f"{self._output}/{self._directory}/{name}")
+        except ValueError:  # a NUL in it
+            return False

@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -91,7 +90,7 @@ def _work(output: Path) -> Path:
         raise UserError(
             f"--output={output} is in an object store: fit on several processes into a directory they share."
         )
-    return Path(tempfile.gettempdir()) / f"vise_jax-{artifact.fingerprint(str(output))[:16]}.fit"
+    return artifact.scratch(output, "fit")
 
 
 class _Begun(NamedTuple):

@@ -7,10 +7,8 @@ and the file that makes the checkpoint complete last.
 
 import contextlib
 import logging
-import os
 import re
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,18 +45,14 @@ class Mirror:
     """
 
     def __init__(self, remote: Path):
-        name = f"vise_jax-{os.getuid()}-{artifact.fingerprint(str(remote))[:16]}-{jax.process_index()}"
-        self.remote, self.local = remote, Path(tempfile.gettempdir()) / name
+        self.remote, self.local = remote, artifact.scratch(remote, f"run-{jax.process_index()}")
         self._sent: dict[str, tuple[int, int]] = {}
         self._uploading = threading.Lock()
 
     def __enter__(self) -> "Mirror":
         # A process that was killed has left its copy.
-        shutil.rmtree(self.local, ignore_errors=True)
-        try:
-            self.local.mkdir(mode=0o700)
-        except OSError as error:
-            raise UserError(f"{self.local} can't be made ({error}): set TMPDIR to a directory of yours.") from error
+        for path in self.local.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         names = [name for name in artifact.tree(self.remote) if _is_copied(name)]
         artifact.download(self.remote, names, self.local)
         self._sent = self._state()

@@ -18,7 +18,7 @@ class Faults:
 
     Attributes:
         latency: seconds before each answer.
-        refused: fraction of the requests that are answered by 503 without reaching the store.
+        refused: fraction of the requests that are answered by 429 or 503 without reaching the store.
         cut: fraction of the answers with a body that end in its middle.
         requests: number of requests so far.
         most_in_flight: largest number of requests at a time.
@@ -60,7 +60,7 @@ def serve(store: str, faults: Faults) -> Iterator[str]:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 time.sleep(faults.latency)
                 if refused:
-                    self.send_response(503)
+                    self.send_response(503 if faults.requests % 2 else 429)
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                     return

@@ -42,10 +42,12 @@ class Mirror:
     Attributes:
         remote: the run directory.
         local: the copy.
+        damaged: steps whose checkpoint can't be read, and may be replaced.
     """
 
     def __init__(self, remote: Path):
         self.remote, self.local = remote, artifact.scratch(remote, f"run-{jax.process_index()}")
+        self.damaged: set[int] = set()
         self._sent: dict[str, tuple[int, int]] = {}
         self._uploading = threading.Lock()
 
@@ -108,16 +110,26 @@ class Mirror:
         artifact.download(directory, artifact.tree(directory), self.local / "checkpoints" / str(step))
 
     def upload_checkpoint(self, step: int, keep: int) -> None:
-        """Upload a checkpoint and all that has changed, and remove older checkpoints but the newest `keep`."""
+        """Upload a checkpoint and all that has changed, and remove all checkpoints but the newest `keep`."""
         here, there = self.local / "checkpoints" / str(step), self.remote / "checkpoints"
+        if step in self.steps() and step not in self.damaged:
+            return
+        # A process that was killed may have left a part of it.
+        self._remove_checkpoint(step)
         files = [path.relative_to(here).as_posix() for path in here.rglob("*") if path.is_file()]
         artifact.upload(here, (name for name in files if name != _LAST), there / str(step))
         self.upload()
         artifact.upload(here, [_LAST], there / str(step))
-        for old in self.steps()[:-keep]:
-            # From here on it is not complete.
-            artifact.remove_tree(there / str(old) / _LAST)
-            artifact.remove_tree(there / str(old))
+        newest = self.steps()[-keep:]
+        for old in sorted(int(name) for name in artifact.entries(there) if name.isdigit()):
+            if old not in newest:
+                self._remove_checkpoint(old)
+
+    def _remove_checkpoint(self, step: int) -> None:
+        directory = self.remote / "checkpoints" / str(step)
+        # From here on it is not complete.
+        artifact.remove_tree(directory / _LAST)
+        artifact.remove_tree(directory)
 
     def _state(self) -> dict[str, tuple[int, int]]:
         """Return size and modification time of the copied files."""
@@ -230,6 +242,7 @@ class MirroredCheckpoints:
             if values is not None:
                 return step, values
             reasons.append(reason)
+            self._mirror.damaged.add(step)
             log.warning(f"The checkpoint of {reason}: it is left out.")
             shutil.rmtree(self._mirror.local / "checkpoints" / str(step))
         if reasons:

@@ -19,6 +19,7 @@ import re
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -471,7 +472,8 @@ def lock(path: Path, busy: str) -> Iterator[None]:
 
     The lock is advisory (`flock`) and ends with the process. Unlike a lock on a directory it holds across the hosts of
     a network file system. In an object store it is an object that only one process can create, which is renewed until
-    the block ends; that of a process that was killed on another host counts for half a minute.
+    the block ends; that of a process that was killed on another host counts for half a minute. A process that stood
+    still for longer, and finds that another one has taken its lock, ends at once, with status 1.
 
     Args:
         path: the lock file. It stays, so that all processes lock the same file.
@@ -528,6 +530,10 @@ def _leased(path: Path, busy: str) -> Iterator[None]:
             if ended.wait(_RENEWED):
                 return
             with contextlib.suppress(Exception):  # the next one may succeed
+                if (now := read()) and json.loads(now)["id"] != holder["id"]:
+                    # What it writes from here on would be among what the other one writes.
+                    print(f"{path} was taken by another process while this one stood still.", file=sys.stderr)
+                    os._exit(1)
                 write(renewals)
 
     thread = threading.Thread(target=renew, daemon=True)

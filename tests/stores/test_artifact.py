@@ -154,6 +154,22 @@ def test_the_lock_of_a_killed_process_is_taken_over(store, monkeypatch: pytest.M
         assert json.loads(path.read_bytes())["process"] == os.getpid()
 
 
+def test_a_process_whose_lock_was_taken_ends(store) -> None:
+    path = artifact.location(f"{store.root}/lock")
+    script = (
+        "import sys, time; from vise_jax import artifact; artifact._RENEWED = 0.05\n"
+        "with artifact.lock(artifact.location(sys.argv[1]), 'busy'):\n    print('holds', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "holds\n"
+        while process.poll() is None:
+            path.write_bytes(b'{"id": "of another"}')
+        assert process.returncode == 1
+        assert "was taken by another process" in process.stderr.read()
+
+
 def test_the_lock_is_a_conditional_create(store, monkeypatch: pytest.MonkeyPatch) -> None:
     path, conditions = artifact.location(f"{store.root}/lock"), []
     pipe = path.fs.pipe_file

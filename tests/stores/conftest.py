@@ -17,13 +17,16 @@ from proxy import Faults, serve
 
 from vise_jax import artifact
 
+# The emulator accepts 5 connections at a time, and writes what it knows of all objects after each change.
+EMULATOR = """
+import socketserver, sys
+from gcp_storage_emulator import __main__, storage
+socketserver.TCPServer.request_queue_size = 256
+storage.Storage._write_config_to_file = lambda self: None
+__main__.main(sys.argv[1:])
+"""
 COMMANDS = {
-    "gs": [
-        "-c",
-        "import sys; from gcp_storage_emulator.__main__ import main; main(sys.argv[1:])",
-        "start",
-        "--in-memory",
-    ],
+    "gs": ["-c", EMULATOR, "start", "--in-memory"],
     "s3": ["-m", "moto.server"],
 }
 
@@ -78,7 +81,10 @@ def running(request: pytest.FixtureRequest) -> Iterator[Store]:
         if scheme == "gs":
             patch.setenv("STORAGE_EMULATOR_HOST", proxy)
             patch.setenv("TENSORSTORE_GCS_HTTP_URL", proxy)
-            # Asking for the kind of a bucket needs credentials.
+            # There are no credentials to look for.
+            patch.setenv("FSSPEC_GS_TOKEN", "anon")
+            patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "anonymous")
+            # Asking for the kind of a bucket needs some.
             patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         else:
             patch.setenv("AWS_ENDPOINT_URL", proxy)
@@ -89,6 +95,7 @@ def running(request: pytest.FixtureRequest) -> Iterator[Store]:
             ):
                 patch.setenv(f"AWS_{name}", value)
         patch.setenv("NO_PROXY", "localhost,127.0.0.1")
+        fsspec.config.set_conf_env(fsspec.config.conf)
         fsspec.filesystem(scheme).clear_instance_cache()
         artifact._store.cache_clear()
         yield Store(scheme, faults)

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
@@ -38,8 +39,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {"gs": {}, "s3": {"config_kwargs": {"max_p
 _LIBRARIES = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs")
 # Seconds after which a lock in an object store is renewed, and after which one that was not is a killed process's.
 _RENEWED, _ABANDONED = 5.0, 30.0
-# Bytes of an object that are read at a time where it is read from its beginning to its end.
-_READ_BYTES = 8 << 20
+# Bytes of an object that are read at a time where it is read in order, and how many of these at most are read ahead.
+_READ_BYTES, _AHEAD = 8 << 20, 8
 
 
 def location(name: str | Path) -> Path:
@@ -115,7 +116,11 @@ def _store(scheme: str, bucket: str) -> Any:
     return tensorstore.KvStore.open(spec, context=tensorstore.Context(limits)).result()
 
 
-def begin_read(path: Path, part: slice | None = None) -> Callable[[], tuple[bytes, object]]:
+# Waits for an object, and returns its bytes and its generation.
+Reading = Callable[[], tuple[bytes, object]]
+
+
+def begin_read(path: Path, part: slice | None = None) -> Reading:
     """Begin to read an object in an object store, or a part that is in it.
 
     Returns:
@@ -125,23 +130,34 @@ def begin_read(path: Path, part: slice | None = None) -> Callable[[], tuple[byte
     Raises:
         UserError: as `explained`.
     """
-    bucket, _, key = cast(Any, path).path.partition("/")
-    with explained(path):
-        reading = _store(cast(Any, path).protocol, bucket).read(key, byte_range=part)
+    return reader(path)("", part)
 
-    def wait() -> tuple[bytes, object]:
-        with explained(path):
-            try:
-                found = reading.result()
-            except ValueError as error:  # of any kind
-                if "OUT_OF_RANGE" in str(error):
-                    raise IndexError from error
-                raise (PermissionError if "PERMISSION_DENIED" in str(error) else OSError)(str(error)) from error
-        if found.state == "missing":
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-        return found.value, found.stamp.generation
 
-    return wait
+def reader(directory: Path) -> Callable[..., Reading]:
+    """Return `begin_read` for names of objects in a directory, which makes no path of each: that takes longer."""
+    bucket, _, prefix = cast(Any, directory).path.rstrip("/").partition("/")
+    scheme = cast(Any, directory).protocol
+
+    def begin(name: str, part: slice | None = None) -> Reading:
+        with explained(directory):
+            key = f"{prefix}/{name}" if prefix and name else prefix or name
+            reading = _store(scheme, bucket).read(key, byte_range=part)
+
+        def wait() -> tuple[bytes, object]:
+            with explained(directory):
+                try:
+                    found = reading.result()
+                except ValueError as error:  # of any kind
+                    if "OUT_OF_RANGE" in str(error):
+                        raise IndexError from error
+                    raise (PermissionError if "PERMISSION_DENIED" in str(error) else OSError)(str(error)) from error
+            if found.state == "missing":
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"{scheme}://{bucket}/{key}")
+            return found.value, found.stamp.generation
+
+        return wait
+
+    return begin
 
 
 def read_object(path: Path) -> bytes:
@@ -168,12 +184,12 @@ def read_range(path: Path, offset: int, length: int) -> bytes:
 
 
 class _Object(io.RawIOBase):
-    """An object in an object store, read by ranges. Where it is read in order, the next range is read ahead."""
+    """An object in an object store, read by ranges. The longer it is read in order, the more ranges are read ahead."""
 
     def __init__(self, path: Path):
         self._path, self._size, self._offset = path, version(path)[0], 0
-        self._ahead: tuple[slice, Callable[[], tuple[bytes, object]]] | None = None
-        self._end = -1
+        self._ahead: deque[tuple[slice, Reading]] = deque()
+        self._end, self._in_order = -1, 0
         self._generation: object = None
 
     def readable(self) -> bool:
@@ -190,27 +206,31 @@ class _Object(io.RawIOBase):
         return self._offset
 
     def readinto(self, buffer: Any) -> int:
-        wanted = self._part(len(buffer))
+        wanted = self._part(self._offset, len(buffer))
         if wanted.start == wanted.stop:
             return 0
-        ahead = self._ahead[1] if self._ahead and self._ahead[0] == wanted else None
+        self._in_order = self._in_order + 1 if self._offset == self._end else 0
+        if self._ahead and self._ahead[0][0] != wanted:
+            self._ahead.clear()
+        wait = self._ahead.popleft()[1] if self._ahead else begin_read(self._path, wanted)
         try:
-            content, generation = (ahead or begin_read(self._path, wanted))()
+            content, generation = wait()
         except IndexError:  # it is shorter now
             content, generation = b"", None
         if generation != (self._generation or generation) or not content:
             raise UserError(f"{self._path} was changed while it was read: let it rest, and run the same command again.")
-        in_order, self._ahead = self._offset == self._end, None
         buffer[: len(content)] = content
         self._offset = self._end = wanted.stop
         self._generation = generation
-        following = self._part(len(buffer))
-        if in_order and following.start < following.stop:
-            self._ahead = following, begin_read(self._path, following)
+        while len(self._ahead) < min(self._in_order, _AHEAD):
+            following = self._part(self._ahead[-1][0].stop if self._ahead else self._end, len(buffer))
+            if following.start == following.stop:
+                break
+            self._ahead.append((following, begin_read(self._path, following)))
         return len(content)
 
-    def _part(self, length: int) -> slice:
-        return slice(self._offset, max(min(self._offset + length, self._size), self._offset))
+    def _part(self, offset: int, length: int) -> slice:
+        return slice(offset, max(min(offset + length, self._size), offset))
 
 
 def open_file(path: Path) -> io.BufferedReader:

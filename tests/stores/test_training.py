@@ -109,6 +109,8 @@ def test_a_run_that_is_killed_five_times_ends_as_on_disk(
 def test_two_processes_train_in_the_bucket_and_one_resumes(
     store: Any, shards: str, on_disk: Path, tmp_path: Path, free_port: int
 ) -> None:
+    if store.scheme == "gs":
+        pytest.skip("what differs between the stores is in the tests of files")
     workdir = artifact.location(f"{store.root}/run")
     logs = [tmp_path / "log-0", tmp_path / "log-1"]
     processes = [

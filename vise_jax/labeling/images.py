@@ -6,9 +6,9 @@ import struct
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import cast
 
 from PIL import Image
@@ -86,7 +86,8 @@ class Ahead:
 
     def __init__(self, posts: Iterator[Post]):
         self._posts = posts
-        self._coming: deque[Callable[[], tuple[bytes, object]]] = deque()
+        self._coming: deque[artifact.Reading] = deque()
+        self._source: Path | None = None
 
     def with_image(self, post: Post) -> Post:
         """Return a post with its image. It has to be the next of the posts that need one.
@@ -98,8 +99,10 @@ class Ahead:
         if post.image is None or post.image_bytes is not None:
             return post
         while len(self._coming) < artifact.IN_FLIGHT and (coming := next(self._posts, None)) is not None:
-            # The schema allows no path that leaves the directory, and there are no links.
-            self._coming.append(artifact.begin_read(coming.source.parent / cast(str, coming.image)))
+            if coming.source is not self._source:
+                self._source, self._begin = coming.source, artifact.reader(coming.source.parent)
+            # The schema allows no path that leaves the directory, and there are no links. "./a" is "a".
+            self._coming.append(self._begin(str(PurePosixPath(cast(str, coming.image)))))
         try:
             return replace(post, image_bytes=self._coming.popleft()()[0])
         except FileNotFoundError as error:

@@ -245,6 +245,19 @@ def open_file(path: Path) -> io.BufferedReader:
     return open(path, "rb")
 
 
+def first_bytes(path: Path, count: int) -> bytes:
+    """Read the beginning of a file.
+
+    Raises:
+        OSError: it can't be read.
+        UserError: as `explained`.
+    """
+    if is_remote(path):
+        return read_range(path, 0, count)
+    with open(path, "rb") as file:
+        return file.read(count)
+
+
 def version(path: Path) -> tuple[int, int | str]:
     """Return what changes when a file is replaced: its size, and its modification time (ns) or the object's generation.
 

@@ -122,8 +122,8 @@ def kind(path: Path) -> str:
     Raises:
         UserError: the file can't be read.
     """
-    with explained(path), artifact.open_file(path) as file:
-        first = file.read(4)
+    with explained(path):
+        first = artifact.first_bytes(path, 4)
     if path.name.endswith((".parquet", ".tar")):
         return path.suffix[1:]
     kinds = {_GZIP: "gzip", _ZSTANDARD: "zstandard", _PARQUET: "parquet"}

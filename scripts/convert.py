@@ -63,8 +63,9 @@ def main(words: list[str]) -> None:
     else:
         if _HEAD.value:
             raise UserError("--head goes with --encoder, not with a checkpoint: see --help for an example.")
+        source, output = cli.required(_SOURCE), cli.location(_OUTPUT)
         with artifact.local_copy(cli.location(_WEIGHTS)) as weights:
-            _convert(cli.required(_SOURCE), weights, cli.location(_OUTPUT))
+            _convert(source, weights, output)
 
 
 def _convert(source: str, weights: Path, output: Path) -> None:

@@ -110,7 +110,7 @@ class Mirror:
         artifact.download(directory, artifact.tree(directory), self.local / "checkpoints" / str(step))
 
     def upload_checkpoint(self, step: int, keep: int) -> None:
-        """Upload a checkpoint and all that has changed, and remove all checkpoints but the newest `keep`."""
+        """Upload a checkpoint and all that has changed, and remove older ones, see `remove_checkpoints`."""
         here, there = self.local / "checkpoints" / str(step), self.remote / "checkpoints"
         if step in self.steps() and step not in self.damaged:
             return
@@ -120,9 +120,13 @@ class Mirror:
         artifact.upload(here, (name for name in files if name != _LAST), there / str(step))
         self.upload()
         artifact.upload(here, [_LAST], there / str(step))
-        newest = self.steps()[-keep:]
-        for old in sorted(int(name) for name in artifact.entries(there) if name.isdigit()):
-            if old not in newest:
+        self.remove_checkpoints(keep)
+
+    def remove_checkpoints(self, keep: int) -> None:
+        """Remove all checkpoints in the store but damaged ones and the newest `keep` that are complete."""
+        newest = [step for step in self.steps() if step not in self.damaged][-keep:]
+        for old in sorted(int(name) for name in artifact.entries(self.remote / "checkpoints") if name.isdigit()):
+            if old not in newest and old not in self.damaged:
                 self._remove_checkpoint(old)
 
     def _remove_checkpoint(self, step: int) -> None:
@@ -240,6 +244,8 @@ class MirroredCheckpoints:
             self._mirror.download_checkpoint(step)
             values, reason = self._disk.read(step, like) if self._disk else (None, "")
             if values is not None:
+                # A process that was killed may have left more.
+                self._mirror.remove_checkpoints(self._keep)
                 return step, values
             reasons.append(reason)
             self._mirror.damaged.add(step)

@@ -1,6 +1,10 @@
 """Folders are whole or absent."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -86,3 +90,26 @@ def test_json_has_no_nan(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         artifact.write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_of_a_directory_is_removed(tmp_path):
+    script = (
+        "import os, signal, sys; from pathlib import Path; from vise_jax import artifact\n"
+        "with artifact.atomic_directory(Path(sys.argv[1])) as directory:\n"
+        "    (directory / 'half').write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "made")], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    # One of a process that is alive, and one of another host.
+    alive, elsewhere = (left.with_name(left.name.replace(*pair)) for pair in _others(left.name))
+    alive.mkdir()
+    elsewhere.mkdir()
+    with artifact.atomic_directory(tmp_path / "made") as directory:
+        (directory / "whole").write_text("whole")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "made", alive, elsewhere])
+
+
+def _others(name: str) -> list[tuple[str, str]]:
+    process = name.split("-")[-2]
+    return [(f"-{process}-", f"-{os.getpid()}-"), (".tmp-", ".tmp-other-")]

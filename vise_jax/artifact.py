@@ -462,6 +462,23 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
+def parse_json(content: bytes, path: Path, advice: str) -> Any:
+    """Parse a JSON file that was written atomically, so that only damage can make it invalid.
+
+    Args:
+        content: of the file.
+        path: of the file, for the message.
+        advice: what to do about it, for the message.
+
+    Raises:
+        UserError: it is not valid JSON.
+    """
+    try:
+        return json.loads(content.decode())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): {advice}.") from error
+
+
 def fingerprint(value: Any) -> str:
     """Return the SHA-256 (hex) of a JSON value; the order of keys does not matter."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
@@ -477,8 +494,10 @@ def file_sha256(path: Path) -> str:
 def _disk_full(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, RuntimeError, ValueError) as error:
+        # Orbax and TensorStore raise errors of their own, with the operating system's words.
+        number = error.errno if isinstance(error, OSError) else None
+        if number not in (errno.ENOSPC, errno.EDQUOT) and os.strerror(errno.ENOSPC) not in str(error):
             raise
         raise Interrupted(
             f"The disk is full: {path} can't be written; free some space, and run the same command again."
@@ -495,8 +514,20 @@ def _fsync(path: Path) -> None:
 
 def _temporary(path: Path) -> Path:
     """Return a name beside `path` that no other process uses, on this host or another."""
+    return path.with_name(f"{_temporary_prefix(path)}{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _temporary_prefix(path: Path) -> str:
     host = re.sub(r"[^\w-]", "_", socket.gethostname())
-    return path.with_name(f".{path.name}.tmp-{host}-{secrets.token_hex(4)}")
+    return f".{path.name}.tmp-{host}-"
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary directories that processes of this host have left when they were killed."""
+    for name in entries(path.parent):
+        of_process = re.fullmatch(re.escape(_temporary_prefix(path)) + r"(\d+)-[0-9a-f]{8}", name)
+        if of_process and _process_has_ended(int(of_process[1])):
+            shutil.rmtree(path.with_name(name), ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -583,10 +614,12 @@ def _leased(path: Path, busy: str) -> Iterator[None]:
 def _has_ended(lock: bytes) -> bool:
     """Return whether the holder of a lock was a process of this host that has ended."""
     holder = json.loads(lock)
-    if holder["host"] != socket.gethostname():
-        return False
+    return holder["host"] == socket.gethostname() and _process_has_ended(holder["process"])
+
+
+def _process_has_ended(process: int) -> bool:
     try:
-        os.kill(holder["process"], 0)
+        os.kill(process, 0)
     except ProcessLookupError:
         return True
     except PermissionError:
@@ -667,6 +700,7 @@ def atomic_directory(path: Path, description: str = "") -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} already exists: name a new directory, or delete it first.")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     temporary = _temporary(path)
     temporary.mkdir()
     try:

@@ -1,6 +1,5 @@
 """The deletion job: take posts out of finished engagement shards."""
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from vise_jax.engagement import hashing
 from vise_jax.engagement.labeler import Labeler
 from vise_jax.errors import UserError
 from vise_jax.labeling import output_dir
-from vise_jax.labeling.input_split import checked_salt, excluded_near
+from vise_jax.labeling.input_split import checked_salt, excluded_near, parse_record
 from vise_jax.labeling.manifest import finish, read_records, without
 from vise_jax.labeling.tables import read_table
 
@@ -50,7 +49,7 @@ def delete(output: Path, labels: ConfigDict, labeler: Path, exclude: Path) -> di
     distance = labels.duplicate_distance
     with output_dir.locked(output, output_dir.LOCK):
         output_dir.clear_temporary(output)
-        job = json.loads((output / "job.json").read_bytes().decode())
+        job = artifact.parse_json((output / "job.json").read_bytes(), output / "job.json", "restore it")
         found = _Found(set(), set())
         records = read_records(output)
         for record in records:
@@ -62,7 +61,7 @@ def delete(output: Path, labels: ConfigDict, labeler: Path, exclude: Path) -> di
         if not (deleted or before["excluded"] or before["excluded_images"]):
             hashing.count_unmatched(exclude, excluded, len(found.posts), images)
         for name, content in artifact.read_files(output / "records", ".json").items():
-            record = json.loads(content)
+            record = parse_record(content, output / "records" / name)
             of_record = _Found(set(), set(record.get("deleted_images", ())))
             gone = partial(_matches, excluded, distance, found=of_record)
             remaining = {split: without(output, shard, gone) for split, shard in record["shards"].items()}

@@ -1,7 +1,9 @@
 """The fit job: posts files give a labeler."""
 
 import contextlib
+import logging
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +23,8 @@ from vise_jax.errors import Interrupted, UserError
 from vise_jax.labeling import beam_runner, local_runner, output_dir
 from vise_jax.labeling.input_split import SHARD_KEYS, InputSplit, describe_inputs, split_posts_files
 from vise_jax.posts import Post, RejectLog, read
+
+log = logging.getLogger(__name__)
 
 # Keys that decide the gathered statistics.
 _GATHERED = (
@@ -140,7 +144,7 @@ def _begin(
             local_runner.each(partial(_gather_to, gather, work), input_splits, workers, "reading")
             corpus = Corpus.empty(labels)
             for input_split in input_splits:
-                corpus.merge(Corpus.load(work / f"{input_split.name}.json.gz", labels))
+                corpus.merge(_load_or_gather(gather, work, input_split, labels))
         else:
             if not (work / "fit_statistics.json.gz").exists():
                 beam_runner.gather(gather, input_splits, labels, work / "fit_statistics.json.gz", beam_options)
@@ -185,6 +189,18 @@ def _gather(
     corpus.rejected.update(reject_log.rejected)
     corpus.notes.update(reject_log.notes)
     return corpus
+
+
+def _load_or_gather(gather: Callable[..., Corpus], work: Path, input_split: InputSplit, labels: ConfigDict) -> Corpus:
+    """Load the statistics of an input split, or gather them again if their file is damaged."""
+    path = work / f"{input_split.name}.json.gz"
+    try:
+        return Corpus.load(path, labels)
+    except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
+        log.warning(f"{path} is damaged ({error}): {input_split.path.name} is read again.")
+        path.unlink()
+        _gather_to(gather, work, input_split, lambda: None)
+        return Corpus.load(path, labels)
 
 
 def _gather_to(

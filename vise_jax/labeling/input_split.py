@@ -5,7 +5,6 @@ holds the cursor after it, from which an interrupted job resumes.
 """
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -269,8 +268,18 @@ def records_of(input_split: InputSplit, output: Path) -> Iterator[dict[str, Any]
         with artifact.explained(path):
             if not path.exists():
                 return
-            record = json.loads(path.read_bytes().decode())
+            record = parse_record(path.read_bytes(), path)
         yield record
+
+
+def parse_record(content: bytes, path: Path) -> dict[str, Any]:
+    """Parse the record of a shard.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    advice = "delete it and run `label.py run` again, which writes its shards again"
+    return dict(artifact.parse_json(content, path, advice))
 
 
 class _Stream:
@@ -387,9 +396,7 @@ def _write(examples: list[shards.Example], output: Path, name: str, split: str, 
         engagement = {"comment_weights": np.array(list(weights), np.float32), "reaction_counts": np.array(counts)}
         write_table(output / "records" / engagement_of(name), engagement)
     path = output / f"{name}.tfrecord"
-    # A job that was killed between a shard and its record has left the same bytes.
-    left = not artifact.is_remote(path) and path.exists()
-    described = shards.describe_shard(path, len(examples)) if left else shards.write_shard(examples, path)
+    described = shards.write_shard(examples, path)
     # The loader finds records by these.
     table["lengths"] = read_index(path, len(examples))[:, 1].astype(np.uint32)
     write_table(output / "records" / f"{name}.safetensors", table)

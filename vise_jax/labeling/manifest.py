@@ -4,7 +4,6 @@ A record describes one shard and its posts; the manifest sums up all records.
 """
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,13 +17,29 @@ from vise_jax import artifact
 from vise_jax.data import deletions, shards
 from vise_jax.errors import UserError
 from vise_jax.labeling import duplicates
+from vise_jax.labeling.input_split import parse_record
 from vise_jax.labeling.tables import read_table, select_rows, write_table
 from vise_jax.posts import MAX_NAMED, summary
 
 
 def read_records(output: Path) -> list[dict[str, Any]]:
     """Return the records of a directory of shards, in order."""
-    return [json.loads(content) for content in artifact.read_files(output / "records", ".json").values()]
+    directory = output / "records"
+    files = artifact.read_files(directory, ".json")
+    return [parse_record(content, directory / name) for name, content in files.items()]
+
+
+def _check_sizes(output: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Check that each shard is there, as long as it was written."""
+    there = artifact.sizes(output)
+    for record in records:
+        for shard in record["shards"].values():
+            if (actual := there.get(shard["name"])) != shard["bytes"]:
+                found = "is missing" if actual is None else f"has {actual:,} bytes instead of {shard['bytes']:,}"
+                raise UserError(
+                    f"The shard {output / shard['name']} {found}: delete {output}/records/"
+                    f"{shards.base_name(shard['name'])}.json and run `label.py run` again, which writes it again."
+                )
 
 
 def finish(
@@ -52,6 +67,7 @@ def finish(
         UserError: no example at all.
     """
     records = read_records(output)
+    _check_sizes(output, records)
     manifest = {"unmatched": unmatched} | _manifest(job, classes, records, inputs)
     history = before.get("deletions", []) if before else []
     if before and before["fingerprint"] != manifest["fingerprint"]:

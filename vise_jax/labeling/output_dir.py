@@ -1,7 +1,6 @@
 """The output directory of a labeling job: its lock, the job it belongs to, and leftovers of interrupted jobs."""
 
 import contextlib
-import json
 import logging
 import shutil
 from collections import Counter
@@ -11,7 +10,7 @@ from typing import Any
 
 from vise_jax import artifact
 from vise_jax.errors import UserError
-from vise_jax.labeling.input_split import InputSplit, is_labeled
+from vise_jax.labeling.input_split import InputSplit, is_labeled, parse_record
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,8 @@ def check_job(output: Path, job: dict[str, Any]) -> None:
         if entries <= {"records", LOCK} or all(".tmp-" in name for name in entries - {"records", LOCK}):
             return  # of a job that was killed before it wrote job.json
         raise UserError(f"{output} holds something that is no labeling job: name a new directory.")
-    theirs = json.loads((output / "job.json").read_bytes().decode())
+    path = output / "job.json"
+    theirs = artifact.parse_json(path.read_bytes(), path, "restore it, or name a new directory")
     if {**theirs, "excluded": job["excluded"]} != job:
         raise UserError(f"{output} holds the shards of another labeler or other labels keys: name a new directory.")
     if theirs != job:
@@ -77,7 +77,7 @@ def clear(output: Path, input_splits: Sequence[InputSplit]) -> None:
         path = output / "records" / name
         if path.suffix != ".json" or path.stem.rpartition("-")[0] in names:
             continue
-        record = json.loads(path.read_bytes().decode())
+        record = parse_record(path.read_bytes(), path)
         if complete or record["file"] not in given:
             raise UserError(
                 f"{output} holds shards of posts that are not given now ({record['file']}, or it was changed since): "

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
+from safetensors import SafetensorError
 
 from vise_jax import artifact
+from vise_jax.errors import UserError
 
 
 def write_table(path: Path, table: dict[str, np.ndarray]) -> None:
@@ -25,8 +27,14 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
         0.1.0). Where duplicates were dropped or merged, `copies` uint32 [N] (number of posts that each example stands
         for, itself among them) and `duplicate_ids` uint8 [sum(copies - 1), 16] (the salted hashes of the others).
     """
-    with artifact.explained(path):
-        table: dict[str, np.ndarray] = safetensors.numpy.load(path.read_bytes())
+    try:
+        with artifact.explained(path):
+            table: dict[str, np.ndarray] = safetensors.numpy.load(path.read_bytes())
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} is damaged ({error}): delete it and its record (.json), and run `label.py run` again, which "
+            "writes its shards again."
+        ) from error
     ids: dict[str, np.ndarray] = {
         name: table[name].reshape(-1, 16) for name in ("post_ids", "duplicate_ids") if name in table
     }

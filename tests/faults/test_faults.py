@@ -1,0 +1,44 @@
+"""Jobs that are killed, stopped, damaged, and run out of disk end as if they had been left alone, or refuse."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "shared"))
+from faulty_jobs import Harness
+
+# The long form is benchmarks/faults.py.
+pytestmark = pytest.mark.slow
+
+WELL = {"equal", "refused", "had room", "nothing to damage"}
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "")
+        yield Harness(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.mark.parametrize("job", ["fit", "label", "delete", "train", "extract"])
+def test_a_job_that_is_killed_ends_as_one_that_was_left_alone(harness: Harness, job: str) -> None:
+    ends = harness.kills(job, 6)
+    assert set(ends) == {"equal"}, ends
+
+
+@pytest.mark.parametrize("job", ["fit", "label", "delete", "convert", "predict"])
+def test_a_full_disk_is_a_sentence_and_costs_nothing(harness: Harness, job: str) -> None:
+    try:
+        ends = harness.full_disks(job, 2)
+    except OSError as error:
+        pytest.skip(f"no file system in memory can be mounted: {error}")
+    assert set(ends) <= {"equal", "had room"}, ends
+    assert ends["equal"] == 2
+
+
+@pytest.mark.parametrize("job", ["fit", "delete", "extract"])
+def test_damage_is_mended_or_named(harness: Harness, job: str) -> None:
+    ends = harness.damages(job, 4)
+    assert set(ends) <= WELL, (ends, harness.found)

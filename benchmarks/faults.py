@@ -45,7 +45,7 @@ def main(words: list[str]) -> None:
             ends = {"signals": harness.kills(job, kills), "stand-stills": harness.freezes(job, others)}
             try:
                 ends["full disks"] = harness.full_disks(job, others)
-            except OSError as error:
+            except PermissionError as error:
                 print(f"full disks were not tried: {error}", flush=True)
             ends["damage"] = harness.damages(job, others)
             counts[job] = {kind: dict(of_kind) for kind, of_kind in ends.items()}

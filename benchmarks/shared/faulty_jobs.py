@@ -331,8 +331,9 @@ class Harness:
         The first run has to refuse in a sentence that says so.
 
         Raises:
-            OSError: this process may not mount a file system in memory.
+            PermissionError: this process may not mount a file system in memory.
         """
+        self.undisturbed(job)  # before the output is a mount
         needed, ends = (
             sum(path.stat().st_size for path in self._after(job).rglob("*") if path.is_file()),
             Counter[str](),
@@ -399,4 +400,4 @@ def _mount(directory: Path, options: str) -> None:
         ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise OSError(done.stderr.strip())
+        raise PermissionError(done.stderr.strip())

@@ -24,7 +24,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
 
 @pytest.mark.parametrize("job", ["fit", "label", "delete", "train", "extract"])
 def test_a_job_that_is_killed_ends_as_one_that_was_left_alone(harness: Harness, job: str) -> None:
-    ends = harness.kills(job, 6)
+    ends = harness.kills(job, 3 if job == "train" else 6)
     assert set(ends) == {"equal"}, ends
 
 
@@ -32,7 +32,7 @@ def test_a_job_that_is_killed_ends_as_one_that_was_left_alone(harness: Harness, 
 def test_a_full_disk_is_a_sentence_and_costs_nothing(harness: Harness, job: str) -> None:
     try:
         ends = harness.full_disks(job, 2)
-    except OSError as error:
+    except PermissionError as error:
         pytest.skip(f"no file system in memory can be mounted: {error}")
     assert set(ends) <= {"equal", "had room"}, ends
     assert ends["equal"] == 2

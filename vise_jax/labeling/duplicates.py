@@ -183,7 +183,7 @@ def apply(output: Path, input_split: InputSplit, after_post: Callable[[], None] 
 
 def _apply(output: Path, shard: Mapping[str, Any], path: Path, after_post: Callable[[], None]) -> dict[str, Any] | None:
     """Write a shard as planned; return its description, or None if no example stays."""
-    table, planned = read_table(output / "records" / shard["table"]), read_table(path)
+    table, planned = read_table(output / "records" / shard["table"]), read_table(path, frozenset())
     keep = planned["keep"]
     if not keep.any():
         return None

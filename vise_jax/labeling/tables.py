@@ -1,6 +1,6 @@
 """Tables of the labels of a shard, beside its record."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,10 @@ from safetensors import SafetensorError
 from vise_jax import artifact
 from vise_jax.errors import UserError
 
+# Columns that each table has; those with a row for each example.
+_OF_EXAMPLES = frozenset({"post_ids", "comment_counts", "reaction_labels", "lengths"})
+_COLUMNS = _OF_EXAMPLES | {"comment_labels"}
+
 
 def write_table(path: Path, table: dict[str, np.ndarray]) -> None:
     """Write a table for `read_table`."""
@@ -17,8 +21,12 @@ def write_table(path: Path, table: dict[str, np.ndarray]) -> None:
         file.write(safetensors.numpy.save({name: np.ascontiguousarray(column) for name, column in table.items()}))
 
 
-def read_table(path: Path) -> dict[str, np.ndarray]:
+def read_table(path: Path, needed: Set[str] = _COLUMNS) -> dict[str, np.ndarray]:
     """Read the labels of a shard without its images.
+
+    Args:
+        path: the file.
+        needed: columns that it has to have.
 
     Returns:
         `post_ids` uint8 [N, 16] (the salted hashes), `comment_labels` int32 [M] (of all examples, concatenated),
@@ -30,14 +38,18 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
     try:
         with artifact.explained(path):
             table: dict[str, np.ndarray] = safetensors.numpy.load(path.read_bytes())
-    except SafetensorError as error:
+        if missing := needed - table.keys():
+            raise ValueError(f"it has no column {min(missing)}")
+        ids: dict[str, np.ndarray] = {
+            name: table[name].reshape(-1, 16) for name in ("post_ids", "duplicate_ids") if name in table
+        }
+        if len({len(({**table, **ids})[name]) for name in _OF_EXAMPLES & needed}) > 1:
+            raise ValueError("its columns differ in length")
+    except (SafetensorError, ValueError) as error:
         raise UserError(
             f"{path} is damaged ({error}): delete it and its record (.json), and run `label.py run` again, which "
             "writes its shards again."
         ) from error
-    ids: dict[str, np.ndarray] = {
-        name: table[name].reshape(-1, 16) for name in ("post_ids", "duplicate_ids") if name in table
-    }
     return {**table, **ids}
 
 

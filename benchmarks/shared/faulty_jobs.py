@@ -360,8 +360,11 @@ class Harness:
                 subprocess.run(["umount", str(output)], check=True)
         return ends
 
-    def damages(self, job: str, count: int) -> Counter[str]:
-        """Kill a job, cut a file that it left or flip a bit in it, and run it again; return how the jobs ended."""
+    def damages(self, job: str, count: int, flips: bool = True) -> Counter[str]:
+        """Kill a job, cut a file that it left, and run it again; return how the jobs ended.
+
+        With `flips`, every other time a bit is flipped instead.
+        """
         seconds, ends = self.undisturbed(job)[1], Counter[str]()
         for number in range(count):
             output = self.empty(job)
@@ -376,7 +379,7 @@ class Harness:
             path = self.draw.choice(there)
             content = bytearray(path.read_bytes())
             place = self.draw.randrange(len(content))
-            if number % 2:
+            if flipped := flips and number % 2 == 1:
                 content[place] ^= 1 << self.draw.randrange(8)
             else:
                 del content[place:]
@@ -385,7 +388,7 @@ class Harness:
             ends[end] += 1
             if end in ("different", "broken"):
                 self.found.append(
-                    f"{job}: {path.relative_to(output)} {'flipped' if number % 2 else 'cut'} at {place}: {end}"
+                    f"{job}: {path.relative_to(output)} {'flipped' if flipped else 'cut'} at {place}: {end}"
                 )
         return ends
 

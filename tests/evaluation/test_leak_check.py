@@ -83,7 +83,7 @@ def test_planted_copies_are_found(directory, tmp_path, monkeypatch):
 
 def test_shards_without_hashes_are_named(directory, tmp_path):
     path = directory / "records" / "1.safetensors"
-    table = read_table(path)
+    table = read_table(path, frozenset())
     path.write_bytes(safetensors.numpy.save({"post_ids": table["post_ids"].ravel()}))
     with pytest.raises(UserError, match="have no perceptual hashes: label the posts again"):
         leak_check.training_hashes(directory)

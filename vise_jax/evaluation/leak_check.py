@@ -73,7 +73,7 @@ def training_hashes(directory: Path) -> np.ndarray:
     hashes = []
     for shard in shards.read_manifest(directory)["shards"]:
         name = shard["name"].removesuffix(".tfrecord")
-        table = read_table(directory / "records" / f"{name}.safetensors")
+        table = read_table(directory / "records" / f"{name}.safetensors", frozenset({"post_ids"}))
         if "image_hashes" not in table:
             raise UserError(
                 f"The shards {directory} have no perceptual hashes: label the posts again with label.py run."

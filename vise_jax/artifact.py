@@ -348,6 +348,16 @@ def is_file(path: Path) -> bool:
         return path.is_file()
 
 
+def exists(path: Path) -> bool:
+    """Return whether there is such a file or directory.
+
+    Raises:
+        UserError: as `explained`.
+    """
+    with explained(path):
+        return path.exists()
+
+
 def entries(directory: Path) -> set[str]:
     """Return the names of the files and directories directly in a directory; none if it does not exist.
 
@@ -682,23 +692,23 @@ def atomic_directory(path: Path, description: str = "") -> Iterator[Path]:
     Raises:
         UserError: `path` exists and is not empty, the disk is full, or as `explained`.
     """
+    occupied = UserError(f"{path} already exists: name a new directory, or delete it first.")
     if is_remote(path):
-        exists = UserError(f"{path} already exists: name a new directory, or delete it first.")
         there = entries(path)
         if description in there or (there and not description):
-            raise exists
+            raise occupied
         with _disk_full(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="vise_jax-") as name:
             yield Path(name)
             files = [entry.relative_to(name).as_posix() for entry in Path(name).rglob("*") if entry.is_file()]
             # A killed process may have left some of them.
             if there and not set(tree(path)) <= set(files):
-                raise exists
+                raise occupied
             upload(Path(name), (file for file in files if file != description), path)
             upload(Path(name), (file for file in files if file == description), path)
         return
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} already exists: name a new directory, or delete it first.")
+        raise occupied
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     temporary = _temporary(path)

@@ -311,7 +311,7 @@ class Harness:
         return ends
 
     def freezes(self, job: str, count: int) -> Counter[str]:
-        """Stop a job for half a second at a random moment, and let it go on; return how the jobs ended."""
+        """Stop a job for half a second at a random moment, and resume it; return how the jobs ended."""
         seconds, ends = self.undisturbed(job)[1], Counter[str]()
         for _ in range(count):
             output = self.empty(job)

@@ -174,8 +174,7 @@ def name_of(source: str) -> str:
     if source.startswith("random:"):
         rest = source.removeprefix("random:")
         return f"random:{name_of(rest)}" if artifact.location(rest).is_dir() else source
-    path = artifact.location(source)
-    path = path if artifact.is_remote(path) else path.resolve()
+    path = artifact.location(source).resolve()
     return path.parent.name if path.name == "encoder" else path.name
 
 

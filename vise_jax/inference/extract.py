@@ -238,7 +238,7 @@ def export(
     if feature_files.holds(path, key_of(encoder, images, preprocessing)):
         clear(path)
         return feature_files.read_about(path)
-    if artifact.is_file(path) or path.is_dir():
+    if artifact.exists(path):
         raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")
     with computed(encoder, images, preprocessing, path, **settings) as (parts, about):
         write(path, parts, about, images)

@@ -48,7 +48,7 @@ def export(encoder: Encoder, layout: str, path: str | Path, *, head: str = "") -
         raise UserError(f"{path} must end in .safetensors, the format that is written.")
     _check_exportable(encoder.architecture)
     content = _weights(encoder, layout, head)
-    if artifact.is_file(path) or path.is_dir():
+    if artifact.exists(path):
         if path.is_file() and path.read_bytes() == content:
             return
         raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")
@@ -128,7 +128,7 @@ def _export_to_timm(encoder: Encoder, path: Path, head: str) -> None:
         "model.safetensors": weights,
         MODEL_CARD: encoder.card(library="timm", usage=usage).encode(),
     }
-    if artifact.entries(path) if artifact.is_remote(path) else path.exists():
+    if artifact.exists(path):
         if all((path / name).is_file() and (path / name).read_bytes() == content for name, content in files.items()):
             return
         raise UserError(f"{path} already exists and holds something else: name another directory, or delete it first.")

@@ -65,7 +65,7 @@ def write(
         lines = output.read_bytes().decode().split("\n")
         return page, len(images), sum("error" in json.loads(line) for line in lines if line)
     for path in (output, page):
-        if not ours and (artifact.is_file(path) or path.is_dir()):
+        if not ours and artifact.exists(path):
             raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")
     settings = {"batch_size": batch_size, "threads": threads, "max_image_pixels": max_image_pixels}
     with extract.computed(encoder, images, encoder.preprocessing, output, **settings) as (parts, about):

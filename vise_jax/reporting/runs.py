@@ -171,7 +171,7 @@ def _written(name: str, value: float) -> str:
 
 def _names(directories: Sequence[Path]) -> list[str]:
     """Return the shortest unique suffix of each path."""
-    paths = [directory if artifact.is_remote(directory) else directory.resolve() for directory in directories]
+    paths = [directory.resolve() for directory in directories]
     for number, path in enumerate(paths):
         if path in paths[:number]:
             raise UserError(f"The run {directories[number]} is named twice: name each run once.")

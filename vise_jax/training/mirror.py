@@ -188,13 +188,14 @@ class MirroredCheckpoints:
 
     def save(self, step: int, state: Any) -> None:
         """Start to save `state`, any pytree of arrays, after the previous save. All processes call it alike."""
-        leaves = _on_hosts(named_leaves(state))
+        leaves = _addressable(named_leaves(state))
         # The one before goes from this disk with the next.
         self.wait()
         if self._disk is None:
             self._upload = self._uploads.submit(self._mirror.upload)
             return
-        self._disk.save(step, leaves)
+        # Copies: on the CPU, an array is a view of a buffer that the next step donates.
+        self._disk.save(step, {name: np.array(leaf) for name, leaf in leaves.items()})
         self._waiting = step
 
     def wait(self) -> None:
@@ -276,18 +277,15 @@ class MirroredCheckpoints:
         self._problem = str(failure or self._problem).rstrip(".")
 
 
-def _on_hosts(leaves: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-    """Return the whole of each array, which may be split over the devices of several processes."""
+def _addressable(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Return arrays of which each process has the whole. All processes call it alike."""
     parts = {
         name: leaf for name, leaf in leaves.items() if not leaf.is_fully_replicated and not leaf.is_fully_addressable
     }
     if parts:
         everywhere = sharding.replicated(next(iter(parts.values())).sharding.mesh)  # type: ignore[attr-defined]
         leaves = leaves | jax.jit(lambda arrays: arrays, out_shardings=everywhere)(parts)
-    # Copies: on the CPU, an array is a view of a buffer that the next step donates.
-    return {
-        name: np.array(leaf.addressable_data(0) if leaf.is_fully_replicated else leaf) for name, leaf in leaves.items()
-    }
+    return {name: leaf.addressable_data(0) if leaf.is_fully_replicated else leaf for name, leaf in leaves.items()}
 
 
 @contextlib.contextmanager

@@ -281,20 +281,16 @@ def corrupt_limit(
     """
     names, limit = {shard["name"] for shard in manifest["shards"]}, max_fraction * manifest["examples"]
     shown = mirror.remote if mirror else workdir
-
-    def count() -> int:
-        if mirror:
-            mirror.exchange("corrupt_examples.jsonl")
-        return hosts.from_first(count_corrupt(workdir, names))
-
-    total = count()
+    total = hosts.from_first(count_corrupt(workdir, names))
 
     def add(found: int) -> None:
         nonlocal total
         total += found
         if total > limit:
             # Two processes may have found the same example. The first one decides.
-            total = count()
+            if mirror:
+                mirror.exchange("corrupt_examples.jsonl")
+            total = hosts.from_first(count_corrupt(workdir, names))
         if total > limit:
             raise UserError(
                 f"{total:,} of {manifest['examples']:,} training examples are corrupt: "

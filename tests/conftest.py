@@ -140,6 +140,36 @@ def trained(labeler) -> Encoder:
     )
 
 
+@pytest.fixture(scope="session")
+def make_result() -> Callable[..., dict]:
+    """From changes of its keys to a complete result of a linear probe, as `results.write` takes it."""
+
+    def make(value: float = 0.5, std: float | None = None, metric: str = "accuracy", **changes: object) -> dict:
+        selected = {"settings": {"l2": 0.1}, "validation": value, "test": value, "details": {}}
+        other = {"settings": {"l2": 0.01}, "validation": value / 2, "test": value / 2, "details": {}}
+        split = {"seed": 0, "variant": "", "sizes": {"train": 4, "validation": 2, "test": 2}, "metrics": {}}
+        split |= {"per_class_accuracy": [1.0, None], "confusion": [[2, 0], [0, 0]]}
+        data = {"name": "birds", "fingerprint": "d" * 64, "images": 8, "left_out": {"images": 0, "names": []}}
+        encoder = {"name": "x", "fingerprint": "f" * 64, "modality": "image", "architecture": {}, "preprocessing": {}}
+        return {
+            "task": "cub",
+            "protocol": "linear",
+            "setting": "image",
+            "config": {"linear.iterations": 500, "task": "cub"},
+            "primary": metric,
+            "metrics": {metric: {"mean": value, "std": std, "values": [value]}},
+            "selection": {"split": "validation", "metric": metric, "grid": {"l2": [0.01, 0.1]}, "selected": [{}]},
+            "splits": [{**split, "sweep": [other, selected], "selected": selected}],
+            "encoder": {**encoder, "feature_dim": 2, "provenance": {}, "license": "CC0"},
+            "text_encoder": None,
+            "data": {**data, "truncated_texts": 0, "leaks": None, "classes": ["a", "b"], "official_splits": True},
+            "seconds": 1.0,
+            **changes,
+        }
+
+    return make
+
+
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", *(f"w{number}" for number in range(28))]
 
 

@@ -472,6 +472,18 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
+def from_json(content: bytes | str) -> Any:
+    """Parse JSON in UTF-8.
+
+    Raises:
+        ValueError: it is not valid JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(content.decode() if isinstance(content, bytes) else content)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def parse_json(content: bytes, path: Path, advice: str) -> Any:
     """Parse a JSON file that was written atomically, so that only damage can make it invalid.
 
@@ -484,7 +496,7 @@ def parse_json(content: bytes, path: Path, advice: str) -> Any:
         UserError: it is not valid JSON.
     """
     try:
-        return json.loads(content.decode())
+        return from_json(content)
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): {advice}.") from error
 
@@ -746,7 +758,7 @@ def read_description(
     if missing:
         raise UserError(f"{directory} has no {name}: give a directory that `{made_by}` has finished writing.")
     try:
-        description = json.loads(path.read_bytes().decode())
+        description = from_json(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}): write the directory again with `{made_by}`.") from error
     format_version = description.get("format_version") if isinstance(description, dict) else None

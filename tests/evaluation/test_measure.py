@@ -231,24 +231,11 @@ def test_features_that_are_not_finite_are_refused(encoder, pictures, tmp_path):
     assert not [path for path in (tmp_path / "results").rglob("*") if path.name != "features"]
 
 
-VALID = {
-    "format_version": 3,
-    "task": "folder",
-    "protocol": "linear",
-    "metrics": {"accuracy": {"mean": 0.5, "std": None, "values": [0.5]}},
-    "primary": "accuracy",
-    "selection": {},
-    "splits": [],
-    "encoder": {"name": "a", "fingerprint": "0"},
-    "data": {"name": "b", "fingerprint": "1"},
-}
-
-
-def test_nan_is_never_written(tmp_path):
-    results.write(tmp_path / "a.json", VALID)
-    assert results.read(tmp_path / "a.json")["metrics"] == VALID["metrics"]
+def test_nan_is_never_written(tmp_path, make_result):
+    results.write(tmp_path / "a.json", make_result())
+    assert results.read(tmp_path / "a.json")["metrics"] == make_result()["metrics"]
     with pytest.raises(ValueError, match="not JSON compliant"):
-        results.write(tmp_path / "b.json", VALID | {"seconds": float("nan")})
+        results.write(tmp_path / "b.json", make_result(seconds=float("nan")))
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
@@ -259,15 +246,30 @@ def test_nan_is_never_written(tmp_path):
         ("[]", "format version None"),
         ('{"format_version": 99}', "format version 99"),
         ('{"format_version": 2}', "format version 2, .*evaluate.py"),
-        ('{"format_version": 3, "task": "folder"}', "no valid 'protocol'"),
-        (json.dumps(VALID | {"data": {"name": "b"}}), "has no data fingerprint"),
-        (json.dumps(VALID | {"primary": "auc"}), "no valid metric 'auc'"),
-        (json.dumps(VALID).replace("0.5", "NaN"), "no valid metric 'accuracy'"),
-        (json.dumps(VALID).replace("null", "Infinity"), "no valid metric 'accuracy'"),
+        ('{"format_version": 3, "task": "folder"}', r"no valid 'protocol' \(Field required\)"),
     ],
 )
 def test_results_that_are_refused(tmp_path, text, message):
     (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(UserError, match=rf"bad\.json .*{message}"):
+        results.read_all(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"fingerprint": "dddd', '"print": "dddd', r"no valid 'data.fingerprint'"),
+        ('"primary": "accuracy"', '"primary": "auc"', "no metric 'auc'"),
+        ('"mean": 0.5', '"mean": NaN', r"no valid 'metrics.accuracy.mean' \(Input should be a finite number\)"),
+        ('"std": null', '"std": Infinity', "no valid 'metrics.accuracy.std'"),
+        ('"validation": 0.25', '"validation": "x"', r"no valid 'splits.0.sweep.0.validation'"),
+        ('"l2": 0.01}', '"other": 0.01}', "other 'settings' in some rows"),
+    ],
+)
+def test_results_that_are_damaged(tmp_path, make_result, old, new, message):
+    text = json.dumps({"format_version": 3, **make_result()})
+    assert old in text
+    (tmp_path / "bad.json").write_text(text.replace(old, new, 1))
     with pytest.raises(UserError, match=rf"bad\.json .*{message}"):
         results.read_all(tmp_path)
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,31 +15,14 @@ from vise_jax.reproduction.paper import EXPERIMENTS, METHODS
 from vise_jax.reproduction.plan import Plan, Settings
 
 
-def result(value: float, std: float | None, *, metric: str = "accuracy") -> dict:
-    selected = {"settings": {"l2": 0.1}, "validation": value, "test": value, "details": {}}
-    other = {"settings": {"l2": 0.01}, "validation": value / 2, "test": value / 2, "details": {}}
-    return {
-        "task": "cub",
-        "protocol": "linear",
-        "setting": "image",
-        "config": {"linear.iterations": 500, "task": "cub"},
-        "primary": metric,
-        "metrics": {metric: {"mean": value, "std": std, "values": [value]}},
-        "selection": {"split": "validation", "metric": metric, "grid": {"l2": [0.01, 0.1]}, "selected": [{"l2": 0.1}]},
-        "splits": [{"seed": 0, "sweep": [other, selected], "selected": selected}],
-        "encoder": {"name": "x", "fingerprint": "f" * 64},
-        "data": {"name": "birds", "fingerprint": "d" * 64},
-    }
-
-
-def fill(plan: Plan, cells: int | None = None) -> dict[str, float]:
+def fill(make_result: Callable[..., dict], plan: Plan, cells: int | None = None) -> dict[str, float]:
     """Write results of the first cells; return their means by file."""
     values = {}
     for number, (method, column) in enumerate(plan.experiment.cells()[:cells]):
         value, std = 0.3123 + 0.0457 * number % 0.6, (0.0213 if column.task == "unbiased_emotion" else None)
         metric = "roc_auc" if column.task == "hateful_memes" else "accuracy"
         directory = plan.results(method, column)
-        results.write(directory / "one.json", result(value, std, metric=metric))
+        results.write(directory / "one.json", make_result(value, std, metric))
         values[f"{directory.name}/one.json"] = value
     return values
 
@@ -48,9 +32,9 @@ def rows_of_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_every_number_on_the_page_is_that_of_its_result(tmp_path, capsys):
+def test_every_number_on_the_page_is_that_of_its_result(tmp_path, capsys, make_result):
     plan = Plan(EXPERIMENTS["table3"], tmp_path)
-    values = fill(plan)
+    values = fill(make_result, plan)
     page = study.write(plan, tmp_path / "table3").read_text()
     shown = re.findall(r'<span data-file="([^"]+)">([^<]+)</span>', page)
     assert len(shown) == 18
@@ -71,9 +55,9 @@ def test_every_number_on_the_page_is_that_of_its_result(tmp_path, capsys):
     assert "64.30" in capsys.readouterr().out
 
 
-def test_differences_are_to_the_reference_row(tmp_path):
+def test_differences_are_to_the_reference_row(tmp_path, make_result):
     plan = Plan(EXPERIMENTS["table3"], tmp_path)
-    fill(plan)
+    fill(make_result, plan)
     study.write(plan, tmp_path / "out")
     rows = rows_of_csv(tmp_path / "out" / "table.csv")
     both = {row["task"] + row["protocol"]: float(row["mean"]) for row in rows if not row["heads"]}
@@ -94,9 +78,9 @@ def test_differences_are_to_the_reference_row(tmp_path):
     assert not re.search("[±↑↓–]", latex.split("%")[0])
 
 
-def test_empty_cells_say_why(tmp_path):
+def test_empty_cells_say_why(tmp_path, make_result):
     plan = Plan(EXPERIMENTS["table2"], tmp_path)
-    fill(plan, 1)
+    fill(make_result, plan, 1)
     page = study.write(plan, tmp_path / "out").read_text()
     assert "17 of 18 cells are empty" in page
     assert "needs weights/ig_940m-resnext101_32x16d.*; data/cub" in page
@@ -117,14 +101,14 @@ def test_other_settings_are_named(tmp_path):
 @pytest.mark.parametrize(
     "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("fig3", "fig4")), "fig5", "fig6"]
 )
-def test_figures_of_all_cells_and_of_few(name, tmp_path):
+def test_figures_of_all_cells_and_of_few(name, tmp_path, make_result):
     plan = Plan(EXPERIMENTS[name], tmp_path)
-    fill(plan, 3)
+    fill(make_result, plan, 3)
     study.write(plan, tmp_path / "out")
     few = (tmp_path / "out" / "figure.svg").read_bytes()
     study.write(plan, tmp_path / "out")
     assert (tmp_path / "out" / "figure.png").exists()
-    fill(plan)
+    fill(make_result, plan)
     page = study.write(plan, tmp_path / "out").read_text()
     assert (tmp_path / "out" / "figure.svg").read_bytes() != few
     # These figures print no numbers in the paper, but for the text encoder alone.
@@ -133,10 +117,10 @@ def test_figures_of_all_cells_and_of_few(name, tmp_path):
         assert METHODS[method].title in page
 
 
-def test_two_results_of_one_cell_are_refused(tmp_path):
+def test_two_results_of_one_cell_are_refused(tmp_path, make_result):
     plan = Plan(EXPERIMENTS["table2"], tmp_path)
-    fill(plan, 1)
+    fill(make_result, plan, 1)
     (directory,) = (tmp_path / "results").iterdir()
-    results.write(directory / "two.json", result(0.1, None))
+    results.write(directory / "two.json", make_result(0.1))
     with pytest.raises(UserError, match="holds 2 results of one cell"):
         study.read(plan)

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from vise_jax.data.datasets import Dataset
-from vise_jax.data.formats import to_rgb
-from vise_jax.data.images import DAMAGE, FORMATS, INTERPOLATIONS, decode_for_evaluation, named, read_bounded
+from vise_jax.data.formats import DAMAGE, to_rgb
+from vise_jax.data.images import FORMATS, INTERPOLATIONS, decode_for_evaluation, named, read_bounded
 from vise_jax.errors import UserError
 from vise_jax.machine import available_cpus
 from vise_jax.preprocessing import Preprocessing
@@ -89,7 +89,7 @@ def decode_augmented(
         uint8 [crop, crop, 3].
 
     Raises:
-        one of `images.DAMAGE`: a truncated or corrupt file.
+        one of `formats.DAMAGE`: a truncated or corrupt file.
     """
     crop = preprocessing.crop
     if augmentation.augment == "crop_flip":

@@ -16,6 +16,9 @@ from PIL import Image, PngImagePlugin
 PngImagePlugin.MAX_TEXT_CHUNK = 16 * 2**20
 PngImagePlugin.MAX_TEXT_MEMORY = 64 * 2**20
 
+# What Pillow raises on truncated or corrupt files, depending on the format and the position.
+DAMAGE = (OSError, SyntaxError, ValueError, IndexError, RuntimeError, struct.error, zlib.error)
+
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 # Of a JPEG file: EXIF and XMP (APP1), IPTC (APP13), comments (COM).
 _JPEG_METADATA = frozenset({0xE1, 0xED, 0xFE})

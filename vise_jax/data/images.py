@@ -6,9 +6,7 @@ Orientation tags (EXIF) are ignored and transparency is dropped, as in torchvisi
 import collections
 import io
 import itertools
-import struct
 import warnings
-import zlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -16,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vise_jax.data.datasets import Dataset
-from vise_jax.data.formats import to_rgb
+from vise_jax.data.formats import DAMAGE, to_rgb
 from vise_jax.errors import UserError
 from vise_jax.machine import available_cpus
 from vise_jax.preprocessing import Preprocessing
@@ -24,8 +22,6 @@ from vise_jax.preprocessing import Preprocessing
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # Formats that are decoded. Of several frames the first is used.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
-# What Pillow raises on truncated or corrupt files, depending on the position.
-DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
 # Every caller bounds the number of pixels.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 # Number of images to read and decode ahead, while the device works.

@@ -123,7 +123,7 @@ def file_inside(
     try:
         real = os.path.realpath(path, strict=True)
         status = os.stat(real)
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:
         if not must_exist:
             return ImageFile(path, None, MISSING)
         raise UserError(f"The file {name} that {named_by} names is missing: restore it or drop it.") from error
@@ -170,7 +170,11 @@ def _list_directory(root: Path, link_roots: Sequence[Path]) -> Listing:
 def _list_archive(path: Path) -> Listing:
     try:
         with zipfile.ZipFile(path) as archive:
-            infos = [info for info in archive.infolist() if all(map(_shown, PurePosixPath(info.filename).parts))]
+            infos = [
+                info
+                for info in archive.infolist()
+                if (parts := PurePosixPath(info.filename).parts) and all(map(_shown, parts))
+            ]
             images = [
                 info
                 for info in infos

@@ -18,7 +18,8 @@ from vise_jax.data import decoding, deletions, shards
 from vise_jax.data.crops import decode_random_crop
 from vise_jax.data.decoding import Batch, Chunk
 from vise_jax.data.epoch_order import Shuffle, windows
-from vise_jax.data.images import DAMAGE, decode_for_evaluation
+from vise_jax.data.formats import DAMAGE
+from vise_jax.data.images import decode_for_evaluation
 from vise_jax.data.records import CorruptExamples, read_index, read_records
 from vise_jax.errors import UserError
 from vise_jax.preprocessing import Preprocessing

@@ -1,9 +1,9 @@
 """The datasets of the paper's downstream tasks, in the layouts that their authors distribute (Sec. 4.2)."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from vise_jax import artifact
 from vise_jax.data import datasets
 from vise_jax.data.datasets import Dataset
 from vise_jax.data.listing import ImageFile, file_inside, list_images
@@ -77,7 +77,7 @@ def open_hateful_memes(path: str | Path, link_roots: Sequence[str | Path] = ()) 
             name, label, text = (meme.get(key) for key in ("img", "label", "text"))
             if not isinstance(name, str) or not isinstance(text, str):
                 raise UserError(f"{file} has no 'img' or no 'text' in line {number}: get the file again.")
-            if label not in _MEME_CLASSES:
+            if type(label) is not int or label not in _MEME_CLASSES:
                 raise UserError(f"{file} has the label {label!r} in line {number}: Hateful Memes has 0 and 1.")
             if name in files:
                 raise UserError(f"{path} names the image {name} twice, the second time in {file.name}: drop a line.")
@@ -141,7 +141,7 @@ def _json_lines(path: Path) -> list[dict[str, object]]:
     for number, line in enumerate(_text(path).splitlines(), start=1):
         if line.strip():
             try:
-                meme = json.loads(line)
+                meme = artifact.from_json(line)
             except ValueError as error:
                 raise UserError(f"{path} is no JSON in line {number}: get the file again.") from error
             if not isinstance(meme, dict):

@@ -24,7 +24,7 @@ def perceptual_hash(image: Image.Image) -> int:
         image: decoded, at any scale of at least `MIN_SIDE`.
 
     Raises:
-        one of `images.DAMAGE`: a truncated or corrupt file.
+        one of `formats.DAMAGE`: a truncated or corrupt file.
     """
     bits = imagehash.phash(to_rgb(image)).hash
     return int(np.packbits(bits.ravel()).view(">u8")[0])
@@ -38,7 +38,7 @@ def hash_file(encoded: bytes, formats: tuple[str, ...]) -> int:
         formats: Pillow's names of the formats that are decoded.
 
     Raises:
-        one of `images.DAMAGE`: a truncated or corrupt file.
+        one of `formats.DAMAGE`: a truncated or corrupt file.
     """
     with Image.open(io.BytesIO(encoded), formats=formats) as image:
         draft(image)

@@ -38,6 +38,8 @@ _CRC_TABLES = np.array(
 )
 # Reasons for a corrupt record.
 CHECKSUM, CUT_OFF = "wrong checksum", "missing or cut off"
+# No file has more records.
+_MOST_RECORDS = 1 << 26
 
 
 def read_index(path: Path, examples: int) -> np.ndarray:
@@ -51,8 +53,10 @@ def read_index(path: Path, examples: int) -> np.ndarray:
         examples: number of records that were written to it.
 
     Raises:
-        UserError: the file can't be opened, or holds more records than were written to it.
+        UserError: the file can't be opened, holds more records than were written to it, or `examples` is out of range.
     """
+    if not 0 <= examples <= _MOST_RECORDS:
+        raise UserError(f"{path} can't have {examples:,} records: copy the file that states their number again.")
     try:
         with _opened(path) as read:
             size = artifact.version(path)[0]

@@ -1,13 +1,14 @@
 """CUB-200-2011 as TensorFlow Datasets prepares it: `caltech_birds2011`, read in place."""
 
-import json
 from pathlib import Path
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
+from vise_jax import artifact
 from vise_jax.data import datasets, records
 from vise_jax.data.datasets import Dataset
-from vise_jax.data.listing import ImageFile, file_inside
+from vise_jax.data.listing import MISSING, ImageFile, file_inside
 from vise_jax.errors import UserError
 
 
@@ -32,35 +33,45 @@ def open_prepared(directory: Path) -> Dataset:
     labels: dict[str, str] = {}
     splits: dict[str, str] = {}
     try:
-        info = json.loads((version / "dataset_info.json").read_text("utf-8"))
+        info = artifact.from_json((version / "dataset_info.json").read_bytes())
         classes = (version / "label.labels.txt").read_text("utf-8").split()
         shards = [
             (split["name"], f"{number:05d}-of-{len(split['shardLengths']):05d}", int(length))
             for split in info["splits"]
             for number, length in enumerate(split["shardLengths"])
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{version} can't be read: run tfds build caltech_birds2011 again.") from error
     for split, number, length in shards:
         file = f"caltech_birds2011-{split}.tfrecord-{number}"
-        path = file_inside(version, file, version / "dataset_info.json", (), must_exist=False).path
-        if not path.is_file():
+        place = file_inside(version, file, version / "dataset_info.json", (), must_exist=False)
+        path = place.path
+        if place.stamp == MISSING:
             raise UserError(f"{path} is missing: run tfds build caltech_birds2011 again, with its default file format.")
-        for name, label, image in _read_shard(path, length):
-            files[name], labels[name], splits[name] = image, classes[label], split
+        try:
+            images = _read_shard(path, length)
+            for name, label, image in images:
+                files[name], labels[name], splits[name] = image, classes[label], split
+        except (OSError, ValueError, IndexError, DecodeError) as error:
+            raise UserError(f"{path} is damaged: run tfds build caltech_birds2011 again.") from error
     return datasets.build(directory, files, labels, splits)
 
 
 def _read_shard(path: Path, length: int) -> list[tuple[str, int, ImageFile]]:
-    """Return name, label and place of each image."""
+    """Return name, label and place of each image.
+
+    Raises:
+        UserError: a record has a wrong checksum.
+        one of `ValueError`, `IndexError` and `DecodeError`: it is no image with a name and a label.
+    """
     index, modified = records.read_index(path, length), path.stat().st_mtime_ns
     images = []
     for number in range(length):
         (record,), corrupt = records.read_records(path, index, [number])
+        if corrupt:
+            raise UserError(f"Record {number} of {path} is damaged: run tfds build caltech_birds2011 again.")
         features = tf.train.Example.FromString(record).features.feature
         name, label, image = (features[key] for key in ("image/filename", "label", "image"))
-        if corrupt or not image.bytes_list.value:
-            raise UserError(f"Record {number} of {path} is damaged: run tfds build caltech_birds2011 again.")
         (encoded,) = image.bytes_list.value
         offset = int(index[number, 0]) + record.index(encoded)
         place = ImageFile(path, None, (len(encoded), modified), offset)

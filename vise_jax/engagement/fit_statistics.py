@@ -113,7 +113,7 @@ class Corpus:
     @classmethod
     def load(cls, path: Path, labels: ConfigDict) -> "Corpus":
         """Read what `save` wrote."""
-        return cls.from_json(json.loads(gzip.decompress(path.read_bytes())), labels)
+        return cls.from_json(artifact.from_json(gzip.decompress(path.read_bytes())), labels)
 
 
 def gather(posts: Iterable[Post], labels: ConfigDict, excluded: frozenset[bytes] = frozenset()) -> Corpus:

@@ -1,7 +1,6 @@
 """The labeler: from posts to cluster indices, the pseudo-labels of pre-training (Sec. 3.2)."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -219,7 +218,7 @@ class Labeler:
         damaged = UserError(f"The labeler {name} is damaged: copy it again, or make it again with `{_MADE_BY}`.")
         try:
             tensors = safetensors.numpy.load((directory / "labeler.safetensors").read_bytes())
-            vocabulary = json.loads((directory / "vocabulary.json").read_text("utf-8"))
+            vocabulary = artifact.from_json((directory / "vocabulary.json").read_bytes())
             comments = (
                 CommentEncoder(
                     description["labels"]["comment_encoder"],
@@ -235,7 +234,7 @@ class Labeler:
             )
             named: dict[str, Any] = {"model": "", "clusters": []}
             if _LANGUAGES in description["sha256"]:
-                named = json.loads((directory / _LANGUAGES).read_text("utf-8"))
+                named = artifact.from_json((directory / _LANGUAGES).read_bytes())
             labeler = cls(
                 description["labels"],
                 description["salt_check"],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vise_jax import artifact
+from vise_jax import artifact, npz
 from vise_jax.data import augmented
 from vise_jax.data import images as data_images
 from vise_jax.data.augmented import Augmentation
@@ -137,12 +137,9 @@ class Runs:
         # Names have dots.
         path = workdir.with_name(f"{workdir.name}.npz")
         if artifact.is_file(path):
-            with (
-                contextlib.suppress(*data_images.DAMAGE, KeyError, EOFError),
-                artifact.open_file(path) as stored,
-                np.load(stored) as arrays,
-            ):
-                return json.loads(str(arrays["row"])), arrays["scores"]
+            with contextlib.suppress(ValueError):
+                arrays = npz.read(path, ["row", "scores"])
+                return artifact.from_json(str(arrays["row"])), arrays["scores"]
 
         def on_validation(predict: Callable[[Batch], np.ndarray]) -> float:
             return self._metric(self._scores(predict, split.validation), self._dataset.labels[split.validation])

@@ -9,7 +9,8 @@ import numpy as np
 
 from vise_jax.data import perceptual, shards
 from vise_jax.data.datasets import Dataset
-from vise_jax.data.images import DAMAGE, FORMATS, read_bounded
+from vise_jax.data.formats import DAMAGE
+from vise_jax.data.images import FORMATS, read_bounded
 from vise_jax.errors import UserError
 from vise_jax.labeling.tables import read_table
 from vise_jax.machine import available_cpus

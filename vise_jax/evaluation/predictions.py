@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vise_jax import artifact
+from vise_jax import artifact, npz
 from vise_jax.data.datasets import Dataset
 from vise_jax.errors import UserError
 from vise_jax.evaluation import metrics
@@ -70,10 +70,11 @@ def read(path: Path) -> list[Predictions]:
         UserError: no such file, or a damaged one.
     """
     try:
-        with artifact.open_file(path) as file, np.load(file, allow_pickle=False) as arrays:
-            names, labels = arrays["names"], arrays["labels"]
-            splits = zip(arrays["seeds"].tolist(), arrays["variants"].tolist(), arrays["probabilities"], strict=True)
-            return [
+        arrays = npz.read(path)
+        names, labels = arrays["names"], arrays["labels"]
+        splits = zip(arrays["seeds"].tolist(), arrays["variants"].tolist(), arrays["probabilities"], strict=True)
+        return [
+            _checked(
                 Predictions(
                     seed,
                     variant,
@@ -82,10 +83,21 @@ def read(path: Path) -> list[Predictions]:
                     arrays[f"scores_{number}"],
                     bool(probabilities),
                 )
-                for number, (seed, variant, probabilities) in enumerate(splits)
-            ]
-    except (OSError, ValueError, KeyError, IndexError, EOFError) as error:
+            )
+            for number, (seed, variant, probabilities) in enumerate(splits)
+        ]
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise UserError(f"{path} holds no predictions: measure again with evaluate.py.") from error
+
+
+def _checked(split: Predictions) -> Predictions:
+    """Raise `ValueError` unless each example has a name, a class and the scores of all classes."""
+    examples, classes = split.scores.shape
+    if not len(split.names) == len(split.labels) == examples > 0 or split.scores.dtype.kind != "f":
+        raise ValueError("no scores of each example")
+    if split.labels.dtype.kind != "i" or not ((split.labels >= 0) & (split.labels < classes)).all():
+        raise ValueError("a class without scores")
+    return split
 
 
 def compare(first: Path, second: Path, metric: str, replicates: int = 1000) -> Comparison:

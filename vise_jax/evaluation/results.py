@@ -1,12 +1,14 @@
 """The results artifact: one JSON file per measurement, written atomically."""
 
-import math
 import platform
 import re
 from pathlib import Path
-from typing import NotRequired, TypedDict, cast
+from typing import Annotated, NotRequired, cast
 
 import jax
+from annotated_types import MinLen
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 import vise_jax
 from vise_jax import artifact
@@ -22,10 +24,10 @@ class Summary(TypedDict):
     `interval` is the 95% bootstrap interval of the mean, over the test examples.
     """
 
-    mean: float
-    std: float | None
-    values: list[float]
-    interval: NotRequired[tuple[float, float]]
+    mean: FiniteFloat
+    std: FiniteFloat | None
+    values: list[FiniteFloat]
+    interval: NotRequired[tuple[FiniteFloat, FiniteFloat]]
 
 
 class SweepRow(TypedDict):
@@ -38,10 +40,10 @@ class SweepRow(TypedDict):
         details: of the fit, e.g. `iterations` and `converged`.
     """
 
-    settings: dict[str, float]
-    validation: float
-    test: float
-    details: dict[str, float]
+    settings: Annotated[dict[str, FiniteFloat], MinLen(1)]
+    validation: FiniteFloat
+    test: FiniteFloat
+    details: dict[str, FiniteFloat]
 
 
 class SplitResult(TypedDict):
@@ -65,7 +67,7 @@ class SplitResult(TypedDict):
     per_class_accuracy: list[float | None]
     confusion: list[list[int]]
     selected: SweepRow
-    sweep: list[SweepRow]
+    sweep: Annotated[list[SweepRow], MinLen(1)]
 
 
 class Selection(TypedDict):
@@ -151,7 +153,7 @@ class Result(TypedDict):
     primary: str
     metrics: dict[str, Summary]
     selection: Selection
-    splits: list[SplitResult]
+    splits: Annotated[list[SplitResult], MinLen(1)]
     encoder: EncoderId
     text_encoder: EncoderId | None
     setting: str
@@ -160,16 +162,7 @@ class Result(TypedDict):
     file: NotRequired[str]
 
 
-_KINDS: dict[str, type] = {
-    "task": str,
-    "protocol": str,
-    "primary": str,
-    "metrics": dict,
-    "selection": dict,
-    "splits": list,
-    "encoder": dict,
-    "data": dict,
-}
+_SCHEMA = TypeAdapter(Result)
 
 
 def path_of(directory: Path, task: str, protocol: str, encoder: str, data: str, fingerprint: str) -> Path:
@@ -209,33 +202,19 @@ def read(path: Path) -> Result:
         UserError: not JSON, another format version, or no measurement.
     """
     result = artifact.read_description(path.parent, path.name, version=FORMAT_VERSION, made_by=_MADE_BY)
-    for key, kind in _KINDS.items():
-        if not isinstance(result.get(key), kind):
-            raise UserError(
-                f"{path} has no valid {key!r}: make it again with {_MADE_BY}, or take it out of the directory."
-            )
-    for part in ("encoder", "data"):
-        for key in ("name", "fingerprint"):
-            if not isinstance(result[part].get(key), str):
-                raise UserError(f"{path} has no {part} {key}: make it again with {_MADE_BY}, or take it away.")
-    for name in {result["primary"], *result["metrics"]}:
-        summary = result["metrics"].get(name)
-        if not _is_summary(summary):
-            raise UserError(
-                f"{path} has no valid metric {name!r}: make it again with {_MADE_BY}, or take it out of the directory."
-            )
+    again = f"make it again with {_MADE_BY}, or take it out of the directory"
+    try:
+        _SCHEMA.validate_python(result)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path} has no valid {place!r} ({first['msg']}): {again}.") from error
+    if result["primary"] not in result["metrics"]:
+        raise UserError(f"{path} has no metric {result['primary']!r}, its primary one: {again}.")
+    rows = [row for split in result["splits"] for row in (split["selected"], *split["sweep"])]
+    if any(row["settings"].keys() != rows[0]["settings"].keys() for row in rows):
+        raise UserError(f"{path} has other 'settings' in some rows of 'sweep' than in others: {again}.")
     return cast(Result, result)
-
-
-def _is_summary(value: object) -> bool:
-    def is_number(number: object) -> bool:
-        # Python's JSON parser accepts NaN.
-        return isinstance(number, int | float) and math.isfinite(number)
-
-    if not isinstance(value, dict) or not isinstance(value.get("values"), list):
-        return False
-    numbers = [value.get("mean"), *value["values"]] + ([] if value.get("std") is None else [value["std"]])
-    return all(map(is_number, numbers))
 
 
 def read_all(directory: Path) -> list[Result]:

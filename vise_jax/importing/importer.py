@@ -116,7 +116,7 @@ def import_posts(
     with artifact.lock(output / _LOCK, f"{output} is being written by another import: wait, or name another one."):
         work = artifact.scratch(output, "import") if artifact.is_remote(output) else output / _WORK
         if artifact.is_file(output / DESCRIPTION):
-            done = json.loads((output / DESCRIPTION).read_bytes())
+            done = artifact.from_json((output / DESCRIPTION).read_bytes())
             if done.get("import") != key:
                 raise UserError(f"{output} holds the posts of another import: name a new directory.")
             shutil.rmtree(work, ignore_errors=True)
@@ -128,7 +128,7 @@ def import_posts(
         about = {"import": key, "source": export.title, "files": sorted(path.name for path in paths), **about}
         artifact.write_json(output / DESCRIPTION, about)
         shutil.rmtree(work)
-        return json.loads((output / DESCRIPTION).read_bytes())
+        return artifact.from_json((output / DESCRIPTION).read_bytes())
 
 
 @contextlib.contextmanager

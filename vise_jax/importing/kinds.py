@@ -23,6 +23,7 @@ from typing import Any
 from vise_jax.errors import UserError
 from vise_jax.importing.rows import Clicks, Comment, Photo, Row
 from vise_jax.posts import BadPost
+from vise_jax.posts.schema import MAX_REACTION_COUNT
 
 Record = Mapping[str, Any]
 # Rows of a record; none where it is of no interest.
@@ -295,6 +296,8 @@ def _count(value: Any) -> int:
         raise BadPost("count_no_number") from None
     if count < 0 or isinstance(value, bool):
         raise BadPost("count_no_number")
+    if count > MAX_REACTION_COUNT:
+        raise BadPost("count_out_of_range")
     return count
 
 

@@ -1,14 +1,13 @@
 """Cache of the features of datasets and texts, and of the images that can't be decoded."""
 
 import contextlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from vise_jax import artifact
+from vise_jax import artifact, npz
 from vise_jax.data import images as data_images
 from vise_jax.data.datasets import Dataset
 from vise_jax.errors import UserError
@@ -76,8 +75,7 @@ def cached_texts(
     key = artifact.fingerprint([encoder.fingerprint, list(texts), max_tokens, extract.computed_on()])
     path = directory / f"{key[:32]}.text.npz"
     try:
-        with artifact.open_file(path) as stored, np.load(stored, allow_pickle=False) as arrays:
-            features = arrays["features"]
+        features = npz.read(path, ["features"])["features"]
         if features.shape == (len(texts), encoder.feature_dim):
             return features
     except (*feature_files.UNREADABLE, UserError):
@@ -106,7 +104,7 @@ def undecodable(
     key = artifact.fingerprint([images.fingerprint, preprocessing.to_json(), max_image_pixels])
     path = directory / f"{key[:32]}.undecodable.json"
     if artifact.is_file(path):
-        return json.loads(path.read_bytes().decode())
+        return artifact.from_json(path.read_bytes())
     rejected: dict[str, str] = {}
     decoded = data_images.decode_each(images, np.arange(len(images)), preprocessing, threads, max_image_pixels)
     with Progress("check images", len(images), "images") as progress, contextlib.closing(decoded):

@@ -1,8 +1,5 @@
 """Files of features: .npz or .parquet, with the path of each image and a description."""
 
-import json
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vise_jax import artifact
+from vise_jax import artifact, npz
 from vise_jax.errors import UserError
 
 FORMAT_VERSION = 1
 # What reading a damaged file raises.
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, pa.ArrowException)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)
+# Entries of a description.
+_ABOUT = {"key": str, "encoder": str, "crop": int, "images": int, "dim": int, "rejected": dict}
 # Paths, and features float32 [n, D].
 Rows = tuple[list[str], np.ndarray]
 Writer = Callable[[Path, Iterable[Rows], dict[str, Any]], None]
@@ -34,14 +33,15 @@ def read_about(path: Path) -> dict[str, Any]:
         UserError: no such file, or no features in it.
     """
     try:
-        with artifact.open_file(path) as file:
-            if path.suffix == ".parquet":
+        if path.suffix == ".parquet":
+            with artifact.open_file(path) as file:
                 text = pq.read_schema(file).metadata[b"about"].decode()
-            else:
-                with np.load(file, allow_pickle=False) as arrays:
-                    text = str(arrays["about"])
-        about = json.loads(text)
+        else:
+            text = str(npz.read(path, ["about"])["about"])
+        about = artifact.from_json(text)
         if about["format_version"] == FORMAT_VERSION:
+            if not all(isinstance(about[name], kind) for name, kind in _ABOUT.items()):
+                raise ValueError("a wrong description")
             return about
     except UNREADABLE as error:
         if isinstance(error, FileNotFoundError):
@@ -64,13 +64,19 @@ def read(path: Path) -> Iterator[Rows]:
             with artifact.open_file(path) as opened, pq.ParquetFile(opened) as file:
                 for batch in (file.read_row_group(number) for number in range(file.num_row_groups)):
                     values = batch["features"].combine_chunks().flatten().to_numpy()
-                    yield batch["path"].to_pylist(), values.reshape(batch.num_rows, -1)
+                    yield _checked(batch["path"].to_pylist(), values.reshape(batch.num_rows, -1))
         else:
-            with artifact.open_file(path) as opened, np.load(opened, allow_pickle=False) as arrays:
-                paths, features = arrays["paths"].tolist(), arrays["features"]
-            yield paths, features
+            arrays = npz.read(path, ["paths", "features"])
+            yield _checked(arrays["paths"].tolist(), arrays["features"])
     except UNREADABLE as error:
         raise UserError(f"{path} is damaged: make it again with extract.py.") from error
+
+
+def _checked(paths: list[str], features: np.ndarray) -> Rows:
+    named = isinstance(paths, list) and all(isinstance(path, str) for path in paths)
+    if not named or features.shape != (len(paths), *features.shape[1:2]) or features.dtype != np.float32:
+        raise ValueError("no features of each image")
+    return paths, features
 
 
 def holds(path: Path, key: str) -> bool:

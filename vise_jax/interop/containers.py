@@ -9,7 +9,6 @@ The unpacked size of a zip file is read from its directory and bounded before an
 """
 
 import io
-import json
 import re
 import zipfile
 from collections.abc import Iterator
@@ -101,7 +100,7 @@ def read(path: Path, *, max_bytes: int, ema: bool | None = None) -> dict[str, np
         members = _members(path, max_bytes) if zipped else []
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
+                return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
         if any(member.filename.endswith("/constants.pkl") for member in members):
             return _read_torchscript(path, members)
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
@@ -166,7 +165,7 @@ def read_metadata(path: Path, key: str) -> Any:
         return None
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            return json.loads((file.metadata() or {})[key])
+            return artifact.from_json((file.metadata() or {})[key])
     except (safetensors.SafetensorError, KeyError, ValueError):
         return None
 

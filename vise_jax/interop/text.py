@@ -1,6 +1,5 @@
 """Convert text encoders from directories in Hugging Face's layout, strictly."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import vise_jax
-from vise_jax import models, variables
+from vise_jax import artifact, models, variables
 from vise_jax.errors import UserError
 from vise_jax.interop import containers
 from vise_jax.interop.conversion import MAX_BYTES, fill, upcast
@@ -178,7 +177,7 @@ def _max_tokens(directory: Path, architecture: Mapping[str, Any]) -> int:
 
 def _json(path: Path, kind: type = dict) -> Any:
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = artifact.from_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as JSON: get the model's directory again.") from error
     if not isinstance(value, kind):

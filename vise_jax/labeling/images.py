@@ -2,9 +2,7 @@
 
 import io
 import os
-import struct
 import warnings
-import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +13,7 @@ from PIL import Image
 
 from vise_jax import artifact
 from vise_jax.data import perceptual
-from vise_jax.data.formats import JPEG, PNG, strip_metadata, to_rgb
+from vise_jax.data.formats import DAMAGE, JPEG, PNG, strip_metadata, to_rgb
 from vise_jax.posts import BadPost, Post
 
 MAX_IMAGE_BYTES = 64 * 2**20
@@ -27,8 +25,6 @@ _TRANSCODED = ("WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _OTHER_FORMATS = (b"\0\0\1\0", b"\xff\x0a", b"8BPS")
 # Pixel modes of JPEG and PNG files that TensorFlow decodes as Pillow does.
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
-# What Pillow raises on truncated or corrupt files, depending on the position.
-_DAMAGE = (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
 
 
 def read_image(
@@ -73,7 +69,7 @@ def read_image(
         raise BadPost("image_too_large") from error
     except Image.UnidentifiedImageError as error:
         raise BadPost(_unidentified(encoded)) from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise BadPost("image_truncated") from error
 
 

@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import io
 import itertools
-import json
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -237,11 +236,11 @@ def json_records(path: Path, start: Cursor = BEGINNING, end: int | None = None) 
 def _decode(raw: bytes) -> object:
     try:
         # NaN and Infinity are read: a field of the schema that holds one is rejected, any other is not looked at.
-        return json.loads(raw.decode("utf-8"))
+        return artifact.from_json(raw)
     except UnicodeDecodeError:
         return BadPost("invalid_utf8")
-    # Deep nesting exhausts the stack; an integer of thousands of digits is a ValueError, as bad syntax is.
-    except (ValueError, RecursionError):
+    # An integer of thousands of digits is a ValueError, as bad syntax is.
+    except ValueError:
         return BadPost("malformed_json")
 
 
@@ -329,8 +328,10 @@ def parquet_file(path: Path) -> Iterator[Any]:
     try:
         with artifact.open_file(path) as raw, pyarrow.parquet.ParquetFile(raw) as file:
             yield file
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path} can't be read as Parquet ({str(error).splitlines()[0]}): write it again.") from error
+    # Damaged pages are an OSError, a damaged column name a UnicodeDecodeError.
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise UserError(f"{path} can't be read as Parquet ({reason}): write it again.") from error
 
 
 @contextlib.contextmanager

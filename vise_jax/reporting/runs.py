@@ -184,7 +184,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not artifact.is_file(path):
         raise UserError(f"{directory} is no run: it has no config.json; give the --workdir of train.py.")
     try:
-        return dict(json.loads(path.read_bytes())["config"])
+        return dict(artifact.from_json(path.read_bytes())["config"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: give a run directory as train.py wrote it.") from error
 
@@ -200,14 +200,14 @@ def _read_series(path: Path) -> dict[str, Series]:
             if not line.endswith(b"\n"):
                 break
             try:
-                record = json.loads(line)
+                record = artifact.from_json(line)
                 step = int(record.pop("step"))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                for name, value in record.items():
+                    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+                        steps.setdefault(name, array("q")).append(step)
+                        values.setdefault(name, array("d")).append(value)
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 raise UserError(f"Line {number} of {path} is no record of a step: delete the line.") from error
-            for name, value in record.items():
-                if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-                    steps.setdefault(name, array("q")).append(step)
-                    values.setdefault(name, array("d")).append(value)
     return {name: _in_order(np.array(steps[name]), np.array(values[name])) for name in values}
 
 

@@ -16,11 +16,14 @@ import safetensors.numpy
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 
+from vise_jax import artifact
 from vise_jax.errors import UserError
 from vise_jax.text.masking import PLACEHOLDERS, mask
 
 # Tokens of a text that model2vec looks at, where the model doesn't say.
 _MAX_TOKENS = 512
+# Larger numbers of tokens are no tokenizer's, and must not fill the memory.
+_MAX_NUMBER = 10_000_000
 _PLACEHOLDER = regex.compile("|".join(PLACEHOLDERS))
 
 
@@ -47,7 +50,10 @@ class Splitter:
         """Return the tokens of each raw comment in order, or their numbers."""
         texts = [_PLACEHOLDER.sub(" ", mask(comment))[: self._characters] for comment in comments]
         given = self._given
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # the library names nothing narrower
+            raise UserError(f"The tokenizer of the vectors can't split a comment ({error}): copy it again.") from error
         return [[given[number] for number in encoding.ids if given[number] is not None] for encoding in encodings]
 
 
@@ -70,8 +76,9 @@ def read_tokenizer(directory: str) -> bytes:
     content = _content(directory, "tokenizer.json")
     about = _content(directory, "config.json") if (Path(directory) / "config.json").exists() else b"{}"
     try:
-        max_tokens = json.loads(about).get("max_length", _MAX_TOKENS)
+        max_tokens = artifact.from_json(about).get("max_length", _MAX_TOKENS)
         tokenizer = Tokenizer.from_buffer(content)
+        _tokens(tokenizer)
         tokenizer.no_padding()
         if max_tokens is None:
             tokenizer.no_truncation()
@@ -133,9 +140,15 @@ def _tensors(directory: str, tokens: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _tokens(tokenizer: Tokenizer) -> list[Any]:
-    """Return tokens by number; None where a number has none."""
+    """Return tokens by number; None where a number has none.
+
+    Raises:
+        ValueError: a number is too large.
+    """
     vocabulary = tokenizer.get_vocab()
-    tokens: list[str | None] = [None] * (1 + max(vocabulary.values(), default=-1))
+    if (largest := max(vocabulary.values(), default=-1)) > _MAX_NUMBER:
+        raise ValueError(f"a token has the number {largest:,}")
+    tokens: list[str | None] = [None] * (1 + largest)
     for token, number in vocabulary.items():
         tokens[number] = token
     return tokens

@@ -40,7 +40,13 @@ class SubwordTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the token ids of each text, int32 [L], with special tokens."""
-        return [np.array(one.ids, np.int32) for one in self._tokenizer.encode_batch_fast(list(texts))]
+        try:
+            encodings = self._tokenizer.encode_batch_fast(list(texts))
+        except Exception as error:  # the library names nothing narrower
+            raise UserError(
+                f"The text encoder's tokenizer.json can't split a text ({error}): copy it again."
+            ) from error
+        return [np.array(one.ids, np.int32) for one in encodings]
 
     def count_truncated(self, texts: Sequence[str]) -> int:
         """Return the number of texts that are truncated."""

@@ -6,24 +6,30 @@
 # make lint     format, lint, types
 # make docs     the docs site, in ./site
 # make bench    the benchmarks, quick, compared with what was measured before
+# make lock     constraints.txt, after requirements have changed (make lock UPGRADE=--upgrade: to the newest versions)
+# make audit    known vulnerabilities of what constraints.txt names
+# make sbom     bill of materials of .venv (CycloneDX), in build/sbom.json
 
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= demo
 SEED ?= 0
+# Builds for CPUs and GPUs have other hashes.
+TORCH ?= torch==2.13.0
 
-.PHONY: setup convert demo test test-all lint docs bench clean-demo
+.PHONY: setup convert demo test test-all lint docs bench lock audit sbom clean-demo
 
 setup: .venv/ready
 
 .venv/ready: requirements.txt constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "vise_jax needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=python3.12 ..." % v)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --require-hashes --requirement constraints.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 convert: setup
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[convert]'
+	$(BIN)/pip install --quiet $(TORCH)
 
 DEMO_CONFIG := --config configs/demo.py --config.labels.seed=$(SEED) --config.training.seed=$(SEED)
 DEMO_EVAL := --config configs/eval.py:folder,linear --output $(DEMO)/results --data $(DEMO)/corpus
@@ -61,3 +67,19 @@ docs: setup
 
 bench: setup
 	$(BIN)/python benchmarks/regressions.py
+
+.tools/ready:
+	$(PYTHON) -m venv .tools
+	.tools/bin/pip install --quiet uv==0.13.9 pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	touch $@
+
+lock: .tools/ready
+	.tools/bin/uv pip compile --quiet $(UPGRADE) --universal --python-version 3.11 --extra dev --generate-hashes \
+	  --no-annotate --custom-compile-command 'make lock' --output-file constraints.txt pyproject.toml
+
+audit: .tools/ready
+	.tools/bin/pip-audit --strict --disable-pip --require-hashes --requirement constraints.txt
+
+sbom: setup .tools/ready
+	mkdir -p build
+	.tools/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-file build/sbom.json

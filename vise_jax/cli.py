@@ -80,6 +80,7 @@ def run(main: Callable[[list[str]], None], description: str) -> None:
         sys.exit(0)
     logging.set_verbosity(logging.WARNING)
     vise_logging.to_stderr()
+    sys.unraisablehook = _unraisable
     words = _parse(program)
     try:
         main(words)
@@ -87,6 +88,12 @@ def run(main: Callable[[list[str]], None], description: str) -> None:
         _fail(program, str(error), 1)
     except KeyboardInterrupt:
         _fail(program, "interrupted: run the same command again to resume.", 130)
+
+
+def _unraisable(raised: Any) -> None:
+    # When an array of a checkpoint is damaged, TensorStore's threads report the others after Orbax has given up.
+    if str(raised.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(raised)
 
 
 def _parse(program: str) -> list[str]:

@@ -14,16 +14,15 @@ import tarfile
 import time
 import traceback
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mutations
 import numpy as np
 import zstandard
-from mutations import mutated
 from PIL import Image
 
-from vise_jax import artifact
 from vise_jax.errors import UserError
 
 # A reader that takes longer for a file of a few kilobytes hangs.
@@ -37,11 +36,13 @@ class Reader(NamedTuple):
         write: writes them into an empty directory.
         read: reads them.
         only: patterns of the files to mutate.
+        is_slow: whether it reads few files a second.
     """
 
     write: Callable[[Path], object]
     read: Callable[[Path], object]
     only: tuple[str, ...] = ("**/*",)
+    is_slow: bool = False
 
 
 def picture(number: int, suffix: str = "jpeg", mode: str = "RGB") -> bytes:
@@ -109,7 +110,7 @@ def _imported(kind: str, name: str, content: bytes) -> Reader:
         shutil.rmtree(output, ignore_errors=True)
         import_posts([directory / name], table if kind == "table" else KINDS[kind], output)
 
-    return Reader(lambda directory: (directory / name).write_bytes(content), read)
+    return Reader(lambda directory: (directory / name).write_bytes(content), read, is_slow=True)
 
 
 _CROWDTANGLE = (
@@ -310,7 +311,7 @@ def _write_encoder(directory: Path) -> None:
     from vise_jax.encoder import Encoder
     from vise_jax.preprocessing import Preprocessing
 
-    architecture: dict[str, Any] = {"name": "resnet18", "width": 2, "stem": "cifar"}
+    architecture: dict[str, Any] = {"name": "resnet18", "width": 2, "stem": "cifar", "heads": {"comments": 3}}
     shutil.rmtree(directory)
     Encoder.from_model(
         models.build(**architecture, seed=0),
@@ -562,7 +563,7 @@ READERS: dict[str, Reader] = {
     "import, fediverse": _imported("fediverse", "statuses.jsonl", _lines(_FEDIVERSE)),
     "import, bluesky": _imported("bluesky", "feed.jsonl", _lines(_BLUESKY)),
     "import, table": _imported("table", "table.jsonl", _lines(_TABLE)),
-    "images of posts": Reader(_write_images, _read_for_labels),
+    "images of posts": Reader(_write_images, _read_for_labels, is_slow=True),
     "images": Reader(_write_images, _read_unlabeled),
     "dataset, CSV": Reader(_write_csv, _read_labeled, ("*.csv",)),
     "dataset, zip": Reader(_write_zip, _read_labeled),
@@ -574,13 +575,13 @@ READERS: dict[str, Reader] = {
     "word vectors, word2vec": _vectors("word2vec"),
     "word vectors, gzip": _vectors("gzip"),
     "static embeddings": Reader(_write_static, _read_static),
-    "encoder": Reader(_write_encoder, _read_encoder),
-    "text encoder": Reader(_write_text_encoder, _read_text_encoder),
-    "transformer": Reader(_write_transformer, _read_transformer, ("*",)),
+    "encoder": Reader(_write_encoder, _read_encoder, is_slow=True),
+    "text encoder": Reader(_write_text_encoder, _read_text_encoder, is_slow=True),
+    "transformer": Reader(_write_transformer, _read_transformer, is_slow=True),
     "labeler": Reader(_write_labeler, _read_labeler),
-    "shards": Reader(_write_shards, _read_shards),
-    "results": Reader(_write_results, _read_results, ("*.json", "*.npz")),
-    "run": Reader(_write_run, _read_run),
+    "shards": Reader(_write_shards, _read_shards, is_slow=True),
+    "results": Reader(_write_results, _read_results, ("*.json", "*.npz"), is_slow=True),
+    "run": Reader(_write_run, _read_run, is_slow=True),
     "features": Reader(_write_features, _read_features),
     "weights": Reader(_write_weights, _read_weights),
     "exclusion list": Reader(lambda directory: (directory / "ids.txt").write_bytes(_IDS), _read_exclusions),
@@ -591,62 +592,59 @@ class Finding(NamedTuple):
     """An input that was not handled.
 
     Attributes:
-        what: the exception and where it was raised, or how long the reader took.
+        what: the exception and where it was raised, or the seconds that the reader took.
         file: name of the file.
-        content: what was in it.
+        content: of the file.
         trace: the traceback.
     """
 
     what: str
     file: str
     content: bytes
-    trace: str
+    trace: str = ""
 
 
 class Fuzzed:
-    """One reader, with a directory of valid files.
+    """A reader with a directory of valid files, of which one at a time gets another content.
 
     Args:
-        name: of `READERS`.
-        directory: for files; what a reader writes outside of its own is a finding.
+        reader: one of `READERS`.
+        directory: an empty one, for the files and for what reading them writes.
     """
 
-    def __init__(self, name: str, directory: Path):
-        self.reader = READERS[name]
-        self.directory = directory / "valid"
-        self.directory.mkdir(parents=True)
-        self.reader.write(self.directory)
-        self.reader.read(self.directory)
-        patterns = {path for pattern in self.reader.only for path in self.directory.glob(pattern) if path.is_file()}
-        self.files = {path.relative_to(self.directory).as_posix(): path.read_bytes() for path in sorted(patterns)}
+    def __init__(self, reader: Reader, directory: Path):
+        self._reader = reader
+        self._directory = directory / "valid"
+        self._directory.mkdir(parents=True)
+        reader.write(self._directory)
+        reader.read(self._directory)
+        paths = {path for pattern in reader.only for path in self._directory.glob(pattern) if path.is_file()}
+        self.files = {path.relative_to(self._directory).as_posix(): path.read_bytes() for path in sorted(paths)}
 
-    def inputs(self, draw: random.Random) -> Iterator[tuple[str, bytes]]:
-        """Yield names of files and mutated contents, without end."""
-        while True:
-            name = draw.choice(list(self.files))
-            yield name, mutated(self.files[name], draw)
+    def mutated(self, draw: random.Random) -> tuple[str, bytes]:
+        """Return the name of a file, and another content."""
+        name = draw.choice(list(self.files))
+        return name, mutations.mutated(self.files[name], draw)
 
     def check(self, name: str, content: bytes) -> Finding | None:
         """Read the files with another content of one; return what went wrong."""
-        path = self.directory / name
+        path = self._directory / name
         began = time.monotonic()
         path.write_bytes(content)
         try:
-            self.reader.read(self.directory)
+            self._reader.read(self._directory)
         except UserError as error:
-            if "\n" in (sentence := str(error).strip()) or not sentence:
-                return Finding(f"no sentence: {sentence!r}", name, content, "")
-        except Exception as error:
+            if not str(error).strip() or "\n" in str(error):
+                return Finding(f"no sentence: {error}", name, content)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # panics of Rust code are no `Exception`
             ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "vise_jax/" in frame.filename]
-            where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "?"
-            return Finding(f"{type(error).__name__} in {where}: {error}"[:300], name, content, traceback.format_exc())
+            place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "?"
+            what = f"{type(error).__name__} in {place}: {error}"
+            return Finding(what[:300], name, content, traceback.format_exc())
         finally:
             path.write_bytes(self.files[name])
         if (seconds := time.monotonic() - began) > MOST_SECONDS:
-            return Finding(f"{seconds:.0f} seconds", name, content, "")
+            return Finding(f"{seconds:.0f} seconds", name, content)
         return None
-
-
-def fingerprint(finding: Finding) -> str:
-    """Return what is equal for findings with the same cause."""
-    return artifact.fingerprint(finding.what.split(":")[:2])

@@ -37,7 +37,7 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
 
 def _mutated(content: bytes, draw: random.Random) -> bytes:
     if draw.random() < 0.8:
-        for view in _VIEWS:
+        for view in VIEWS:
             try:
                 opened = view(content, draw)
             except Exception:  # an earlier mutation has damaged it
@@ -139,7 +139,7 @@ def _masked(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-_VIEWS = (_gzip, _zstandard, _zip, _tar, _safetensors, _tfrecord)
+VIEWS = (_gzip, _zstandard, _zip, _tar, _safetensors, _tfrecord)
 
 
 def _with_hostile_json(content: bytes, draw: random.Random) -> bytes | None:

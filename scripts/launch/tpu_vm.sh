@@ -47,7 +47,9 @@ case $what in
       cd vise_jax
       curl -LsSf https://astral.sh/uv/install.sh | sh
       ~/.local/bin/uv venv --python 3.12 .venv
-      ~/.local/bin/uv pip install --constraint constraints.txt --editable '.[tpu]'
+      ~/.local/bin/uv pip install --require-hashes --requirement constraints.txt
+      ~/.local/bin/uv pip install --no-deps --no-build-isolation --editable .
+      ~/.local/bin/uv pip install 'jax[tpu]'
     "
     ;;
   train)

@@ -43,7 +43,7 @@ class SweepRow(TypedDict):
     settings: Annotated[dict[str, FiniteFloat], MinLen(1)]
     validation: FiniteFloat
     test: FiniteFloat
-    details: dict[str, FiniteFloat]
+    details: dict[str, FiniteFloat | bool]
 
 
 class SplitResult(TypedDict):
@@ -204,7 +204,7 @@ def read(path: Path) -> Result:
     result = artifact.read_description(path.parent, path.name, version=FORMAT_VERSION, made_by=_MADE_BY)
     again = f"make it again with {_MADE_BY}, or take it out of the directory"
     try:
-        _SCHEMA.validate_python(result)
+        _SCHEMA.validate_json(artifact.canonical_json(result), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

@@ -79,9 +79,7 @@ def reddit(record: Record) -> list[Row]:
         return _reddit_comment(record)
     name = _id(record, "id")
     address = str(record.get("url") or "")
-    is_image = record.get("post_hint") == "image" or urllib.parse.urlsplit(address).path.lower().endswith(
-        _IMAGE_ENDINGS
-    )
+    is_image = record.get("post_hint") == "image" or _parts(address).path.lower().endswith(_IMAGE_ENDINGS)
     if not is_image or record.get("is_self"):
         return []
     return [Photo(f"t3_{name}", names=(name, f"t3_{name}"), sensitive=bool(record.get("over_18")))]
@@ -262,9 +260,16 @@ def without_tags(markup: str) -> str:
     return "".join(reader.parts).strip()
 
 
+def _parts(address: str) -> urllib.parse.SplitResult:
+    try:
+        return urllib.parse.urlsplit(address)
+    except ValueError as error:
+        raise BadPost("address_invalid") from error
+
+
 def _of_address(address: str) -> str:
     """Return the id of a post from its address: the parameter that names it, or the last id in the path."""
-    parts = urllib.parse.urlsplit(address)
+    parts = _parts(address)
     query = urllib.parse.parse_qs(parts.query)
     ids = [query[name][0] for name in ("story_fbid", "fbid", "v") if name in query]
     ids += re.findall(r"\bpfbid\w+|\d{5,}", parts.path)[::-1]

@@ -33,22 +33,35 @@ __all__ = [
 ENCODERS = (*resnet.ENCODERS, "clip_resnet50")
 TEXT_ENCODER = "transformer"
 
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _count(most: int) -> tuple[str, Callable[[Any], bool]]:
+    """Return the rule of a count. A file that states more would take hours, or all of the memory."""
+    return f"an integer from 1 to {most:,}", lambda value: type(value) is int and 1 <= value <= most
+
+
+_EPSILON = "a number above 0 and below 1", lambda value: _is_number(value) and 0 < value < 1
+_WIDTH, _LAYERS, _TOKENS = _count(100_000), _count(1_000), _count(10_000_000)
+
 # Settings of every image encoder: default, and the rule for its value in words.
 _SETTINGS: dict[str, tuple[int | float | str | bool, str, Callable[[Any], bool]]] = {
-    "width": (64, "an integer of at least 1", lambda value: isinstance(value, int) and value >= 1),
+    "width": (64, *_WIDTH),
     "stem": ("imagenet", '"imagenet" or "cifar"', lambda value: value in ("imagenet", "cifar")),
     "bn_momentum": (0.9, "a number between 0 and 1", lambda value: _is_number(value) and 0 <= value <= 1),
-    "bn_epsilon": (1e-5, "a number above 0", lambda value: _is_number(value) and value > 0),
+    "bn_epsilon": (1e-5, *_EPSILON),
     "zero_init_last_bn": (True, "True or False", lambda value: isinstance(value, bool)),
 }
 
-_COUNT = "an integer of at least 1", lambda value: isinstance(value, int) and value >= 1
 # Settings of the text encoder: the rule for the value. Checkpoints state all of them, so that there are no defaults.
 _TEXT_SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("layers", "width", "attention_heads", "intermediate_width"), _COUNT),
-    **dict.fromkeys(("vocabulary", "positions", "segments"), _COUNT),
-    "first_position": ("an integer of at least 0", lambda value: isinstance(value, int) and value >= 0),
-    "epsilon": ("a number above 0", lambda value: _is_number(value) and value > 0),
+    "layers": _LAYERS,
+    **dict.fromkeys(("width", "attention_heads", "intermediate_width"), _WIDTH),
+    **dict.fromkeys(("vocabulary", "positions", "segments"), _TOKENS),
+    "first_position": ("an integer from 0 to 1,000", lambda value: type(value) is int and 0 <= value <= 1_000),
+    "epsilon": _EPSILON,
     "pooling": ('"mean" or "first"', lambda value: value in ("mean", "first")),
     "unit_length": ("True or False", lambda value: isinstance(value, bool)),
 }
@@ -83,9 +96,12 @@ def resolve(
         resolved[key] = settings.get(key, default)
         if not allowed(resolved[key]):
             raise UserError(f"The encoder's setting {key} is {resolved[key]!r}, but must be {words}.")
+    if not isinstance(heads, Mapping | None):
+        raise UserError(f"The heads are {heads!r}, but must be names with numbers of classes.")
     for head, classes in (heads or {}).items():
-        if classes < 1:
-            raise UserError(f"The head {head!r} has {classes} classes, but needs at least 1.")
+        words, allowed = _TOKENS
+        if not allowed(classes):
+            raise UserError(f"The head {head!r} has {classes!r} classes, but must have {words}.")
     return resolved if heads is None else resolved | {"heads": dict(heads)}
 
 
@@ -108,10 +124,6 @@ def is_resolved(architecture: Mapping[str, Any]) -> bool:
     if architecture.get("name") == TEXT_ENCODER:
         return {"name", *_TEXT_SETTINGS} == architecture.keys()
     return {"name", *_SETTINGS} <= architecture.keys()
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def build(

@@ -18,12 +18,11 @@ from tokenizers import Tokenizer
 
 from vise_jax import artifact
 from vise_jax.errors import UserError
+from vise_jax.text import tokenizer_files
 from vise_jax.text.masking import PLACEHOLDERS, mask
 
 # Tokens of a text that model2vec looks at, where the model doesn't say.
 _MAX_TOKENS = 512
-# Larger numbers of tokens are no tokenizer's, and must not fill the memory.
-_MAX_NUMBER = 10_000_000
 _PLACEHOLDER = regex.compile("|".join(PLACEHOLDERS))
 
 
@@ -50,10 +49,8 @@ class Splitter:
         """Return the tokens of each raw comment in order, or their numbers."""
         texts = [_PLACEHOLDER.sub(" ", mask(comment))[: self._characters] for comment in comments]
         given = self._given
-        try:
+        with tokenizer_files.explained(_damaged):
             encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        except Exception as error:  # the library names nothing narrower
-            raise UserError(f"The tokenizer of the vectors can't split a comment ({error}): copy it again.") from error
         return [[given[number] for number in encoding.ids if given[number] is not None] for encoding in encodings]
 
 
@@ -75,18 +72,13 @@ def read_tokenizer(directory: str) -> bytes:
     """
     content = _content(directory, "tokenizer.json")
     about = _content(directory, "config.json") if (Path(directory) / "config.json").exists() else b"{}"
-    try:
+
+    def refuse(reason: str) -> UserError:
+        return _unfit(directory, f"tokenizer.json or config.json is damaged ({reason})")
+
+    with tokenizer_files.explained(refuse):
         max_tokens = artifact.from_json(about).get("max_length", _MAX_TOKENS)
-        tokenizer = Tokenizer.from_buffer(content)
-        _tokens(tokenizer)
-        tokenizer.no_padding()
-        if max_tokens is None:
-            tokenizer.no_truncation()
-        else:
-            tokenizer.enable_truncation(max_tokens)
-        return tokenizer.to_str().encode()
-    except Exception as error:  # the library names nothing narrower
-        raise _unfit(directory, f"tokenizer.json or config.json is damaged ({error})") from error
+    return tokenizer_files.parse(content, max_tokens, refuse).to_str().encode()
 
 
 def read_vectors(directory: str, wanted: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -140,15 +132,9 @@ def _tensors(directory: str, tokens: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _tokens(tokenizer: Tokenizer) -> list[Any]:
-    """Return tokens by number; None where a number has none.
-
-    Raises:
-        ValueError: a number is too large.
-    """
+    """Return tokens by number; None where a number has none."""
     vocabulary = tokenizer.get_vocab()
-    if (largest := max(vocabulary.values(), default=-1)) > _MAX_NUMBER:
-        raise ValueError(f"a token has the number {largest:,}")
-    tokens: list[str | None] = [None] * (1 + largest)
+    tokens: list[str | None] = [None] * (1 + max(vocabulary.values(), default=-1))
     for token, number in vocabulary.items():
         tokens[number] = token
     return tokens
@@ -169,6 +155,10 @@ def _content(directory: str, name: str) -> bytes:
         raise UserError(
             f"labels.vectors={directory}: its {name} can't be read ({error.strerror}): name a model2vec directory."
         ) from error
+
+
+def _damaged(reason: str) -> UserError:
+    return UserError(f"The tokenizer of the token vectors is damaged ({reason}): copy it again.")
 
 
 def _unfit(directory: str, what: str) -> UserError:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from vise_jax.errors import UserError
+from vise_jax.text import tokenizer_files
 
 # Batches are padded to a multiple of this number of tokens, so that few lengths are compiled.
 _MULTIPLE = 16
@@ -24,12 +24,7 @@ class SubwordTokenizer:
     """
 
     def __init__(self, content: bytes, max_tokens: int, vocabulary: int):
-        try:
-            self._tokenizer = Tokenizer.from_buffer(content)
-            self._tokenizer.no_padding()
-            self._tokenizer.enable_truncation(max_tokens)
-        except Exception as error:  # the library names nothing narrower
-            raise UserError(f"The text encoder's tokenizer.json is damaged ({error}): copy it again.") from error
+        self._tokenizer = tokenizer_files.parse(content, max_tokens, _damaged)
         largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         if largest >= vocabulary:
             raise UserError(
@@ -40,17 +35,14 @@ class SubwordTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the token ids of each text, int32 [L], with special tokens."""
-        try:
+        with tokenizer_files.explained(_damaged):
             encodings = self._tokenizer.encode_batch_fast(list(texts))
-        except Exception as error:  # the library names nothing narrower
-            raise UserError(
-                f"The text encoder's tokenizer.json can't split a text ({error}): copy it again."
-            ) from error
         return [np.array(one.ids, np.int32) for one in encodings]
 
     def count_truncated(self, texts: Sequence[str]) -> int:
         """Return the number of texts that are truncated."""
-        return sum(bool(one.overflowing) for one in self._tokenizer.encode_batch(list(texts)))
+        with tokenizer_files.explained(_damaged):
+            return sum(bool(one.overflowing) for one in self._tokenizer.encode_batch(list(texts)))
 
     def pad(self, rows: Sequence[np.ndarray], length: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Pad token ids to one length.
@@ -68,3 +60,7 @@ class SubwordTokenizer:
         for number, row in enumerate(rows):
             ids[number, : len(row)], mask[number, : len(row)] = row, True
         return ids, mask
+
+
+def _damaged(reason: str) -> UserError:
+    return UserError(f"The text encoder's tokenizer.json is damaged ({reason}): copy it again.")

@@ -54,11 +54,10 @@ def main(words: list[str]) -> None:
             f"say what to do, fit, run, relabel or hash, instead of {command!r}: see --help for an example."
         )
     if beam_options and _RUNNER.value != "beam":
-        raise UserError(f"{beam_options[0]!r} is no flag of this command: only --runner beam has options of its own.")
+        raise UserError(f"{beam_options[0]!r} is no flag of this command: give only --runner beam options of its own.")
     if command != "fit" and _DISTRIBUTED.value != "off":
         raise UserError("--distributed is for fit; to label on several machines, use --runner beam.")
-    cli.required(_CONFIG)
-    config.validate(_CONFIG.value)
+    config.validate(cli.required(_CONFIG), config.base)
     commands[command](cli.location(_OUTPUT), beam_options if _RUNNER.value == "beam" else None)
 
 

@@ -54,7 +54,9 @@ def main(words: list[str]) -> None:
     for word in _SPEED.value:
         backbone, _, speed = word.partition("=")
         if backbone not in paper.BACKBONES or not speed.replace(".", "", 1).isdigit() or not float(speed):
-            raise UserError(f"--images_per_second={word} is no BACKBONE=NUMBER: {', '.join(paper.BACKBONES)}.")
+            raise UserError(
+                f"--images_per_second={word} is no BACKBONE=NUMBER: give one of {', '.join(paper.BACKBONES)}."
+            )
         speeds[backbone] = float(speed)
     settings = plan.Settings(tuple(_PRETRAINING.value), tuple(_EVALUATION.value))
     planned = plan.Plan(paper.EXPERIMENTS[name], workdir, settings)

@@ -14,6 +14,7 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import os
 import re
 import secrets
@@ -27,6 +28,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
+
+from pydantic import TypeAdapter, ValidationError
 
 from vise_jax.errors import Interrupted, UserError
 
@@ -57,6 +60,10 @@ def location(name: str | Path) -> Path:
     scheme = match[1].lower()
     if scheme not in _STORES:
         raise UserError(f"{name} is a URL of the unknown scheme {scheme}: give a path, or a URL of gs:// or s3://.")
+    if not name[match.end() :].strip("/"):
+        raise UserError(f"{name} names no bucket: give {scheme}://BUCKET/PATH.")
+    # It logs the traceback of an error before it is raised.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
         from upath import UPath
 
@@ -97,7 +104,9 @@ def explained(path: Path, what: str = "read") -> Iterator[None]:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         if "redential" in f"{type(error).__name__} {error}":
             raise UserError(f"{path} can't be {what}: there are no credentials ({reason}): sign in first.") from error
-        raise UserError(f"{path} can't be {what}: the object store has refused or failed ({reason}).") from error
+        raise UserError(
+            f"{path} can't be {what}: the object store has refused or failed ({reason}): check URL and connection."
+        ) from error
 
 
 @functools.cache
@@ -499,6 +508,26 @@ def parse_json(content: bytes, path: Path, advice: str) -> Any:
         return from_json(content)
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): {advice}.") from error
+
+
+def check_schema(path: Path, value: Any, schema: TypeAdapter[Any], advice: str) -> None:
+    """Check the types of a JSON value.
+
+    Args:
+        path: of the file, for the message.
+        value: what it holds.
+        schema: the types.
+        advice: what to do about it, for the message.
+
+    Raises:
+        UserError: names the first value that is missing or of another type.
+    """
+    try:
+        schema.validate_json(canonical_json(value), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path} has no valid {place!r} ({first['msg']}): {advice}.") from error
 
 
 def fingerprint(value: Any) -> str:

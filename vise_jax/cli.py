@@ -86,6 +86,11 @@ def run(main: Callable[[list[str]], None], description: str) -> None:
         main(words)
     except UserError as error:
         _fail(program, str(error), 1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # Names that are too long, files in the place of directories, no permission: whatever the system refuses.
+        _fail(program, f"{error.filename} can't be used ({error.strerror}): check the path and its permissions.", 1)
     except KeyboardInterrupt:
         _fail(program, "interrupted: run the same command again to resume.", 130)
 
@@ -109,10 +114,18 @@ def _parse(program: str) -> list[str]:
         hint = f", did you mean {words[words.index('mean') + 1]}" if "mean" in words else ""
         _fail(program, f"the config has no key {words[0]}{hint}: see vise_jax/config.py for the keys there are.", 2)
     except OSError as error:
-        _fail(program, f"the config can't be loaded: {' '.join(str(error.__cause__ or error).split())}", 2)
-    except (flags.Error, TypeError, ValueError) as error:
-        _fail(program, f"{' '.join(str(error).split())} (see --help)", 2)
+        _fail(program, f"the config can't be loaded ({_last_line(error.__cause__ or error)}): check its path.", 2)
+    except flags.Error as error:
+        _fail(program, f"{_last_line(error)} (see --help)", 2)
+    except Exception as error:  # a config is a program
+        _fail(program, f"the config can't be loaded ({type(error).__name__}: {_last_line(error)}): correct it.", 2)
     return words
+
+
+def _last_line(error: BaseException) -> str:
+    """Return a message on one line, without a traceback that it may hold."""
+    message = str(error)
+    return message.strip().splitlines()[-1] if "Traceback" in message else " ".join(message.split())
 
 
 def _fail(program: str, sentence: str, status: int) -> NoReturn:

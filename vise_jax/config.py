@@ -383,12 +383,25 @@ def _defaults(section: Section) -> dict[str, Any]:
     }
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: ConfigDict, like: Callable[[], ConfigDict] | None = None) -> None:
     """Check every value of a config made by `base()` or `evaluation()`.
 
+    Args:
+        config: the config.
+        like: the function that it has to be made by; None = either.
+
     Raises:
-        UserError: a value breaks its rule, or a key is unknown or missing. The message names the first such key.
+        UserError: a value breaks its rule, or a key is unknown or missing, the first of which is named; or it is the
+            config of another kind.
     """
+    if like is base and "training" not in config:
+        raise UserError(
+            "The config is one of an evaluation, for evaluate.py: give one of pre-training, e.g. configs/demo.py."
+        )
+    if like is evaluation and "training" in config:
+        raise UserError(
+            "The config is one of pre-training, for train.py and label.py: give configs/eval.py:TASK,PROTOCOL."
+        )
     rules = _rules(PRE_TRAINING) if "training" in config else _rules(PROTOCOLS, EVALUATION)
     for key, value in flat(config).items():
         if key not in rules:
@@ -406,8 +419,8 @@ def validate(config: ConfigDict) -> None:
     if "labels" in config and (config.labels.comment_encoder == "lsa") == bool(config.labels.vectors):
         raise UserError(
             f"The config key labels.vectors is {config.labels.vectors!r} with labels.comment_encoder="
-            f"{config.labels.comment_encoder!r}: word_vectors needs a file, static and transformer a directory, lsa "
-            "takes none."
+            f"{config.labels.comment_encoder!r}: give word_vectors a file, static and transformer a directory, and lsa "
+            "nothing."
         )
     if "train_fraction" in config and config.train_fraction + config.validation_fraction >= 1:
         raise UserError("train_fraction and validation_fraction leave nothing for test: lower one of them.")

@@ -285,7 +285,7 @@ def read_description(directory: Path, modality: str) -> dict[str, Any]:
             "architecture": _VERSION_1_SETTINGS | description["architecture"],
             "license": description.pop("licence", description.get("license")),
         }
-    if description.get("modality") not in _INPUTS:
+    if not isinstance(description.get("modality"), str) or description["modality"] not in _INPUTS:
         raise UserError(
             f"{directory / _DESCRIPTION} has no valid 'modality': write the directory again with {MADE_BY}."
         )

@@ -206,11 +206,11 @@ def test_links_into_named_roots_are_read(encoder, pictures, tmp_path):
 
 
 def test_what_does_not_exist_is_refused(encoder, pictures, tmp_path):
-    with pytest.raises(UserError, match=r"no task 'birds' to evaluate: this version has .*, cub, folder\."):
+    with pytest.raises(UserError, match=r"no task 'birds' to evaluate: choose from .*, cub, folder\."):
         measure.measure(configured(task="birds"), str(encoder), pictures, tmp_path)
-    with pytest.raises(UserError, match=r"no protocol 'zero' to evaluate: this version has linear, "):
+    with pytest.raises(UserError, match=r"no protocol 'zero' to evaluate: choose from linear, "):
         measure.measure(configured(protocol="zero"), str(encoder), pictures, tmp_path)
-    with pytest.raises(UserError, match=r"no setting 'sound' to evaluate: this version has image, "):
+    with pytest.raises(UserError, match=r"no setting 'sound' to evaluate: choose from image, "):
         measure.measure(configured(setting="sound"), str(encoder), pictures, tmp_path)
     with pytest.raises(UserError, match=r"image_frozen_text is of the protocol finetune"):
         measure.measure(configured(setting="image_frozen_text"), str(encoder), pictures, tmp_path)

@@ -68,7 +68,7 @@ class Dataset:
                 return file.path.read_bytes()
             archive = self._archives.get(file.path) or self._archives.setdefault(file.path, zipfile.ZipFile(file.path))
             return archive.read(file.member)
-        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
             raise UserError(f"The image {self.names[index]} in {file.path} can't be read: {error}.") from error
 
     def subset(self, indices: np.ndarray) -> "Dataset":

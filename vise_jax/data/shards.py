@@ -8,11 +8,13 @@ import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired
 
 import numpy as np
 import safetensors.numpy
+from pydantic import NonNegativeInt, PositiveInt, TypeAdapter
 from safetensors import SafetensorError
+from typing_extensions import TypedDict
 
 from vise_jax import artifact
 from vise_jax.data import records
@@ -29,6 +31,52 @@ _MOST_HASHED = 1 << 30
 STATISTICS = "statistics.safetensors"
 
 Example = Mapping[str, Any]
+
+
+class _Shard(TypedDict):
+    name: str
+    examples: NonNegativeInt
+    bytes: NonNegativeInt
+    sha256: str
+
+
+class _Split(TypedDict):
+    examples: NonNegativeInt
+    shards: list[_Shard]
+
+
+class _Member(TypedDict):
+    shard: str
+    record: NonNegativeInt
+
+
+class _Group(TypedDict):
+    posts: NonNegativeInt
+    members: list[_Member]
+
+
+class _Duplicates(TypedDict):
+    groups: NonNegativeInt
+    examples: NonNegativeInt
+    left_out: NonNegativeInt
+    largest: list[_Group]
+
+
+class _Manifest(TypedDict):
+    """What readers of a manifest need; labeling writes more."""
+
+    posts: NonNegativeInt
+    examples: PositiveInt
+    classes: dict[Literal["comments", "reactions"], NonNegativeInt]
+    max_comment_labels: NonNegativeInt
+    labeler: str
+    fingerprint: str
+    shards: list[_Shard]
+    validation: _Split
+    duplicates: NotRequired[_Duplicates]
+
+
+_SCHEMA = TypeAdapter(_Manifest)
 
 
 def write_shard(examples: Iterable[Example], path: Path) -> dict[str, Any]:
@@ -160,21 +208,12 @@ def read_manifest(directory: Path | str, damaged: bool = False) -> dict[str, Any
             f"The shards directory {directory} does not exist: give one that `{MADE_BY}` has finished writing."
         )
     manifest = artifact.read_description(directory, "manifest.json", version=FORMAT_VERSION, made_by=MADE_BY)
-    try:
-        every = [*manifest["shards"], *manifest["validation"]["shards"]]
-        sizes = {shard["name"]: shard["bytes"] for shard in every}
-        counted = sum(shard["examples"] for shard in manifest["shards"])
-        complete = (
-            {"comments", "reactions"} == manifest["classes"].keys()
-            and counted == manifest["examples"] > 0
-            and {"posts", "max_comment_labels", "labeler", "fingerprint"} <= manifest.keys()
-            and all(Path(name).name == name for name in sizes)
-        )
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{directory}/manifest.json lacks what shards need: make them again with `{MADE_BY}`."
-        ) from error
-    if not complete:
+    artifact.check_schema(directory / "manifest.json", manifest, _SCHEMA, f"make the shards again with `{MADE_BY}`")
+    every = [*manifest["shards"], *manifest["validation"]["shards"]]
+    sizes = {shard["name"]: shard["bytes"] for shard in every}
+    counted = sum(shard["examples"] for shard in manifest["shards"])
+    has_both = len(manifest["classes"]) == 2
+    if counted != manifest["examples"] or not has_both or any(Path(name).name != name for name in sizes):
         raise UserError(f"{directory}/manifest.json does not hold together: make the shards again with `{MADE_BY}`.")
     there = artifact.sizes(directory)
     for name, size in sizes.items():

@@ -65,7 +65,7 @@ def measure(
         UserError: an invalid config, an unknown task, protocol or setting, an invalid encoder or dataset, or too many
             images that can't be decoded.
     """
-    vise_config.validate(config)
+    vise_config.validate(config, vise_config.evaluation)
     _check_choice("task", config.task, TASKS)
     _check_choice("protocol", config.protocol, PROTOCOLS)
     task = TASKS[config.task]
@@ -230,4 +230,4 @@ def _check_rejected(dataset: Dataset, rejected: Mapping[str, str], max_fraction:
 
 def _check_choice(key: str, value: str, choices: Mapping[str, object]) -> None:
     if value not in choices:
-        raise UserError(f"There is no {key} {value!r} to evaluate: this version has {', '.join(choices)}.")
+        raise UserError(f"There is no {key} {value!r} to evaluate: choose from {', '.join(choices)}.")

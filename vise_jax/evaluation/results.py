@@ -7,7 +7,7 @@ from typing import Annotated, NotRequired, cast
 
 import jax
 from annotated_types import MinLen
-from pydantic import FiniteFloat, TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter
 from typing_extensions import TypedDict
 
 import vise_jax
@@ -203,12 +203,7 @@ def read(path: Path) -> Result:
     """
     result = artifact.read_description(path.parent, path.name, version=FORMAT_VERSION, made_by=_MADE_BY)
     again = f"make it again with {_MADE_BY}, or take it out of the directory"
-    try:
-        _SCHEMA.validate_json(artifact.canonical_json(result), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path} has no valid {place!r} ({first['msg']}): {again}.") from error
+    artifact.check_schema(path, result, _SCHEMA, again)
     if result["primary"] not in result["metrics"]:
         raise UserError(f"{path} has no metric {result['primary']!r}, its primary one: {again}.")
     rows = [row for split in result["splits"] for row in (split["selected"], *split["sweep"])]

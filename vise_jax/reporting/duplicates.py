@@ -9,6 +9,7 @@ from PIL import Image
 
 from vise_jax.data import shards
 from vise_jax.data.formats import to_rgb
+from vise_jax.errors import UserError
 
 # Pixels, of the longer side of an image on the page.
 _SIDE = 112
@@ -29,10 +30,12 @@ def read(directory: Path, shown: int) -> dict[str, Any]:
         UserError: the shards are damaged.
     """
     manifest = shards.read_manifest(directory)
-    counted = manifest["duplicates"]
+    counted = manifest.get("duplicates", {"groups": 0, "examples": 0, "left_out": 0, "largest": []})
     examples = {shard["name"]: shard["examples"] for shard in (*manifest["shards"], *manifest["validation"]["shards"])}
 
     def thumbnail(shard: str, record: int) -> str:
+        if shard not in examples or record >= examples[shard]:
+            raise UserError(f"{directory / 'manifest.json'} names an example that no shard has: copy it again.")
         return _thumbnail(shards.read_image(directory / shard, examples[shard], record))
 
     return {

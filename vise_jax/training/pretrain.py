@@ -49,7 +49,7 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
     Raises:
         UserError: an invalid config or shards, a workdir of another experiment or in use, and as `loop.fit`.
     """
-    vise_config.validate(config)
+    vise_config.validate(config, vise_config.base)
     training = config.training
     if not config.data.shards:
         raise UserError(

@@ -100,7 +100,7 @@ def _hash(images: list[str]) -> None:
     from vise_jax.posts import BadPost, Post
 
     if not images:
-        raise UserError("hash needs the files of one or more images.")
+        raise UserError("hash has no file: name one or more images.")
     max_pixels = config.base().labels.max_image_pixels
     for name in images:
         try:

@@ -113,3 +113,21 @@ def test_what_a_killed_process_left_of_a_directory_is_removed(tmp_path):
 def _others(name: str) -> list[tuple[str, str]]:
     process = name.split("-")[-2]
     return [(f"-{process}-", f"-{os.getpid()}-"), (".tmp-", ".tmp-other-")]
+
+
+def test_a_directory_with_a_link_is_not_written_into(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    artifact.refuse_links(tmp_path / "a")
+    artifact.refuse_links(tmp_path / "nowhere")
+    (tmp_path / "a" / "b" / "c").symlink_to(tmp_path / "other")
+    with pytest.raises(UserError, match="b/c is a link"):
+        artifact.refuse_links(tmp_path / "a")
+
+
+def test_a_file_replaces_a_link_and_not_what_it_leads_to(tmp_path):
+    (tmp_path / "other").write_text("other")
+    (tmp_path / "a").symlink_to(tmp_path / "other")
+    artifact.write_text(tmp_path / "a", "new")
+    assert (tmp_path / "other").read_text() == "other"
+    assert (tmp_path / "a").read_text() == "new"
+    assert not (tmp_path / "a").is_symlink()

@@ -581,6 +581,22 @@ def _remove_leftovers(path: Path) -> None:
             shutil.rmtree(path.with_name(name), ignore_errors=True)
 
 
+def refuse_links(directory: Path) -> None:
+    """Check that a directory to write into holds no symbolic link, through which other files would be written.
+
+    Raises:
+        UserError: names the first link.
+    """
+    if is_remote(directory):
+        return
+    for parent, inner, names in os.walk(directory):
+        for name in sorted((*inner, *names)):
+            if os.path.islink(path := os.path.join(parent, name)):
+                raise UserError(
+                    f"{path} is a link, through which other files would be written: put a copy in its place."
+                )
+
+
 @contextlib.contextmanager
 def lock(path: Path, busy: str) -> Iterator[None]:
     """Hold an exclusive lock on a regular file, created if it doesn't exist, until the block ends.

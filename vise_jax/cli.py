@@ -26,10 +26,11 @@ def required(flag: flags.FlagHolder) -> Any:
     """Return the value of a flag that must be given.
 
     Raises:
-        UserError: the flag was not given.
+        UserError: the flag was not given, or is empty, as a variable that a shell doesn't know.
     """
-    if flag.value is None:
-        raise UserError(f"--{flag.name} is missing: see --help for an example.")
+    if flag.value is None or flag.value == "":
+        what = "missing" if flag.value is None else "empty"
+        raise UserError(f"--{flag.name} is {what}: see --help for an example.")
     return flag.value
 
 

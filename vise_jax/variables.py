@@ -76,6 +76,9 @@ def sha256(weights: Mapping[str, Any]) -> str:
 def write(directory: Path, weights: Mapping[str, np.ndarray]) -> None:
     """Write arrays as an Orbax checkpoint."""
     _checkpointer().save(directory.absolute(), traverse_util.unflatten_dict(dict(weights), "/"))
+    # Orbax writes the path of this machine into it.
+    if (done := directory / "commit_success.txt").exists():
+        done.write_text("Checkpoint commit was successful\n")
 
 
 def read(directory: Path, expected: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -346,13 +346,13 @@ def _read_text_encoder(directory: Path) -> None:
     TextEncoder.load(directory).card()
 
 
-def _labels() -> Any:
+def labels() -> Any:
     from vise_jax import config
 
-    labels = config.base().labels
-    labels.update(comment_clusters=2, reaction_clusters=2, cluster_fraction=0.4, comment_dim=2, min_comment_count=1)
-    labels.update(min_posts_to_stop=0, min_posts=1, allow_fewer_clusters=True, shard_megabytes=0.05)
-    return labels
+    settings = config.base().labels
+    settings.update(comment_clusters=2, reaction_clusters=2, cluster_fraction=0.4, comment_dim=2, min_comment_count=1)
+    settings.update(min_posts_to_stop=0, min_posts=1, allow_fewer_clusters=True, shard_megabytes=0.05)
+    return settings
 
 
 def _write_labeler(directory: Path) -> None:
@@ -365,7 +365,7 @@ def _write_labeler(directory: Path) -> None:
         (posts / str(post["image"])).write_bytes(picture(int(str(post["post_id"])[1:])))
     (posts / "posts.jsonl").write_bytes(_lines(rows))
     directory.rmdir()
-    fit([posts / "posts.jsonl"], _labels(), directory)
+    fit([posts / "posts.jsonl"], labels(), directory)
 
 
 def _read_labeler(directory: Path) -> None:
@@ -381,7 +381,7 @@ def _write_shards(directory: Path) -> None:
     labeler.mkdir()
     _write_labeler(labeler)
     directory.rmdir()
-    label([directory.with_name("posts") / "posts.jsonl"], labeler, _labels(), directory)
+    label([directory.with_name("posts") / "posts.jsonl"], labeler, labels(), directory)
 
 
 def _read_shards(directory: Path) -> None:

@@ -297,7 +297,7 @@ class Runner:
         names = {"INPUTS": str(self._directory / "inputs"), "NEW": str(new / "output")}
         words = [re.sub("INPUTS|NEW", lambda match: names[match[0]], word) for word in use.words]
         log = self._directory / "log"
-        process = self._context.Process(target=_script, args=(command.split()[0], words, log))
+        process = self._context.Process(target=_script, args=(command.split()[0], words, log, new))
         process.start()
         process.join(_SECONDS)
         if process.exitcode is None:
@@ -307,7 +307,8 @@ class Runner:
         return End(int(process.exitcode), log.read_text(errors="replace"))
 
 
-def _script(name: str, words: list[str], log: Path) -> None:
+def _script(name: str, words: list[str], log: Path, directory: Path) -> None:
+    os.chdir(directory)
     with open(log, "w") as file:
         os.dup2(file.fileno(), 2)
     # Those of the program that started this process.

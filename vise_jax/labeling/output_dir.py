@@ -25,7 +25,12 @@ def holds_something(directory: Path) -> bool:
 
 
 def locked(directory: Path, lock: str = ".lock") -> contextlib.AbstractContextManager[None]:
-    """Keep other jobs out of a directory."""
+    """Keep other jobs out of a directory.
+
+    Raises:
+        UserError: another job has it, or it holds a link.
+    """
+    artifact.refuse_links(directory)
     busy = f"Another job is writing into {directory}: wait until it is done, or name a new directory."
     return artifact.lock(directory / lock, busy)
 

@@ -118,7 +118,7 @@ def render(every: Sequence[Run], drawn: Mapping[str, bytes]) -> str:
         summary=runs.summary(every),
         caption=runs.CAPTION,
         columns=columns,
-        settings=[(key, [runs.setting(value) for value in values]) for key, values in differing.items()],
+        settings=[(key, [runs.setting(_without_path(value)) for value in values]) for key, values in differing.items()],
         sections=[section for section in _SECTIONS if any(panel.section == section for panel in shown)],
         data={
             "runs": [{"name": run.name, "batch": run.config.get("training.batch_size")} for run in every],
@@ -143,6 +143,11 @@ def write(every: Sequence[Run], output: Path) -> None:
         with artifact.atomic_file(output / f"{name}.png") as file:
             file.write(content)
     artifact.write_text(output / "training.html", text)
+
+
+def _without_path(value: Any) -> Any:
+    """Return only the last part of a path: pages are passed on."""
+    return f"…/{value.rsplit('/', 1)[1]}" if isinstance(value, str) and "/" in value else value
 
 
 def _panel(section: str, title: str, name: str, how: str, share: bool = False) -> Panel:

@@ -95,6 +95,7 @@ def acquire(workdir: Path, config: Mapping[str, Any], fingerprints: Sequence[str
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
     artifact.make_directory(workdir)
+    artifact.refuse_links(workdir)
     with artifact.lock(
         workdir / ".lock", f"Another process trains in {workdir}: wait for it, or name a new --workdir."
     ):

@@ -69,6 +69,7 @@ class FinetuneEvaluator:
             dataset = self._accept(rejected)
         splits = self._divide(dataset)
         artifact.make_directory(self._work)
+        artifact.refuse_links(self._work)
         with artifact.lock(self._work / ".lock", f"Another process fine-tunes in {self._work}: wait for it."):
             columns, frozen_dim = self._columns(state, dataset)
             tuner = FineTuner(

@@ -131,3 +131,18 @@ def test_a_file_replaces_a_link_and_not_what_it_leads_to(tmp_path):
     assert (tmp_path / "other").read_text() == "other"
     assert (tmp_path / "a").read_text() == "new"
     assert not (tmp_path / "a").is_symlink()
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path):
+    script = (
+        "import os, signal, sys; from pathlib import Path; from vise_jax import artifact\n"
+        "with artifact.atomic_file(Path(sys.argv[1])) as file:\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "made")], check=False)
+    (left,) = tmp_path.iterdir()
+    alive, elsewhere = (left.with_name(left.name.replace(*pair)) for pair in _others(left.name))
+    alive.touch()
+    elsewhere.touch()
+    artifact.make_directory(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([alive, elsewhere])

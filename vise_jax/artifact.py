@@ -300,9 +300,13 @@ def find(pattern: str) -> list[Path]:
 
 
 def make_directory(path: Path) -> None:
-    """Create a directory and its parents; in an object store there are none."""
+    """Create a directory and its parents; in an object store there are none.
+
+    Temporary files in it that processes of this host have left when they were killed are removed.
+    """
     if not is_remote(path):
         path.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
 
 
 def remove_tree(path: Path) -> None:
@@ -565,20 +569,26 @@ def _fsync(path: Path) -> None:
 
 def _temporary(path: Path) -> Path:
     """Return a name beside `path` that no other process uses, on this host or another."""
-    return path.with_name(f"{_temporary_prefix(path)}{os.getpid()}-{secrets.token_hex(4)}")
+    return path.with_name(f".{path.name}.tmp-{_host()}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
-def _temporary_prefix(path: Path) -> str:
-    host = re.sub(r"[^\w-]", "_", socket.gethostname())
-    return f".{path.name}.tmp-{host}-"
+def _host() -> str:
+    return re.sub(r"[^\w-]", "_", socket.gethostname())
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Remove the temporary directories that processes of this host have left when they were killed."""
-    for name in entries(path.parent):
-        of_process = re.fullmatch(re.escape(_temporary_prefix(path)) + r"(\d+)-[0-9a-f]{8}", name)
+def _remove_leftovers(directory: Path, name: str = "") -> None:
+    """Remove temporary files and directories that processes of this host have left when they were killed.
+
+    Args:
+        directory: that holds them.
+        name: of what they were to become; all if empty.
+    """
+    pattern = re.compile(rf"\.{re.escape(name) or '.+'}\.tmp-{re.escape(_host())}-(\d+)-[0-9a-f]{{8}}")
+    for entry in entries(directory):
+        of_process = pattern.fullmatch(entry)
         if of_process and _process_has_ended(int(of_process[1])):
-            shutil.rmtree(path.with_name(name), ignore_errors=True)
+            path = directory / entry
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def refuse_links(directory: Path) -> None:
@@ -767,7 +777,7 @@ def atomic_directory(path: Path, description: str = "") -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise occupied
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
+    _remove_leftovers(path.parent, path.name)
     temporary = _temporary(path)
     temporary.mkdir()
     try:

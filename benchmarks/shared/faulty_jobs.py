@@ -249,7 +249,7 @@ class Harness:
             process.start()
             process.join()
             assert process.exitcode == 0
-        # Damage that did not end well, for the log.
+        # What did not end well, for the log.
         self.found: list[str] = []
         self._undisturbed: dict[str, tuple[dict[str, str], float]] = {}
 
@@ -290,7 +290,11 @@ class Harness:
         status = started.wait()
         if status:
             return "refused" if status == REFUSED else "broken"
-        return "equal" if digest(output) == self.undisturbed(job)[0] else "different"
+        ours, theirs = digest(output), self.undisturbed(job)[0]
+        if ours != theirs:
+            names = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+            self.found.append(f"{job}: other files than undisturbed: {', '.join(names)[:500]}")
+        return "equal" if ours == theirs else "different"
 
     def kills(self, job: str, count: int) -> Counter[str]:
         """Send signals at random moments, one to each start, until `count` have hit; return how the jobs ended."""

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def make_labels() -> ConfigDict:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, make_result: Callable[..., dict]) -> Path:
     """A directory with posts, a labeler, its shards, another labeler, and results."""
     directory = tmp_path_factory.mktemp("made")
     lines = []
@@ -43,21 +44,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labeler = fit_job([directory / "posts.jsonl"], make_labels(), directory / "labeler")
     label_job([directory / "posts.jsonl"], directory / "labeler", make_labels(), directory / "shards")
     replace(labeler, reaction_centroids=labeler.reaction_centroids[::-1].copy()).save(directory / "other")
-    tried = {"settings": {"l2": 0.1}, "validation": 0.4, "test": 0.5, "details": {}}
-    measurement = {
-        "format_version": 3,
-        "task": "folder",
-        "protocol": "linear",
-        "setting": "image",
-        "primary": "accuracy",
-        "metrics": {"accuracy": {"mean": 0.5, "std": None, "values": [0.5]}},
-        "selection": {"metric": "accuracy"},
-        "splits": [{"seed": 0, "sweep": [tried], "selected": tried}],
-        "encoder": {"name": "ours", "fingerprint": "0"},
-        "data": {"name": "birds", "fingerprint": "1"},
-    }
     (directory / "results").mkdir()
-    (directory / "results" / "one.json").write_text(json.dumps(measurement))
+    (directory / "results" / "one.json").write_text(json.dumps({"format_version": 3, **make_result()}))
     return directory
 
 

@@ -102,6 +102,7 @@ def write(path: Path, rows: Iterable[Rows], about: dict[str, Any]) -> None:
         rows: the features.
         about: the description, with `dim`, for `read_about`.
     """
+    artifact.make_directory(path.parent)
     WRITERS[path.suffix](path, rows, about)
 
 

@@ -71,6 +71,7 @@ def write(
     with extract.computed(encoder, images, encoder.preprocessing, output, **settings) as (parts, about):
         cards: list[dict[str, Any]] = []
         # The page before the lines: where these are, the page is, too.
+        artifact.make_directory(output.parent)
         with artifact.atomic_file(output) as file:
             for index, record in _records(encoder, labeler, images, parts, top):
                 file.write(f"{json.dumps(record, ensure_ascii=False, allow_nan=False)}\n".encode())

@@ -117,7 +117,13 @@ LABELS: Section = {
     # File with the secret salt of the hashed post ids; `label.py fit` creates it if it doesn't exist. "": derive the
     # salt from `seed`, which anyone can repeat. Set it where ids must stay unlinkable.
     "salt_file": ("", ON_DISK),
-    # Reject images with more pixels before they are decoded.
+    # Bounds that keep one post from filling the memory; real data never meets them. Longer lines, and members of tar
+    # files, are skipped unread. Longer comments are cut; comments beyond that number of a post are left out.
+    "max_line_bytes": (64 * 2**20, AT_LEAST_1),
+    "max_comment_characters": (10_000, AT_LEAST_1),
+    "max_post_comments": (100_000, AT_LEAST_1),
+    # Reject larger images before they are decoded, by the bytes of their file and by their pixels.
+    "max_image_bytes": (64 * 2**20, AT_LEAST_1),
     "max_image_pixels": (50_000_000, AT_LEAST_1),
     # Shrink images whose shorter side is longer than this many pixels to it, as JPEG; 0 = keep every image's pixels.
     # The smallest crops of 224 pixels (area 0.08) lose detail below 224 / sqrt(0.08) = 792. Not in the paper.

@@ -99,11 +99,10 @@ def test_a_bomb_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
             read(Post("a", image_bytes=bomb(width, 30_000)), 50_000_000)
 
 
-def test_a_file_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_file_that_is_too_long_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(encode())
-    monkeypatch.setattr(images, "MAX_IMAGE_BYTES", 100)
     with pytest.raises(BadPost, match="image_too_large"):
-        read(Post("a", "a.jpg", source=tmp_path / "p.jsonl"), 40_000)
+        read(Post("a", "a.jpg", source=tmp_path / "p.jsonl"), 40_000, max_bytes=100)
 
 
 def test_paths_stay_in_the_directory_of_the_posts(tmp_path: Path) -> None:

@@ -18,14 +18,14 @@ import pytest
 
 from vise_jax import posts
 from vise_jax.errors import UserError
-from vise_jax.posts import BadPost, Buttons, Post, RejectLog, readers
+from vise_jax.posts import BadPost, Buttons, Limits, Post, RejectLog, readers
 
 GOOD = {"post_id": "a", "image": "i/a.jpg", "comments": ["hi"], "reactions": {"haha": 1, "love": 2}}
 
 
-def read(path: Path, share: float = 1.0) -> tuple[list[Post], RejectLog]:
+def read(path: Path, share: float = 1.0, **settings: Any) -> tuple[list[Post], RejectLog]:
     reject_log = RejectLog(path, share)
-    return list(posts.read(path, reject_log)), reject_log
+    return list(posts.read(path, reject_log, **settings)), reject_log
 
 
 def write(path: Path, *lines: bytes | str | dict) -> Path:
@@ -217,9 +217,9 @@ def test_malformed_lines_are_named_and_the_others_are_read(tmp_path: Path) -> No
     assert reject_log.named[1] == {"file": "p.jsonl", "line": 4, "reason": "invalid_utf8"}
 
 
-def test_an_endless_line_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 200)
-    found, reject_log = read(write(tmp_path / "p.jsonl", GOOD, "x" * 1999, "x" * 199, GOOD))
+def test_an_endless_line_is_skipped(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", GOOD, "x" * 1999, "x" * 199, GOOD)
+    found, reject_log = read(path, limits=Limits(line_bytes=200))
     assert [post.line for post in found] == [1, 4]
     assert reject_log.rejected == {"line_too_long": 1, "malformed_json": 1}
 
@@ -311,10 +311,9 @@ def test_webdataset_tars(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["p.tar"]
 
 
-def test_members_of_tars_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1000)
+def test_members_of_tars_are_bounded(tmp_path: Path) -> None:
     path = samples(tmp_path / "p.tar", ("1.jpg", b"x" * 1001), ("1.json", b"{}"), ("2.jpg", b"x"), ("2.json", b"{}"))
-    found, reject_log = read(path)
+    found, reject_log = read(path, limits=Limits(line_bytes=1000))
     assert ([post.post_id for post in found], reject_log.rejected) == (["2"], {"member_too_large": 1})
 
 
@@ -436,13 +435,22 @@ def test_parts_of_a_parquet_file_are_row_groups(tmp_path: Path) -> None:
     assert posts.split_file(path, max(sizes) + 1)[1] == [((0, 0), 12), ((12, 12), 20)]
 
 
-def test_reading_continues_after_an_endless_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 100)
+def test_reading_continues_after_an_endless_line(tmp_path: Path) -> None:
+    limits = Limits(line_bytes=100)
     path = write(tmp_path / "p.jsonl", post_line(1), "x" * 350, post_line(2), post_line(3))
-    whole, reject_log = read(path)
+    whole, reject_log = read(path, limits=limits)
     assert reject_log.rejected == {"line_too_long": 1}
-    assert list(posts.read(path, RejectLog(), whole[1].after)) == whole[2:]
-    assert list(posts.read(path, RejectLog(), end=whole[1].after.offset)) == whole[:2]
+    assert list(posts.read(path, RejectLog(), whole[1].after, limits=limits)) == whole[2:]
+    assert list(posts.read(path, RejectLog(), end=whole[1].after.offset, limits=limits)) == whole[:2]
+
+
+def test_comments_of_a_post_are_bounded() -> None:
+    mended = Counter[str]()
+    post = posts.parse(
+        {"post_id": "p", "comments": ["abc", "d", "e", "f"]}, mended, limits=Limits(comment_characters=2, comments=3)
+    )
+    assert post.comments == ("ab", "d", "e")
+    assert mended == {"comments_left_out": 1, "comment_cut": 1}
 
 
 def test_a_packed_file_is_one_part_and_an_empty_one_too(tmp_path: Path) -> None:

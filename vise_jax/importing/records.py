@@ -9,7 +9,8 @@ from typing import Any
 
 from vise_jax.errors import UserError
 from vise_jax.posts import BadPost
-from vise_jax.posts.readers import MAX_LINE_BYTES, json_records, kind, opened, parquet_file
+from vise_jax.posts.readers import json_records, kind, opened, parquet_file
+from vise_jax.posts.schema import LIMITS
 
 # Records in which a column must be found once.
 _SOME = 1_000
@@ -36,7 +37,7 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
 
 
 def _csv(path: Path, columns: Sequence[str], separator: str) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(MAX_LINE_BYTES)
+    csv.field_size_limit(LIMITS.line_bytes)
     with opened(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", "replace", newline="") as text:
         reader = csv.DictReader(text, delimiter=separator)
         try:

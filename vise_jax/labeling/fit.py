@@ -21,7 +21,14 @@ from vise_jax.engagement.fitting import check_not_empty, fit_corpus
 from vise_jax.engagement.labeler import PATHS, Labeler
 from vise_jax.errors import Interrupted, UserError
 from vise_jax.labeling import beam_runner, local_runner, output_dir
-from vise_jax.labeling.input_split import SHARD_KEYS, InputSplit, describe_inputs, split_posts_files
+from vise_jax.labeling.input_split import (
+    READ_KEYS,
+    SHARD_KEYS,
+    InputSplit,
+    describe_inputs,
+    limits,
+    split_posts_files,
+)
 from vise_jax.posts import Post, RejectLog, read
 
 log = logging.getLogger(__name__)
@@ -34,7 +41,12 @@ _GATHERED = (
 # Seconds after which a silent process counts as dead.
 _HEARTBEAT_SECONDS = 100
 # Keys that decide nothing of the labeler.
-_NOT_FITTED = (*SHARD_KEYS, *PATHS, "max_rejected_fraction", "min_posts_to_stop")
+_NOT_FITTED = (
+    *(key for key in SHARD_KEYS if key not in READ_KEYS),
+    *PATHS,
+    "max_rejected_fraction",
+    "min_posts_to_stop",
+)
 
 
 def fit(
@@ -180,7 +192,14 @@ def _gather(
     secret = hashing.salt(config.salt_file, config.seed)
 
     def posts() -> Iterator[Post]:
-        for post in read(input_split.path, reject_log, input_split.start, input_split.end, reactions.buttons(config)):
+        for post in read(
+            input_split.path,
+            reject_log,
+            input_split.start,
+            input_split.end,
+            reactions.buttons(config),
+            limits(config),
+        ):
             after_post()
             yield post
 

@@ -16,8 +16,6 @@ from vise_jax.data import perceptual
 from vise_jax.data.formats import DAMAGE, JPEG, PNG, strip_metadata, to_rgb
 from vise_jax.posts import BadPost, Post
 
-MAX_IMAGE_BYTES = 64 * 2**20
-
 _KEPT = ("JPEG", "PNG")
 # Transcoded to JPEG once; of several frames the first.
 _TRANSCODED = ("WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -28,7 +26,12 @@ _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
 
 
 def read_image(
-    post: Post, max_pixels: int, quality: int = 90, link_roots: Sequence[str] = (), side: int = 0
+    post: Post,
+    max_pixels: int,
+    quality: int = 90,
+    link_roots: Sequence[str] = (),
+    side: int = 0,
+    max_bytes: int = 64 * 2**20,
 ) -> tuple[bytes, int]:
     """Return the encoded image of a post, a JPEG or PNG file without metadata, and its perceptual hash.
 
@@ -41,15 +44,16 @@ def read_image(
         quality: of the transcoded JPEG files, 1 to 95.
         link_roots: directories outside of that of the posts that links may point into.
         side: an image whose shorter side is longer is shrunk to it; 0 = none is.
+        max_bytes: a longer file is not opened.
 
     Raises:
         BadPost: `no_image`, `image_missing`, `image_path_leaves_folder` (also through a link), `image_empty`,
             `image_too_large` (bytes or pixels), `image_format`, `image_not_an_image` or `image_truncated`.
     """
-    encoded = post.image_bytes if post.image_bytes is not None else _read_file(post, link_roots)
+    encoded = post.image_bytes if post.image_bytes is not None else _read_file(post, link_roots, max_bytes)
     if not encoded:
         raise BadPost("image_empty")
-    if len(encoded) > MAX_IMAGE_BYTES:
+    if len(encoded) > max_bytes:
         raise BadPost("image_too_large")
     try:
         with warnings.catch_warnings():
@@ -120,7 +124,7 @@ def _unidentified(encoded: bytes) -> str:
     return "image_format" if other else "image_not_an_image"
 
 
-def _read_file(post: Post, link_roots: Sequence[str]) -> bytes:
+def _read_file(post: Post, link_roots: Sequence[str], max_bytes: int) -> bytes:
     if post.image is None:
         raise BadPost("no_image")
     directory = post.source.parent.resolve()
@@ -135,6 +139,6 @@ def _read_file(post: Post, link_roots: Sequence[str]) -> bytes:
         if not path.is_file():
             raise BadPost("image_missing")
         with open(path, "rb") as file:
-            return file.read(MAX_IMAGE_BYTES + 1)
+            return file.read(max_bytes + 1)
     except (OSError, RuntimeError) as error:  # unreadable, or links in a circle
         raise BadPost("image_missing") from error

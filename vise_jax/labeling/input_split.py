@@ -22,14 +22,18 @@ from vise_jax.engagement.labeler import Labeler
 from vise_jax.errors import UserError
 from vise_jax.labeling.images import Ahead, read_image
 from vise_jax.labeling.tables import write_table
-from vise_jax.posts import BadPost, Buttons, Cursor, Post, RejectLog, is_empty, read, split_file
+from vise_jax.posts import BadPost, Buttons, Cursor, Limits, Post, RejectLog, is_empty, read, split_file
 
 # Posts whose comments are encoded at a time.
 _BATCH_POSTS = 64
 # Splits whose posts become examples.
 _WITH_IMAGES = ("train", "validation")
+# Config keys that decide what is read of the posts, by a fit, too.
+READ_KEYS = ("max_line_bytes", "max_comment_characters", "max_post_comments")
 # Config keys that decide the bytes of the shards, beside the labeler and the posts.
 SHARD_KEYS = (
+    *READ_KEYS,
+    "max_image_bytes",
     "validation_fraction",
     "train_fraction",
     "max_image_pixels",
@@ -40,6 +44,11 @@ SHARD_KEYS = (
     "duplicates",
     "duplicate_distance",
 )
+
+
+def limits(labels: ConfigDict) -> Limits:
+    """Return the bounds of what is read that the `labels` section of a config states."""
+    return Limits(*(labels[key] for key in READ_KEYS))
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,9 @@ def label_input_split(
         return
     input_split.check_unchanged()
     buttons = reactions.buttons(labeler.labels)
-    posts = _Stream(read(input_split.path, reject_log, cursor, input_split.end, buttons), cursor, after_post)
+    posts = _Stream(
+        read(input_split.path, reject_log, cursor, input_split.end, buttons, limits(labels)), cursor, after_post
+    )
     secret = checked_salt(labeler, labels)
     rules = _Rules(labeler, labels, secret, excluded)
     with_image = _with_image(input_split, cursor, buttons, rules)
@@ -236,7 +247,7 @@ def _with_image(input_split: InputSplit, cursor: Cursor, buttons: Buttons, rules
     if not artifact.is_remote(input_split.path):
         return lambda post: post
     # A second reader of the posts, since the first one's cursor and counts may not run ahead.
-    coming = read(input_split.path, RejectLog(input_split.path), cursor, input_split.end, buttons)
+    coming = read(input_split.path, RejectLog(input_split.path), cursor, input_split.end, buttons, limits(rules.labels))
     needed = (post for post in coming if post.image and not post.image_bytes and rules.split_of(post) in _WITH_IMAGES)
     return Ahead(needed).with_image
 
@@ -325,6 +336,7 @@ def _batch(
                 labels.transcode_quality,
                 labels.link_roots,
                 labels.image_side,
+                labels.max_image_bytes,
             )
         except BadPost as bad:
             reject_log.reject(post.line, bad.reason)

@@ -2,7 +2,7 @@
 
 from vise_jax.posts.readers import SUFFIXES, expand, is_empty, read, split_file
 from vise_jax.posts.reject_log import MAX_NAMED, RejectLog, summary
-from vise_jax.posts.schema import BEGINNING, REACTIONS, THE_PAPERS, BadPost, Buttons, Cursor, Post, parse
+from vise_jax.posts.schema import BEGINNING, REACTIONS, THE_PAPERS, BadPost, Buttons, Cursor, Limits, Post, parse
 
 __all__ = [
     "BEGINNING",
@@ -13,6 +13,7 @@ __all__ = [
     "BadPost",
     "Buttons",
     "Cursor",
+    "Limits",
     "Post",
     "RejectLog",
     "expand",

@@ -17,10 +17,7 @@ import zstandard
 from vise_jax import artifact
 from vise_jax.errors import UserError
 from vise_jax.posts.reject_log import RejectLog
-from vise_jax.posts.schema import BEGINNING, THE_PAPERS, BadPost, Buttons, Cursor, Post, parse
-
-# Longer lines are skipped unread, so that one can't fill the memory.
-MAX_LINE_BYTES = 64 * 2**20
+from vise_jax.posts.schema import BEGINNING, LIMITS, THE_PAPERS, BadPost, Buttons, Cursor, Limits, Post, parse
 
 _POSTS_BEFORE_FIRST_CHECK = 1_000
 _PARQUET_ROWS = 256
@@ -77,6 +74,7 @@ def read(
     start: Cursor = BEGINNING,
     end: int | None = None,
     buttons: Buttons = THE_PAPERS,
+    limits: Limits = LIMITS,
 ) -> Iterator[Post]:
     """Stream the posts of one file. Malformed ones are counted in `reject_log`.
 
@@ -89,16 +87,17 @@ def read(
         start: where to start, at the beginning of a line or row.
         end: offset; posts that start at or after it are not read.
         buttons: reactions to count.
+        limits: of lines and comments.
 
     Raises:
         UserError: the file is missing, of another kind, truncated or corrupt, or too many posts are malformed.
     """
-    for record, after in _records(path, start, end):
+    for record, after in _records(path, start, end, limits.line_bytes):
         reject_log.posts += 1
         try:
             if isinstance(record, BadPost):
                 raise record
-            post = parse(record, reject_log.notes, buttons)
+            post = parse(record, reject_log.notes, buttons, limits)
         except BadPost as bad:
             reject_log.reject(after.line, bad.reason)
         else:
@@ -129,10 +128,13 @@ def kind(path: Path) -> str:
     return next((kind for magic, kind in kinds.items() if first.startswith(magic)), "plain")
 
 
-def _records(path: Path, start: Cursor, end: int | None) -> Iterator[_Record]:
-    readers = {"parquet": _parquet_records, "tar": _tar_records}
+def _records(path: Path, start: Cursor, end: int | None, line_bytes: int) -> Iterator[_Record]:
     with explained(path):
-        yield from readers.get(_kind(path), json_records)(path, start, end)
+        kind = _kind(path)
+        if kind == "parquet":
+            yield from _parquet_records(path, start, end)
+        else:
+            yield from (_tar_records if kind == "tar" else json_records)(path, start, end, line_bytes)
 
 
 @contextlib.contextmanager
@@ -210,19 +212,27 @@ class _Unpacked(io.RawIOBase):
         return count
 
 
-def json_records(path: Path, start: Cursor = BEGINNING, end: int | None = None) -> Iterator[_Record]:
+def json_records(
+    path: Path, start: Cursor = BEGINNING, end: int | None = None, line_bytes: int = LIMITS.line_bytes
+) -> Iterator[_Record]:
     """Yield the decoded lines of a file, or why one can't be decoded, with the cursor after it.
+
+    Args:
+        path: the file.
+        start: where to start, at the beginning of a line.
+        end: offset; lines that start at or after it are not read.
+        line_bytes: longer lines are skipped unread.
 
     Raises:
         UserError: the file can't be read, or is truncated or corrupt.
     """
     with opened(path, start.offset) as file:
         offset, number = start
-        while (end is None or offset < end) and (raw := file.readline(MAX_LINE_BYTES)):
+        while (end is None or offset < end) and (raw := file.readline(line_bytes)):
             number += 1
             offset += len(raw)
-            if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
-                while rest := file.readline(MAX_LINE_BYTES):
+            if len(raw) == line_bytes and not raw.endswith(b"\n"):
+                while rest := file.readline(line_bytes):
                     offset += len(rest)
                     if rest.endswith(b"\n"):
                         break
@@ -259,7 +269,7 @@ def _parquet_records(path: Path, start: Cursor, end: int | None) -> Iterator[_Re
                     yield _parquet_row(batch.slice(row, 1)), Cursor(number, number)
 
 
-def _tar_records(path: Path, start: Cursor, end: int | None) -> Iterator[_Record]:
+def _tar_records(path: Path, start: Cursor, end: int | None, line_bytes: int) -> Iterator[_Record]:
     """Yield the samples of a WebDataset tar: members in a row with one key, up to the first dot of the name.
 
     A sample is KEY.json, with the fields of a post but the image, and KEY.jpg or another image. The key is the post's
@@ -285,7 +295,7 @@ def _tar_records(path: Path, start: Cursor, end: int | None) -> Iterator[_Record
                     if end is not None and begins >= end:
                         return
                     key = folder, stem
-                content = archive.extractfile(member) if member.size <= MAX_LINE_BYTES else None
+                content = archive.extractfile(member) if member.size <= line_bytes else None
                 sample[suffix.lower()] = content.read() if content else None
                 offset = start.offset + archive.offset
             ends = start.offset + archive.offset
@@ -362,7 +372,7 @@ def is_empty(path: Path) -> bool:
     Raises:
         UserError: the file can't be read.
     """
-    return next(_records(path, BEGINNING, None), None) is None
+    return next(_records(path, BEGINNING, None, LIMITS.line_bytes), None) is None
 
 
 def split_file(path: Path, split_bytes: float) -> tuple[str, list[tuple[Cursor, int | None]]]:

@@ -23,7 +23,6 @@ _SYNONYMS = {"sad": "sorry", "anger": "angry"}
 # Buttons of the paper's network. A vocabulary that has none of their names leaves them out.
 _KNOWN_BUTTONS = frozenset({*REACTIONS, "like", "care", "thankful", "pride", "none"})
 
-MAX_COMMENT_CHARACTERS = 10_000
 MAX_POST_ID_CHARACTERS = 1_000
 MAX_REACTION_COUNT = 10**12
 
@@ -66,6 +65,23 @@ class Buttons(NamedTuple):
 THE_PAPERS = Buttons()
 
 
+class Limits(NamedTuple):
+    """Bounds of what is read; see the config keys of `labels`.
+
+    Attributes:
+        line_bytes: longer lines, and members of tar files, are skipped unread, so that one can't fill the memory.
+        comment_characters: longer comments are cut.
+        comments: of a post; those beyond are left out.
+    """
+
+    line_bytes: int = 64 * 2**20
+    comment_characters: int = 10_000
+    comments: int = 100_000
+
+
+LIMITS = Limits()
+
+
 @dataclass(frozen=True, slots=True)
 class Post:
     """A post that satisfies the schema.
@@ -74,7 +90,7 @@ class Post:
         post_id: not empty.
         image: path of the image relative to the directory of `source`, as written.
         image_bytes: the encoded image, instead of `image`.
-        comments: valid Unicode, each of at most `MAX_COMMENT_CHARACTERS`.
+        comments: valid Unicode, each of at most `Limits.comment_characters`.
         reactions: counts in the order of the buttons that the post was read for.
         source: the posts file.
         line: line or row in `source`, from 1.
@@ -99,18 +115,21 @@ class BadPost(Exception):
         self.reason = reason
 
 
-def parse(record: object, mended: Counter[str] | None = None, buttons: Buttons = THE_PAPERS) -> Post:
+def parse(
+    record: object, mended: Counter[str] | None = None, buttons: Buttons = THE_PAPERS, limits: Limits = LIMITS
+) -> Post:
     """Check a record against the schema, and mend values with one obvious reading.
 
     `image`, `comments`, `reactions` and single reactions may be missing or null. Integer post ids become text, an empty
     image path means no image, null comments are dropped, `{"data": [{"message": str}]}` is read as comments, buttons
     outside the vocabulary are ignored or reject the post (see `Buttons`), whole counts may be text, float or Decimal,
-    lone surrogates become U+FFFD and long comments are cut.
+    lone surrogates become U+FFFD, and long comments and long lists of them are cut.
 
     Args:
         record: a decoded JSON value or Parquet row.
         mended: counts mended values, by kind.
         buttons: to count.
+        limits: of the comments.
 
     Raises:
         BadPost: the reason names the field and the type of its value, e.g. `comments_str`.
@@ -129,7 +148,7 @@ def parse(record: object, mended: Counter[str] | None = None, buttons: Buttons =
         post_id=_post_id(record.get("post_id"), notes),
         image=_image(image, notes),
         image_bytes=image_bytes,
-        comments=_comments(record.get("comments"), notes),
+        comments=_comments(record.get("comments"), limits, notes),
         reactions=_reactions(record.get("reactions"), buttons, notes),
     )
     mended.update(notes)
@@ -173,7 +192,7 @@ def _image(image: object, mended: Counter[str]) -> str | None:
     return image
 
 
-def _comments(comments: object, mended: Counter[str]) -> tuple[str, ...]:
+def _comments(comments: object, limits: Limits, mended: Counter[str]) -> tuple[str, ...]:
     if comments is None:
         return ()
     if isinstance(comments, Mapping) and isinstance(comments.get("data"), list):
@@ -182,19 +201,21 @@ def _comments(comments: object, mended: Counter[str]) -> tuple[str, ...]:
         mended["mended_comments_data"] += 1
     if not isinstance(comments, list | tuple):
         raise BadPost(f"comments_{_kind(comments)}")
+    if len(comments) > limits.comments:
+        mended["comments_left_out"] += len(comments) - limits.comments
     texts = []
-    for comment in comments:
+    for comment in comments[: limits.comments]:
         if comment is None:
             mended["mended_comment_null"] += 1
         elif isinstance(comment, str):
             texts.append(comment)
         else:
             raise BadPost(f"comment_{_kind(comment)}")
-    if cut := sum(len(text) > MAX_COMMENT_CHARACTERS for text in texts):
+    if cut := sum(len(text) > limits.comment_characters for text in texts):
         mended["comment_cut"] += cut
     return tuple(
         text if _encodable(text) else without_surrogates(text)
-        for text in (text[:MAX_COMMENT_CHARACTERS] for text in texts)
+        for text in (text[: limits.comment_characters] for text in texts)
     )
 
 

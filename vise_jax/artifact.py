@@ -414,7 +414,7 @@ def download(directory: Path, names: Iterable[str], target: Path) -> None:
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
     root = cast(Any, directory).path.rstrip("/")
-    with explained(directory), _disk_full(target):
+    with explained(directory), disk_full(target):
         if names:
             cast(Any, directory).fs.get([f"{root}/{name}" for name in names], [str(target / name) for name in names])
 
@@ -546,7 +546,15 @@ def file_sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _disk_full(path: Path) -> Iterator[None]:
+def disk_full(path: Path) -> Iterator[None]:
+    """Turn the error of a full disk into one sentence.
+
+    Args:
+        path: what is written.
+
+    Raises:
+        Interrupted: the disk is full.
+    """
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
@@ -712,7 +720,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         UserError: the disk is full, or as `explained`.
     """
     if is_remote(path):
-        with _disk_full(Path(tempfile.gettempdir())), tempfile.NamedTemporaryFile(prefix="vise_jax-") as file:
+        with disk_full(Path(tempfile.gettempdir())), tempfile.NamedTemporaryFile(prefix="vise_jax-") as file:
             yield cast(BinaryIO, file)
             file.flush()
             with explained(path, "written"):
@@ -722,7 +730,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     path = Path(path)
     temporary = _temporary(path)
     try:
-        with _disk_full(path):
+        with disk_full(path):
             with open(temporary, "wb") as file:
                 yield file
                 file.flush()
@@ -764,7 +772,7 @@ def atomic_directory(path: Path, description: str = "") -> Iterator[Path]:
         there = entries(path)
         if description in there or (there and not description):
             raise occupied
-        with _disk_full(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="vise_jax-") as name:
+        with disk_full(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="vise_jax-") as name:
             yield Path(name)
             files = [entry.relative_to(name).as_posix() for entry in Path(name).rglob("*") if entry.is_file()]
             # A killed process may have left some of them.
@@ -781,7 +789,7 @@ def atomic_directory(path: Path, description: str = "") -> Iterator[Path]:
     temporary = _temporary(path)
     temporary.mkdir()
     try:
-        with _disk_full(path):
+        with disk_full(path):
             yield temporary
             for entry in temporary.rglob("*"):
                 _fsync(entry)

@@ -1,8 +1,10 @@
 """Command lines: help with an example, one sentence for a user's mistake, the exit status."""
 
+import errno
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -82,6 +84,7 @@ def run(main: Callable[[list[str]], None], description: str) -> None:
     logging.set_verbosity(logging.WARNING)
     vise_logging.to_stderr()
     sys.unraisablehook = _unraisable
+    threading.excepthook = _in_thread
     words = _parse(program)
     try:
         main(words)
@@ -100,6 +103,12 @@ def _unraisable(raised: Any) -> None:
     # When an array of a checkpoint is damaged, TensorStore's threads report the others after Orbax has given up.
     if str(raised.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(raised)
+
+
+def _in_thread(raised: threading.ExceptHookArgs) -> None:
+    # TensorBoard's thread reports a full disk, which ends the command in its main thread.
+    if not (isinstance(raised.exc_value, OSError) and raised.exc_value.errno == errno.ENOSPC):
+        threading.__excepthook__(raised)
 
 
 def _parse(program: str) -> list[str]:

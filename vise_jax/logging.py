@@ -16,6 +16,13 @@ class _StderrHandler(logging.Handler):
         print(self.format(record), file=sys.stderr, flush=True)
 
 
+class _FileHandler(logging.FileHandler):
+    """Leave a message out where the disk is full: what else is written says so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 def to_stderr() -> None:
     """Show messages of level INFO and above, without prefix, on standard error."""
     _LOGGER.setLevel(logging.INFO)
@@ -28,7 +35,7 @@ def to_stderr() -> None:
 @contextlib.contextmanager
 def to_file(path: Path) -> Iterator[None]:
     """Append messages with date and time to a file until the block ends."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = _LOGGER.level
     _LOGGER.setLevel(logging.INFO)

@@ -358,6 +358,7 @@ class Harness:
                     ends["had room"] += 1
                 elif status != REFUSED or "disk is full" not in started.log.read_text():
                     ends[f"ended with {status}"] += 1
+                    self.found.append(f"{job}, disk of {kilobytes} kB: {started.log.read_text().strip()[-1000:]}")
                 _mount(output, "remount,size=4g")
                 ends[self.finish(job, output)] += 1
             finally:

@@ -251,5 +251,5 @@ class CorruptExamples:
         """Log an example, once."""
         if (shard, record) not in self._known:
             self._known.add((shard, record))
-            with open(self._path, "a", encoding="utf-8") as file:
+            with artifact.disk_full(self._path), open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"shard": shard, "record": record, "reason": reason}) + "\n")

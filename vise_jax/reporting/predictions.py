@@ -1,6 +1,7 @@
 """Predicted engagement of images: a JSON line per image, and a self-contained page."""
 
 import base64
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,9 +62,13 @@ def write(
     key = artifact.fingerprint([_FORMAT_VERSION, made_from, labeler.fingerprint, top, on_page, output.name])
     ours = artifact.is_file(page) and f'content="{key}"'.encode() in page.read_bytes()
     if ours and artifact.is_file(output):
-        extract.clear(output)
-        lines = output.read_bytes().decode().split("\n")
-        return page, len(images), sum("error" in json.loads(line) for line in lines if line)
+        lines = output.read_bytes().split(b"\n")
+        # One that was cut since is written again.
+        with contextlib.suppress(ValueError):
+            records = [artifact.from_json(line) for line in lines if line]
+            if len(records) == len(images):
+                extract.clear(output)
+                return page, len(images), sum("error" in record for record in records)
     for path in (output, page):
         if not ours and artifact.exists(path):
             raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")

@@ -12,7 +12,7 @@ from vise_jax import artifact
 
 
 class MetricsWriter:
-    """Append records to `metrics.jsonl` and to TensorBoard events.
+    """Append records to `metrics.jsonl` and to TensorBoard events. A full disk is an `Interrupted`.
 
     Args:
         workdir: the run directory.
@@ -29,16 +29,18 @@ class MetricsWriter:
         if self._writing:
             lines = (line for line in _lines(self._path) if json.loads(line)["step"] <= self._step)
             artifact.write_text(self._path, "".join(lines))
-            self._file = open(self._path, "a", encoding="utf-8")
-            self._events = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=self._step + 1)
+            with artifact.disk_full(self._path):
+                self._file = open(self._path, "a", encoding="utf-8")
+                self._events = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=self._step + 1)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._writing:
-            self._file.close()
-            self._events.close()
+            with artifact.disk_full(self._path):
+                self._file.close()
+                self._events.close()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of one step."""
@@ -46,10 +48,11 @@ class MetricsWriter:
             return
         # JSON has no NaN and no infinity: null says that there is no number.
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in metrics.items():
-            self._events.add_scalar(name, value, step)
+        with artifact.disk_full(self._path):
+            self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+            self._file.flush()
+            for name, value in metrics.items():
+                self._events.add_scalar(name, value, step)
 
 
 def _lines(path: Path) -> list[str]:

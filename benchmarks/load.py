@@ -4,7 +4,7 @@
     python benchmarks/load.py --posts 100000 --images 10000 --only labeling,extraction
 
 Posts and images are simulated, small, and distinct. Every second the memory (resident, of the job and its workers) and
-the number of open files are read. Slopes are those of straight lines through the second half of a job: MB and files per
+the number of open files are read. Slopes are those of straight lines through the middle half of a job: MB and files per
 minute. Eight labeling jobs in eight directories run at once and have to finish with the same manifest. Afterwards no
 process may be left. The last line is one JSON object; the exit status is 1 where a job failed or left a process.
 """
@@ -112,9 +112,9 @@ def _watch(command: list[str]) -> dict[str, Any]:
     half = len(times) // 2
 
     def slope(values: Sequence[float]) -> float:
-        # The end, when workers leave, is no part of the course.
-        steady = slice(half, max(len(times) - 3, half + 2))
-        return float(60 * np.polyfit(times[steady], values[steady], 1)[0]) if len(times) - half > 5 else 0.0
+        # Start and end, when workers come and go, are no part of the course.
+        steady = slice(len(times) // 4, 3 * len(times) // 4)
+        return float(60 * np.polyfit(times[steady], values[steady], 1)[0]) if len(times) >= 8 else 0.0
 
     return {
         "status": job.returncode,

@@ -14,7 +14,7 @@ from vise_jax.engagement import hashing
 from vise_jax.engagement.labeler import Labeler
 from vise_jax.errors import UserError
 from vise_jax.labeling import output_dir
-from vise_jax.labeling.input_split import checked_salt, excluded_near, parse_record
+from vise_jax.labeling.input_split import checked_salt, excluded_near, parse_record, write_record
 from vise_jax.labeling.manifest import finish, read_records, without
 from vise_jax.labeling.tables import read_table
 
@@ -71,7 +71,7 @@ def delete(output: Path, labels: ConfigDict, labeler: Path, exclude: Path) -> di
                 record["deleted"] = record.get("deleted", 0) + removed
                 record["deleted_images"] = sorted(of_record.images)
                 record["shards"] = {split: shard for split, shard in remaining.items() if shard}
-                artifact.write_json(output / "records" / name, record)
+                write_record(output / "records" / name, record)
         unmatched = hashing.count_unmatched(exclude, excluded, len(found.posts) + deleted, images)
         return finish(output, job, fitted.classes, before["inputs"], unmatched, before)
 

@@ -18,7 +18,7 @@ from vise_jax.data import shards
 from vise_jax.data.near_duplicates import representatives
 from vise_jax.data.records import read_index
 from vise_jax.engagement.labeler import LabeledPost, Labeler
-from vise_jax.labeling.input_split import InputSplit, engagement_of, records_of
+from vise_jax.labeling.input_split import InputSplit, engagement_of, records_of, write_record
 from vise_jax.labeling.tables import read_table, select_rows, write_table
 from vise_jax.posts import Post
 
@@ -170,7 +170,7 @@ def apply(output: Path, input_split: InputSplit, after_post: Callable[[], None] 
             for split, shard in first.items()
         }
         name = next(iter(first.values()))["name"].split(".")[0]
-        artifact.write_json(
+        write_record(
             output / "records" / f"{name}.json",
             {
                 **record,

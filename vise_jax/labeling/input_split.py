@@ -26,6 +26,8 @@ from vise_jax.posts import BadPost, Buttons, Cursor, Limits, Post, RejectLog, is
 
 # Posts whose comments are encoded at a time.
 _BATCH_POSTS = 64
+# Entry of a record: the SHA-256 of its other entries.
+_SHA256 = "record_sha256"
 # Splits whose posts become examples.
 _WITH_IMAGES = ("train", "validation")
 # Config keys that decide what is read of the posts, by a fit, too.
@@ -206,7 +208,7 @@ def label_input_split(
             for split, rows in examples.items()
             if rows
         }
-        artifact.write_json(
+        write_record(
             output / "records" / f"{name}.json",
             {
                 "file": input_split.path.name,
@@ -283,6 +285,13 @@ def records_of(input_split: InputSplit, output: Path) -> Iterator[dict[str, Any]
         yield record
 
 
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write the record of a shard, with its own SHA-256."""
+    # As it is read again: keys that are numbers are text.
+    record = artifact.from_json(artifact.canonical_json(record))
+    artifact.write_json(path, {**record, _SHA256: artifact.fingerprint(record)})
+
+
 def parse_record(content: bytes, path: Path) -> dict[str, Any]:
     """Parse the record of a shard.
 
@@ -290,7 +299,12 @@ def parse_record(content: bytes, path: Path) -> dict[str, Any]:
         UserError: it is damaged.
     """
     advice = "delete it and run `label.py run` again, which writes its shards again"
-    return dict(artifact.parse_json(content, path, advice))
+    record = artifact.parse_json(content, path, advice)
+    # Records of version 0.1.0 have none.
+    stated = record.pop(_SHA256, None) if isinstance(record, dict) else ""
+    if stated is not None and stated != artifact.fingerprint(record):
+        raise UserError(f"{path} is damaged (its values have another SHA-256): {advice}.")
+    return dict(record)
 
 
 class _Stream:

@@ -1,5 +1,6 @@
 """Tables of the labels of a shard, beside its record."""
 
+import hashlib
 from collections.abc import Mapping, Set
 from pathlib import Path
 
@@ -15,10 +16,15 @@ _OF_EXAMPLES = frozenset({"post_ids", "comment_counts", "reaction_labels", "leng
 _COLUMNS = _OF_EXAMPLES | {"comment_labels"}
 
 
+# Entry of a file's metadata: the SHA-256 of its columns. Tables of version 0.1.0 have none.
+_SHA256 = "sha256"
+
+
 def write_table(path: Path, table: dict[str, np.ndarray]) -> None:
     """Write a table for `read_table`."""
+    columns = {name: np.ascontiguousarray(column) for name, column in table.items()}
     with artifact.atomic_file(path) as file:
-        file.write(safetensors.numpy.save({name: np.ascontiguousarray(column) for name, column in table.items()}))
+        file.write(safetensors.numpy.save(columns, {_SHA256: _sha256(columns)}))
 
 
 def read_table(path: Path, needed: Set[str] = _COLUMNS) -> dict[str, np.ndarray]:
@@ -37,7 +43,12 @@ def read_table(path: Path, needed: Set[str] = _COLUMNS) -> dict[str, np.ndarray]
     """
     try:
         with artifact.explained(path):
-            table: dict[str, np.ndarray] = safetensors.numpy.load(path.read_bytes())
+            content = path.read_bytes()
+        table: dict[str, np.ndarray] = safetensors.numpy.load(content)
+        header = artifact.from_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        stated = header.get("__metadata__", {}).get(_SHA256)
+        if stated not in (None, _sha256(table)):
+            raise ValueError("its columns have another SHA-256")
         if missing := needed - table.keys():
             raise ValueError(f"it has no column {min(missing)}")
         ids: dict[str, np.ndarray] = {
@@ -51,6 +62,15 @@ def read_table(path: Path, needed: Set[str] = _COLUMNS) -> dict[str, np.ndarray]
             "writes its shards again."
         ) from error
     return {**table, **ids}
+
+
+def _sha256(table: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(table):
+        column = table[name]
+        digest.update(artifact.canonical_json([name, column.dtype.str, column.shape]).encode())
+        digest.update(column.tobytes())
+    return digest.hexdigest()
 
 
 def select_rows(table: Mapping[str, np.ndarray], keep: np.ndarray) -> dict[str, np.ndarray]:

@@ -51,7 +51,7 @@ def test_mutated_files(fuzzed: Callable[[str], Fuzzed], name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_mutated_files_of_slow_readers(fuzzed: Callable[[str], Fuzzed], name: str) -> None:
-    check(fuzzed(name), 30)
+    check(fuzzed(name), 15)
 
 
 def replaced(old: str, new: str) -> Callable[[bytes], bytes]:

@@ -19,7 +19,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_wrong_uses_end_with_a_sentence(runner: Runner, command: str) -> None:
-    for use in uses(command, 12, seed=1):
+    for use in uses(command, 8, seed=1):
         end = runner.run(command, use)
         assert not problems(end), (use.words, end)
 

@@ -181,10 +181,10 @@ def _huge_array(path: Path) -> None:
 
 
 def _features(path: Path) -> str:
-    from vise_jax import npz
+    from vise_jax import arrays
 
     try:
-        return str(list(npz.read(path)))
+        return str(list(arrays.read_npz(path)))
     except ValueError as error:
         return str(error)
 
@@ -239,11 +239,8 @@ def _peak() -> float:
 
 def main(words: list[str]) -> None:
     cli.no_words(words)
-    names = list(_CASES)
-    if ONLY.value or QUICK.value:
-        names = (
-            ONLY.value.split(";") if ONLY.value else ["10M comments of a post.jsonl", "an array beyond its file.npz"]
-        )
+    few = ["10M comments of a post.jsonl", "an array beyond its file.npz"]
+    names = ONLY.value.split(";") if ONLY.value else few if QUICK.value else list(_CASES)
     os.environ["JAX_PLATFORMS"] = "cpu"
     context = multiprocessing.get_context("forkserver")
     table = Table("file", "bound", "bytes", "peak MB", "seconds", "result")

@@ -9,7 +9,6 @@ minute. Eight labeling jobs in eight directories run at once and have to finish 
 process may be left. The last line is one JSON object; the exit status is 1 where a job failed or left a process.
 """
 
-import io
 import json
 import subprocess
 import sys
@@ -19,12 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent / "shared"))
+
 import numpy as np
 import psutil
 from absl import flags
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from simulated import pattern
 
 from vise_jax import cli
 
@@ -54,11 +55,7 @@ _KEYS = (
 
 def picture(number: int) -> bytes:
     """Return a JPEG file of 32 x 32 pixels that no other number has."""
-    draw = np.random.default_rng(number)
-    cells = draw.integers(0, 256, (4, 4, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(cells.repeat(8, 0).repeat(8, 1)).save(file, "JPEG", quality=60)
-    return file.getvalue()
+    return pattern(np.random.default_rng(number), 4, (32, 32))
 
 
 def _write_posts(directory: Path, count: int) -> None:

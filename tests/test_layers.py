@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 # A room imports from itself and from lower floors. Rooms on one floor don't know each other.
 FLOORS = [
     {"errors"},
-    {"artifact", "npz", "progress", "config", "cli", "similarity", "preprocessing", "logging", "machine", "hosts"},
+    {"arrays", "artifact", "progress", "config", "cli", "similarity", "preprocessing", "logging", "machine", "hosts"},
     {"posts", "text"},
     {"data", "models", "importing"},
     {"variables", "model_card"},

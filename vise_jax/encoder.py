@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vise_jax import artifact, model_card, models, variables
+from vise_jax import arrays, artifact, model_card, models, variables
 from vise_jax.errors import UserError
 from vise_jax.preprocessing import Preprocessing, normalize
 
@@ -138,9 +138,9 @@ class Encoder:
         Raises:
             UserError: the directory exists and holds something.
         """
-        arrays = {key: np.asarray(value) for key, value in self.weights.items()}
+        weights = {key: np.asarray(value) for key, value in self.weights.items()}
         with artifact.atomic_directory(artifact.location(directory), _DESCRIPTION) as temporary:
-            variables.write(temporary / WEIGHTS, arrays)
+            variables.write(temporary / WEIGHTS, weights)
             description = {
                 "format_version": FORMAT_VERSION,
                 "modality": "image",
@@ -182,7 +182,7 @@ class Encoder:
     @cached_property
     def _sha256(self) -> str:
         """SHA-256 (hex) of the weights."""
-        return variables.sha256(self.weights)
+        return arrays.sha256(self.weights)
 
     @cached_property
     def feature_dim(self) -> int:
@@ -257,13 +257,13 @@ def read_weights(directory: Path, description: dict[str, Any]) -> dict[str, jax.
     Raises:
         UserError: weights that are missing, unexpected, of another shape or type, or of another SHA-256 than described.
     """
-    arrays = variables.read(directory / WEIGHTS, variables.expected(description["architecture"]))
-    if variables.sha256(arrays) != description["sha256"]:
+    weights = variables.read(directory / WEIGHTS, variables.expected(description["architecture"]))
+    if arrays.sha256(weights) != description["sha256"]:
         raise UserError(
             f"The weights in {directory / WEIGHTS} are not those that {_DESCRIPTION} was written for: write the "
             f"directory again with {MADE_BY}."
         )
-    return {key: jnp.asarray(array) for key, array in arrays.items()}
+    return {key: jnp.asarray(array) for key, array in weights.items()}
 
 
 def read_description(directory: Path, modality: str) -> dict[str, Any]:

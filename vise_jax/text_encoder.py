@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vise_jax import artifact, model_card, models, variables
+from vise_jax import arrays, artifact, model_card, models, variables
 from vise_jax.encoder import FORMAT_VERSION, MADE_BY, MODEL_CARD, WEIGHTS, read_description, read_weights
 from vise_jax.errors import UserError
 from vise_jax.text.subword import SubwordTokenizer
@@ -100,9 +100,9 @@ class TextEncoder:
         Raises:
             UserError: the directory exists and holds something.
         """
-        arrays = {key: np.asarray(value) for key, value in self.weights.items()}
+        weights = {key: np.asarray(value) for key, value in self.weights.items()}
         with artifact.atomic_directory(artifact.location(directory), "encoder.json") as temporary:
-            variables.write(temporary / WEIGHTS, arrays)
+            variables.write(temporary / WEIGHTS, weights)
             (temporary / _TOKENIZER).write_bytes(self.tokenizer)
             description = {
                 "format_version": FORMAT_VERSION,
@@ -141,7 +141,7 @@ class TextEncoder:
     @cached_property
     def _sha256(self) -> str:
         """SHA-256 (hex) of the weights."""
-        return variables.sha256(self.weights)
+        return arrays.sha256(self.weights)
 
     @property
     def feature_dim(self) -> int:

@@ -1,6 +1,5 @@
-"""Parameters and batch statistics of a network by path, e.g. `layer1/0/conv1/kernel`: names, checks, hash, files."""
+"""Parameters and batch statistics of a network by path, e.g. `layer1/0/conv1/kernel`: names, checks, files."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,17 +59,6 @@ def differences(expected: Mapping[str, Any], weights: Mapping[str, Any]) -> str:
             wrong.append(f"{key} is {actual} instead of {wanted}")
     shown = "; ".join(sorted(wrong)[:16])
     return shown if len(wrong) <= 16 else f"{shown}; and {len(wrong) - 16} more"
-
-
-def sha256(weights: Mapping[str, Any]) -> str:
-    """Return the SHA-256 (hex) of path, type, shape and little-endian bytes of every array, in the order of paths."""
-    digest = hashlib.sha256()
-    for key in sorted(weights):
-        array = np.ascontiguousarray(weights[key])
-        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        digest.update(f"{key} {array.dtype.name} {list(array.shape)}\n".encode())
-        digest.update(array.data)
-    return digest.hexdigest()
 
 
 def write(directory: Path, weights: Mapping[str, np.ndarray]) -> None:

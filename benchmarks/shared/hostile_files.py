@@ -462,9 +462,8 @@ def _write_transformer(directory: Path) -> None:
         "embeddings.position_embeddings.weight": (16, 8),
         "embeddings.token_type_embeddings.weight": (1, 8),
     }
-    for name in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"):
-        shapes |= {f"{layer}{name}.weight": (8, 8), f"{layer}{name}.bias": (8,)}
-    for name in ("intermediate.dense", "output.dense"):
+    attention = [f"attention.{name}" for name in ("self.query", "self.key", "self.value", "output.dense")]
+    for name in (*attention, "intermediate.dense", "output.dense"):
         shapes |= {f"{layer}{name}.weight": (8, 8), f"{layer}{name}.bias": (8,)}
     for name in ("embeddings.LayerNorm", f"{layer}attention.output.LayerNorm", f"{layer}output.LayerNorm"):
         shapes |= {f"{name}.weight": (8,), f"{name}.bias": (8,)}

@@ -5,6 +5,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,9 +15,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "shared"))
 import mutations
 from hostile_files import READERS, Fuzzed, Reader
 
-# The long form is benchmarks/fuzz.py.
-FAST = [name for name, reader in READERS.items() if not reader.is_slow]
-SLOW = [name for name, reader in READERS.items() if reader.is_slow]
+
+def marked(name: str, reader: str) -> Any:
+    """The parameter `name` of a test of a reader; one of a slow reader is for `make test-all`."""
+    return pytest.param(name, marks=[pytest.mark.slow] if READERS[reader].is_slow else [])
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
     made: dict[str, Fuzzed] = {}
 
     def make(name: str) -> Fuzzed:
-        if name in ("weights",):
+        if name == "weights":
             pytest.importorskip("torch")
         if name not in made:
             made[name] = Fuzzed(READERS[name], tmp_path_factory.mktemp("fuzzed"))
@@ -33,25 +35,19 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
     return make
 
 
-def check(reader: Fuzzed, examples: int) -> None:
+# The long form is benchmarks/fuzz.py.
+@pytest.mark.parametrize("name", [marked(name, name) for name in READERS])
+def test_mutated_files(fuzzed: Callable[[str], Fuzzed], name: str) -> None:
+    reader = fuzzed(name)
+    examples = 15 if READERS[name].is_slow else 100
+
     @settings(max_examples=examples, derandomize=True, database=None, deadline=None, suppress_health_check=HealthCheck)
     @given(st.randoms(use_true_random=False))
-    def of_all(draw: random.Random) -> None:
+    def check(draw: random.Random) -> None:
         finding = reader.check(*reader.mutated(draw))
         assert finding is None, finding.trace or finding.what
 
-    of_all()
-
-
-@pytest.mark.parametrize("name", FAST)
-def test_mutated_files(fuzzed: Callable[[str], Fuzzed], name: str) -> None:
-    check(fuzzed(name), 100)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW)
-def test_mutated_files_of_slow_readers(fuzzed: Callable[[str], Fuzzed], name: str) -> None:
-    check(fuzzed(name), 15)
+    check()
 
 
 def replaced(old: str, new: str) -> Callable[[bytes], bytes]:
@@ -109,8 +105,6 @@ FINDINGS = {
         "caltech_birds2011/0.1.1/label.labels.txt",
         replaced("002.Bird", ""),
     ),
-}
-SLOW_FINDINGS = {
     "a special token that is unknown": ("transformer", "tokenizer.json", replaced('"id":"<s>"', '"id":"?"')),
     "a count beyond int64": ("import, table", "table.jsonl", replaced('"loves": 3', '"loves": 1e30')),
     "an address that is none": ("import, crowdtangle", "export.csv", replaced("https://x.test/", "https://[x/")),
@@ -125,18 +119,9 @@ SLOW_FINDINGS = {
 }
 
 
-@pytest.mark.parametrize("name", FINDINGS)
+@pytest.mark.parametrize("name", [marked(name, reader) for name, (reader, _, _) in FINDINGS.items()])
 def test_findings(fuzzed: Callable[[str], Fuzzed], name: str) -> None:
     reader, file, change = FINDINGS[name]
-    of_reader = fuzzed(reader)
-    finding = of_reader.check(file, change(of_reader.files[file]))
-    assert finding is None, finding.trace or finding.what
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW_FINDINGS)
-def test_findings_of_slow_readers(fuzzed: Callable[[str], Fuzzed], name: str) -> None:
-    reader, file, change = SLOW_FINDINGS[name]
     of_reader = fuzzed(reader)
     finding = of_reader.check(file, change(of_reader.files[file]))
     assert finding is None, finding.trace or finding.what

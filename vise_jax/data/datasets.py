@@ -3,7 +3,6 @@
 import contextlib
 import os
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from vise_jax import artifact
 from vise_jax.data import dataset_layouts, dataset_tables
-from vise_jax.data.listing import MISSING, ImageFile, file_inside, is_image, list_images
+from vise_jax.data.listing import MISSING, UNREADABLE_ZIP, ImageFile, file_inside, is_image, list_images
 from vise_jax.errors import UserError
 
 # A longer file is no photo; an archive could otherwise unpack into all of the memory.
@@ -68,7 +67,7 @@ class Dataset:
                 return file.path.read_bytes()
             archive = self._archives.get(file.path) or self._archives.setdefault(file.path, zipfile.ZipFile(file.path))
             return archive.read(file.member)
-        except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+        except UNREADABLE_ZIP as error:
             raise UserError(f"The image {self.names[index]} in {file.path} can't be read: {error}.") from error
 
     def subset(self, indices: np.ndarray) -> "Dataset":

@@ -33,6 +33,8 @@ _SPLIT_NAME = re.compile(
 _SYSTEM = frozenset(
     {"@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__macosx", "thumbs.db"}
 )
+# What a damaged zip archive or member raises, or one that is encrypted or packed in a way that Python doesn't know.
+UNREADABLE_ZIP = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
 # Stamp of a file that is missing.
 MISSING = (-1, -1)
 
@@ -180,7 +182,7 @@ def _list_archive(path: Path) -> Listing:
                 for info in infos
                 if not info.is_dir() and _is_image(info.filename, partial(_first_bytes_of_member, archive, info))
             ]
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+    except UNREADABLE_ZIP as error:
         raise UserError(f"{path} can't be read as a zip archive: {error}.") from error
     paths = {info.filename: PurePosixPath(info.filename) for info in infos}
     # `zip -r set.zip set` puts one directory above everything.
@@ -228,5 +230,5 @@ def _first_bytes_of_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> b
     try:
         with archive.open(info) as file:
             return file.read(_HEAD_BYTES)
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError):
+    except UNREADABLE_ZIP:
         return b""

@@ -49,8 +49,7 @@ def open_prepared(directory: Path) -> Dataset:
         if place.stamp == MISSING:
             raise UserError(f"{path} is missing: run tfds build caltech_birds2011 again, with its default file format.")
         try:
-            images = _read_shard(path, length)
-            for name, label, image in images:
+            for name, label, image in _read_shard(path, length):
                 files[name], labels[name], splits[name] = image, classes[label], split
         except (OSError, ValueError, IndexError, DecodeError) as error:
             raise UserError(f"{path} is damaged: run tfds build caltech_birds2011 again.") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vise_jax import artifact, npz
+from vise_jax import arrays, artifact
 from vise_jax.data import augmented
 from vise_jax.data import images as data_images
 from vise_jax.data.augmented import Augmentation
@@ -138,8 +138,8 @@ class Runs:
         path = workdir.with_name(f"{workdir.name}.npz")
         if artifact.is_file(path):
             with contextlib.suppress(ValueError):
-                arrays = npz.read(path, ["row", "scores"])
-                return artifact.from_json(str(arrays["row"])), arrays["scores"]
+                stored = arrays.read_npz(path, ["row", "scores"])
+                return artifact.from_json(str(stored["row"])), stored["scores"]
 
         def on_validation(predict: Callable[[Batch], np.ndarray]) -> float:
             return self._metric(self._scores(predict, split.validation), self._dataset.labels[split.validation])

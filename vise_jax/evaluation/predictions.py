@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vise_jax import artifact, npz
+from vise_jax import arrays, artifact
 from vise_jax.data.datasets import Dataset
 from vise_jax.errors import UserError
 from vise_jax.evaluation import metrics
@@ -70,17 +70,17 @@ def read(path: Path) -> list[Predictions]:
         UserError: no such file, or a damaged one.
     """
     try:
-        arrays = npz.read(path)
-        names, labels = arrays["names"], arrays["labels"]
-        splits = zip(arrays["seeds"].tolist(), arrays["variants"].tolist(), arrays["probabilities"], strict=True)
+        stored = arrays.read_npz(path)
+        names, labels = stored["names"], stored["labels"]
+        splits = zip(stored["seeds"].tolist(), stored["variants"].tolist(), stored["probabilities"], strict=True)
         return [
             _checked(
                 Predictions(
                     seed,
                     variant,
-                    names[arrays[f"test_{number}"]].tolist(),
-                    labels[arrays[f"test_{number}"]],
-                    arrays[f"scores_{number}"],
+                    names[stored[f"test_{number}"]].tolist(),
+                    labels[stored[f"test_{number}"]],
+                    stored[f"scores_{number}"],
                     bool(probabilities),
                 )
             )

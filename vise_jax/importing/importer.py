@@ -135,10 +135,9 @@ def import_posts(
 def _database(work: Path, output: Path, key: str) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open the database of an import; it holds people's words, so that only the owner can read it."""
     marker = work / "import"
-    if not artifact.is_remote(output):
-        if work.is_symlink():
-            raise UserError(f"{work} is a link, through which other files would be written: delete it.")
-        artifact.refuse_links(work)
+    if work.is_symlink():
+        raise UserError(f"{work} is a link, through which other files would be written: delete it.")
+    artifact.refuse_links(work)
     if work.exists() and (not marker.exists() or marker.read_text("utf-8") != key):
         if marker.exists():
             raise UserError(f"{output} holds a begun import of other files: name a new directory, or delete {work}.")

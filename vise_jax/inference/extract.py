@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from vise_jax import artifact, npz
+from vise_jax import arrays, artifact
 from vise_jax.data import images as data_images
 from vise_jax.data.datasets import Dataset
 from vise_jax.encoder import Encoder
@@ -56,7 +56,7 @@ class Part:
     @classmethod
     def read(cls, path: Path) -> "Part":
         """Read a part that `save` wrote."""
-        return cls(**npz.read(path, [field.name for field in dataclasses.fields(cls)]))
+        return cls(**arrays.read_npz(path, [field.name for field in dataclasses.fields(cls)]))
 
     def save(self, path: Path) -> None:
         """Write the part atomically."""
@@ -271,11 +271,11 @@ def _about(
     count, dim = 0, 0
     rejected: dict[str, str] = {}
     for path in paths:
-        part = Part.read(path)
-        reasons = zip(part.rejected.tolist(), part.reasons.tolist(), strict=True)
+        part = arrays.read_npz(path, ["indices", "rejected", "reasons"])
+        reasons = zip(part["rejected"].tolist(), part["reasons"].tolist(), strict=True)
         rejected |= {images.names[index]: reason for index, reason in reasons}
-        count += len(part.indices)
-        dim = dim or part.features.shape[1]
+        count += len(part["indices"])
+        dim = dim or arrays.read_npz(path, ["features"])["features"].shape[1]
     if not count:
         raise UserError(f"None of the {len(images):,} images can be used; the first: {next(iter(rejected.values()))}")
     return {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vise_jax import artifact, npz
+from vise_jax import arrays, artifact
 from vise_jax.data import images as data_images
 from vise_jax.data.datasets import Dataset
 from vise_jax.errors import UserError
@@ -75,7 +75,7 @@ def cached_texts(
     key = artifact.fingerprint([encoder.fingerprint, list(texts), max_tokens, extract.computed_on()])
     path = directory / f"{key[:32]}.text.npz"
     try:
-        features = npz.read(path, ["features"])["features"]
+        features = arrays.read_npz(path, ["features"])["features"]
         if features.shape == (len(texts), encoder.feature_dim):
             return features
     except (*feature_files.UNREADABLE, UserError):

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vise_jax import artifact, npz
+from vise_jax import arrays, artifact
 from vise_jax.errors import UserError
 
 FORMAT_VERSION = 1
@@ -37,7 +37,7 @@ def read_about(path: Path) -> dict[str, Any]:
             with artifact.open_file(path) as file:
                 text = pq.read_schema(file).metadata[b"about"].decode()
         else:
-            text = str(npz.read(path, ["about"])["about"])
+            text = str(arrays.read_npz(path, ["about"])["about"])
         about = artifact.from_json(text)
         if about["format_version"] == FORMAT_VERSION:
             if not all(isinstance(about[name], kind) for name, kind in _ABOUT.items()):
@@ -66,8 +66,8 @@ def read(path: Path) -> Iterator[Rows]:
                     values = batch["features"].combine_chunks().flatten().to_numpy()
                     yield _checked(batch["path"].to_pylist(), values.reshape(batch.num_rows, -1))
         else:
-            arrays = npz.read(path, ["paths", "features"])
-            yield _checked(arrays["paths"].tolist(), arrays["features"])
+            stored = arrays.read_npz(path, ["paths", "features"])
+            yield _checked(stored["paths"].tolist(), stored["features"])
     except UNREADABLE as error:
         raise UserError(f"{path} is damaged: make it again with extract.py.") from error
 

@@ -1,6 +1,5 @@
 """Tables of the labels of a shard, beside its record."""
 
-import hashlib
 from collections.abc import Mapping, Set
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from vise_jax import artifact
+from vise_jax import arrays, artifact
 from vise_jax.errors import UserError
 
 # Columns that each table has; those with a row for each example.
@@ -24,7 +23,7 @@ def write_table(path: Path, table: dict[str, np.ndarray]) -> None:
     """Write a table for `read_table`."""
     columns = {name: np.ascontiguousarray(column) for name, column in table.items()}
     with artifact.atomic_file(path) as file:
-        file.write(safetensors.numpy.save(columns, {_SHA256: _sha256(columns)}))
+        file.write(safetensors.numpy.save(columns, {_SHA256: arrays.sha256(columns)}))
 
 
 def read_table(path: Path, needed: Set[str] = _COLUMNS) -> dict[str, np.ndarray]:
@@ -47,7 +46,7 @@ def read_table(path: Path, needed: Set[str] = _COLUMNS) -> dict[str, np.ndarray]
         table: dict[str, np.ndarray] = safetensors.numpy.load(content)
         header = artifact.from_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
         stated = header.get("__metadata__", {}).get(_SHA256)
-        if stated not in (None, _sha256(table)):
+        if stated not in (None, arrays.sha256(table)):
             raise ValueError("its columns have another SHA-256")
         if missing := needed - table.keys():
             raise ValueError(f"it has no column {min(missing)}")
@@ -62,15 +61,6 @@ def read_table(path: Path, needed: Set[str] = _COLUMNS) -> dict[str, np.ndarray]
             "writes its shards again."
         ) from error
     return {**table, **ids}
-
-
-def _sha256(table: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(table):
-        column = table[name]
-        digest.update(artifact.canonical_json([name, column.dtype.str, column.shape]).encode())
-        digest.update(column.tobytes())
-    return digest.hexdigest()
 
 
 def select_rows(table: Mapping[str, np.ndarray], keep: np.ndarray) -> dict[str, np.ndarray]:

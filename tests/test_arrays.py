@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vise_jax import npz
+from vise_jax import arrays
 
 ARRAYS = {
     "numbers": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -30,11 +30,11 @@ def file(tmp_path: Path) -> Path:
 
 def test_arrays_are_those_of_numpy(file):
     with np.load(file) as expected:
-        for arrays in (npz.read(file), npz.read(file, ["texts", "none"])):
-            for name, array in arrays.items():
+        for stored in (arrays.read_npz(file), arrays.read_npz(file, ["texts", "none"])):
+            for name, array in stored.items():
                 np.testing.assert_array_equal(array, expected[name])
                 assert array.dtype == expected[name].dtype
-    assert list(npz.read(file)) == list(ARRAYS)
+    assert list(arrays.read_npz(file)) == list(ARRAYS)
 
 
 def rewritten(change: Callable[[bytes], bytes], name: str = "numbers") -> Callable[[Path], None]:
@@ -77,11 +77,11 @@ def test_damaged_files_are_refused(file, damage):
     DAMAGE[damage](file)
     assert file.read_bytes() != before
     with pytest.raises(ValueError, match=r"no whole \.npz file"):
-        npz.read(file)
+        arrays.read_npz(file)
 
 
 def test_missing_arrays_and_files(file, tmp_path):
     with pytest.raises(ValueError, match=r"other\.npy"):
-        npz.read(file, ["other"])
+        arrays.read_npz(file, ["other"])
     with pytest.raises(FileNotFoundError):
-        npz.read(tmp_path / "b.npz")
+        arrays.read_npz(tmp_path / "b.npz")

@@ -1,7 +1,9 @@
-"""Read NumPy's archives of arrays (.npz) without pickles, from files that may be damaged or hostile."""
+"""Arrays by name: their SHA-256, and NumPy's archives (.npz), from files that may be damaged or hostile."""
 
+import hashlib
+import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +17,7 @@ _KINDS = frozenset("biufU")
 _LARGEST_CHARACTER = 0x10FFFF
 
 
-def read(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Read arrays of a file that `numpy.savez` wrote.
 
     Args:
@@ -43,25 +45,35 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         raise ValueError("a compressed array")
     with archive.open(member) as file:
         stream: Any = file
-        array = _from_npy(stream, member.file_size)
+        _check_header(stream, member.file_size)
+        file.seek(0)
+        array = np.lib.format.read_array(stream, allow_pickle=False)
         if file.read(1):
             raise ValueError("more numbers than its header states")
+    if array.dtype.kind == "U" and _characters(array).max(initial=0) > _LARGEST_CHARACTER:
+        raise ValueError("text that is no Unicode")
     return array
 
 
-def _from_npy(file: BinaryIO, size: int) -> np.ndarray:
-    """Read an array whose header is bounded by the `size` of its file, in bytes, before memory is allocated."""
+def _check_header(file: BinaryIO, size: int) -> None:
+    """Check that an array fits its file of `size` bytes, before memory is allocated."""
     version = np.lib.format.read_magic(file)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    shape, is_fortran, dtype = readers[version](file)
-    count = 1
-    for length in shape:
-        count *= length
-    if dtype.kind not in _KINDS or min(shape, default=0) < 0 or count * dtype.itemsize > size:
+    shape, _, dtype = readers[version](file)
+    if dtype.kind not in _KINDS or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size:
         raise ValueError("an array that its file can't hold")
-    array = np.frombuffer(file.read(count * dtype.itemsize), dtype, count)
-    if dtype.kind == "U" and array.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder)).max(initial=0) > (
-        _LARGEST_CHARACTER
-    ):
-        raise ValueError("text that is no Unicode")
-    return array.reshape(shape, order="F" if is_fortran else "C").copy()
+
+
+def _characters(text: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(text).view(np.dtype(np.uint32).newbyteorder(text.dtype.byteorder))
+
+
+def sha256(arrays: Mapping[str, Any]) -> str:
+    """Return the SHA-256 (hex) of name, type, shape and little-endian bytes of every array, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        digest.update(f"{name} {array.dtype.name} {list(array.shape)}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()

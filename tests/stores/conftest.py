@@ -17,10 +17,16 @@ from proxy import Faults, serve
 
 from vise_jax import artifact
 
-# The emulator accepts 5 connections at a time, and writes what it knows of all objects after each change.
+# The emulator accepts 5 connections at a time, and writes what it knows of all objects after each change. gcsfs ends the
+# lines of an upload by a line feed alone: the emulator takes a carriage return that ends the content for a part of it.
 EMULATOR = """
 import socketserver, sys
-from gcp_storage_emulator import __main__, storage
+from email.parser import BytesParser
+from gcp_storage_emulator import __main__, server, storage
+class Parser(BytesParser):
+    def parsebytes(self, text):
+        return super().parsebytes(text.replace(b"\\n--==0==", b"\\r\\n--==0=="))
+server.BytesParser = Parser
 socketserver.TCPServer.request_queue_size = 256
 storage.Storage._write_config_to_file = lambda self: None
 __main__.main(sys.argv[1:])

@@ -39,6 +39,16 @@ def test_a_file_is_written_and_read_as_on_disk(store) -> None:
     artifact.remove_tree(root)
 
 
+@pytest.mark.parametrize("end", [b"", b"\r", b"\n", b"\r\n", b"\0"])
+def test_the_last_bytes_of_an_object_are_kept(store, end: bytes, tmp_path: Path) -> None:
+    path = artifact.location(f"{store.root}/object")
+    (tmp_path / "object").write_bytes(b"content" + end)
+    artifact.upload(tmp_path, ["object"], path.parent)
+    assert path.read_bytes() == b"content" + end
+    path.write_bytes(end + b"content" + end)
+    assert path.read_bytes() == end + b"content" + end
+
+
 def test_nothing_is_written_where_the_block_fails(store) -> None:
     path = artifact.location(f"{store.root}/a.json")
     with contextlib.suppress(RuntimeError), artifact.atomic_file(path) as file:

@@ -62,3 +62,31 @@ def test_processes_that_can_not_be_joined_are_reported(calls, monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
     with pytest.raises(UserError, match=r"can't be joined \(DEADLINE_EXCEEDED: Barrier timed out\)"):
         hosts.initialize("auto", 100, SLURM)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "UNKNOWN: Gloo AllGather failed: [external/gloo/gloo/transport/tcp/pair.cc:538] Read error [10.0.0.2]:28388: "
+        "Connection reset by peer",
+        "INTERNAL: NCCL operation ncclAllReduce() failed: unhandled system error",
+        "DEADLINE_EXCEEDED: Barrier timed out",
+        "UNAVAILABLE: the coordination service is not reachable",
+    ],
+)
+def test_a_process_that_is_gone_is_a_sentence_to_the_others(monkeypatch, message):
+    @hosts.explained()
+    def collective():
+        raise jax.errors.JaxRuntimeError(message)
+
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        collective()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match=r"has ended or can't be reached .* start all of them again"):
+        collective()
+
+
+def test_another_error_is_left_as_it_is(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="shapes"), hosts.explained():
+        raise ValueError("shapes differ")

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,9 @@ from vise_jax import config
 from vise_jax.errors import UserError
 
 T = TypeVar("T")
+
+# Errors of collectives and of JAX's coordination of processes.
+_LOST = re.compile("gloo|nccl|coordination|barrier|socket closed|connection (reset|refused|closed)", re.IGNORECASE)
 
 
 def initialize(distributed: str, heartbeat_seconds: int, environment: Mapping[str, str] = os.environ) -> None:
@@ -62,6 +66,27 @@ def _one_of_several(environment: Mapping[str, str]) -> bool:
     kubernetes = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
     tpu = importlib.util.find_spec("libtpu") is not None and environment.get("JAX_PLATFORMS", "tpu").startswith("tpu")
     return slurm or more_than_one("OMPI_COMM_WORLD_SIZE") or kubernetes or tpu
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turn the error of a process that can't reach another one any more into one sentence.
+
+    Where the other is only silent, JAX's coordination service ends this process instead, after `heartbeat_seconds`.
+
+    Raises:
+        UserError: another process has ended, or can't be reached.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if jax.process_count() == 1 or not _LOST.search(str(error)):
+            raise
+        reason = (str(error).strip().splitlines() or [repr(error)])[0][:200]
+        raise UserError(
+            f"Another process of this run has ended or can't be reached ({reason}): look for the first error in the "
+            "logs of the others, and start all of them again; they resume."
+        ) from error
 
 
 def on_first(action: Callable[[], T]) -> T | None:

@@ -95,6 +95,8 @@ def change(directory: Path, **changes: Any) -> None:
         (lambda directory: change(directory, shards=None), "no valid 'shards'"),
         (lambda directory: change(directory, examples=5), "does not hold together"),
         (lambda directory: change(directory, classes={"comments": 3}), "does not hold together"),
+        (lambda directory: change(directory, max_comment_labels=2**64), "does not hold together"),
+        (lambda directory: change(directory, classes={"comments": 2**64, "reactions": 3}), "classes.comments"),
         (
             lambda directory: change(directory, shards=[{"name": "../x", "bytes": 1, "examples": 4, "sha256": ""}]),
             "not hold together",

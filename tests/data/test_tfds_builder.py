@@ -1,8 +1,9 @@
 """The paper's datasets through TensorFlow Datasets."""
 
 import io
+import sys
+from pathlib import Path
 
-import miniatures
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -10,6 +11,9 @@ from PIL import Image
 
 import vise_jax.data.tfds_builder  # noqa: F401
 from vise_jax.evaluation.tasks import TASKS
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "shared"))
+import miniatures
 
 
 @pytest.mark.parametrize("task", miniatures.TASKS)

@@ -14,7 +14,7 @@ from vise_jax.errors import UserError
 from vise_jax.evaluation import measure, tasks
 from vise_jax.preprocessing import Preprocessing
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "shared"))
 import miniatures
 
 ARCHITECTURE = {"name": "tiny", "width": 8, "stem": "cifar"}

@@ -16,7 +16,7 @@ from vise_jax.encoder import Encoder
 from vise_jax.preprocessing import Preprocessing
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "data"))
+sys.path.insert(0, str(ROOT / "benchmarks" / "shared"))
 import miniatures  # noqa: E402
 
 CHANGES = ("finetune.epochs=1", "finetune.learning_rates=(0.1,)", "finetune.weight_decays=(1e-4,)", "splits=2")

@@ -17,8 +17,8 @@ from proxy import Faults, serve
 
 from vise_jax import artifact
 
-# The emulator accepts 5 connections at a time, and writes what it knows of all objects after each change. gcsfs ends the
-# lines of an upload by a line feed alone: the emulator takes a carriage return that ends the content for a part of it.
+# The emulator accepts 5 connections at a time, and writes what it knows of all objects after each change. gcsfs ends
+# the lines of an upload by a line feed alone: the emulator takes a carriage return that ends the content for a part.
 EMULATOR = """
 import socketserver, sys
 from email.parser import BytesParser

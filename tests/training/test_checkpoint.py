@@ -168,6 +168,40 @@ def test_a_damaged_array_is_set_aside(three):
         assert checkpoints.restore(like=state(0))[0] == 20
 
 
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_damaged_array_in_a_file_of_its_own_is_set_aside(tmp_path, damage):
+    """OCDBT keeps arrays of up to 1 KiB with their names; Orbax wraps the errors of larger ones."""
+    large = {"weights": jax.random.normal(jax.random.key(0), (100, 100))}
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, large)
+        checkpoints.wait()
+    path = max((tmp_path / "checkpoints" / "2").rglob("d/*"), key=lambda path: path.stat().st_size)
+    assert path.stat().st_size > 30_000
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x55
+    path.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
+    if damage == "gone":
+        path.unlink()
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        step, restored = checkpoints.restore(like=large)
+    assert step == 1
+    np.testing.assert_array_equal(restored["weights"], large["weights"])
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), ValueError("PERMISSION_DENIED: to open")])
+def test_a_checkpoint_without_the_right_to_read_it_is_left_where_it_is(three, monkeypatch, error):
+    def refused(*_, **__):
+        raise Exception("Encountered error while reading array index") from error
+
+    with Checkpoints(three, keep=3) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "restore", refused)
+        with pytest.raises(UserError, match=r"checkpoints/30 can't be read \(permission denied\): give this user"):
+            checkpoints.restore(like=state(0))
+        assert checkpoints.latest() == 30
+    assert not (three / "damaged").exists()
+
+
 @pytest.mark.parametrize("error", [TypeError("a bug"), ValueError("a bug"), RuntimeError("a bug")])
 def test_an_error_of_the_program_is_raised(tmp_path, monkeypatch, error):
     def broken(*_, **__):

@@ -8,11 +8,11 @@ import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 import safetensors.numpy
-from pydantic import NonNegativeInt, PositiveInt, TypeAdapter
+from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter
 from safetensors import SafetensorError
 from typing_extensions import TypedDict
 
@@ -67,7 +67,8 @@ class _Manifest(TypedDict):
 
     posts: NonNegativeInt
     examples: PositiveInt
-    classes: dict[Literal["comments", "reactions"], NonNegativeInt]
+    # Labels are int32.
+    classes: dict[Literal["comments", "reactions"], Annotated[int, Field(ge=0, lt=2**31)]]
     max_comment_labels: NonNegativeInt
     labeler: str
     fingerprint: str
@@ -212,7 +213,7 @@ def read_manifest(directory: Path | str, damaged: bool = False) -> dict[str, Any
     every = [*manifest["shards"], *manifest["validation"]["shards"]]
     sizes = {shard["name"]: shard["bytes"] for shard in every}
     counted = sum(shard["examples"] for shard in manifest["shards"])
-    has_both = len(manifest["classes"]) == 2
+    has_both = len(manifest["classes"]) == 2 and manifest["max_comment_labels"] <= manifest["classes"]["comments"]
     if counted != manifest["examples"] or not has_both or any(Path(name).name != name for name in sizes):
         raise UserError(f"{directory}/manifest.json does not hold together: make the shards again with `{MADE_BY}`.")
     there = artifact.sizes(directory)

@@ -49,6 +49,7 @@ _NOT_FITTED = (
 )
 
 
+@hosts.explained()
 def fit(
     paths: Sequence[Path],
     labels: ConfigDict,
@@ -77,8 +78,8 @@ def fit(
         distributed: how to join the other processes, as `training.distributed` (see `hosts.initialize`).
 
     Raises:
-        UserError: the processes can't be joined, invalid input, nothing to fit on, or an output directory that holds
-            something else.
+        UserError: the processes can't be joined or reached, invalid input, nothing to fit on, or an output directory
+            that holds something else.
     """
     hosts.initialize(distributed, _HEARTBEAT_SECONDS)
     output = output.absolute()

@@ -1,10 +1,14 @@
-"""Checkpoints of a run, on Orbax's `CheckpointManager`."""
+"""Checkpoints of a run, on Orbax's `CheckpointManager`.
+
+Beside the arrays, a checkpoint holds their CRC-32: TensorStore would not notice a bit that flipped in a large array.
+"""
 
 import contextlib
 import json
 import logging as python_logging
 import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -12,12 +16,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
+from vise_jax import hosts
 from vise_jax.errors import UserError
+from vise_jax.training import sharding
 from vise_jax.training.state import named_leaves
+
+# The name of the checksums among those of the arrays.
+_CHECKSUMS = "checksums"
 
 # Orbax and TensorStore report errors of the file system and damaged files as OSError, or as ValueError and RuntimeError
 # with a status code of TensorStore or the operation that failed.
@@ -83,7 +93,7 @@ class Checkpoints:
         if step not in self._manager.all_steps() and self._has_room(state):
             leaves = _leaves(state)
             with self._tolerant():
-                self._manager.save(step, args=ocp.args.StandardSave(leaves))
+                self._manager.save(step, args=ocp.args.StandardSave({**leaves, _CHECKSUMS: _checksums(leaves)}))
 
     def is_saving(self) -> bool:
         """Return whether a save is under way."""
@@ -116,11 +126,11 @@ class Checkpoints:
         """Turn a failed write into a `problem`; let every other exception through."""
         try:
             yield
-        except (OSError, RuntimeError, ValueError) as error:
-            if not _is_of_storage(error):
+        except Exception as error:
+            if (cause := _of_storage(error)) is None:
                 raise
-            full = "No space left" in str(error) or "quota" in str(error)
-            self._problem = "the disk is full" if full else (str(error).strip().splitlines() or [repr(error)])[0][:300]
+            full = "No space left" in str(cause) or "quota" in str(cause)
+            self._problem = "the disk is full" if full else _first_line(cause)
             if jax.process_index() == 0:
                 # A partial checkpoint takes the room of the next save.
                 for leftover in self._folder.glob("*.orbax-checkpoint-tmp*"):
@@ -140,9 +150,9 @@ class Checkpoints:
         reasons = []
         while (step := self.latest()) is not None:
             state, reason = self.read(step, like)
-            if not reason:
+            if not any(hosts.gather(np.array(bool(reason)))):
                 return step, state
-            reasons.append(reason)
+            reasons.append(reason or f"step {step:,}: another process can't read it")
             self._set_aside(step)
         if reasons:
             raise UserError(
@@ -161,29 +171,43 @@ class Checkpoints:
         """Read a checkpoint; return the state, and why it can't be read, "" if it can.
 
         Raises:
-            UserError: see `restore`.
+            UserError: this user may not read it; and see `restore`.
         """
         try:
             return self._read(step, like), ""
-        except (OSError, RuntimeError, ValueError) as error:
-            if not _is_of_storage(error):
+        except UserError:
+            raise
+        except Exception as error:
+            if (cause := _of_storage(error)) is None:
                 raise
-            return None, f"step {step:,}: {(str(error).strip().splitlines() or [repr(error)])[0][:200]}"
+            # It isn't damaged.
+            if isinstance(cause, PermissionError) or "PERMISSION_DENIED" in str(cause):
+                raise UserError(
+                    f"The checkpoint {self._folder / str(step)} can't be read (permission denied): give this user the "
+                    "right to read its files."
+                ) from error
+            return None, f"step {step:,}: {_first_line(cause)}"
 
     def _read(self, step: int, like: Any) -> Any:
         if not (self._folder / str(step) / "default" / "_METADATA").exists():
             raise OSError("its files are missing")
-        wanted = {name: _signature(leaf) for name, leaf in named_leaves(like).items()}
+        abstract = {name: ocp.utils.to_shape_dtype_struct(leaf) for name, leaf in named_leaves(like).items()}
+        wanted = {name: _signature(leaf) for name, leaf in abstract.items()}
         stored = {name: _signature(leaf) for name, leaf in self._manager.item_metadata(step).items()}
+        if stored.pop(_CHECKSUMS, None) is None:
+            raise OSError("it holds no checksums")
         if wanted != stored:
             differing = sorted(name for name in wanted | stored if wanted.get(name) != stored.get(name))
             raise UserError(
                 f"The checkpoint {self._folder / str(step)} is of another model: {', '.join(differing[:10])} differ: "
                 "use a new --workdir."
             )
-        abstract = {name: ocp.utils.to_shape_dtype_struct(leaf) for name, leaf in named_leaves(like).items()}
+        abstract[_CHECKSUMS] = np.zeros(len(wanted), np.uint32)
         leaves = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in wanted])
+        same = np.asarray(leaves.pop(_CHECKSUMS)) == _checksums(leaves)
+        if changed := [name for name, is_same in zip(sorted(leaves), same, strict=True) if not is_same]:
+            raise OSError(f"{', '.join(changed[:3])} changed after they were saved")
+        return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in named_leaves(like)])
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
@@ -195,11 +219,21 @@ class Checkpoints:
             multihost_utils.sync_global_devices(f"set aside {step}")
 
 
-def _is_of_storage(error: Exception) -> bool:
-    """Return whether storage failed or a file is damaged. Any other exception is an error of this program."""
-    if isinstance(error, (OSError, json.JSONDecodeError, UnicodeDecodeError)):
-        return True
-    return _STORAGE.search(str(error)) is not None
+def _of_storage(error: BaseException | None) -> BaseException | None:
+    """Return the error, or the one it was raised from, that says that storage failed or a file is damaged.
+
+    Any other exception is an error of this program: None. Orbax wraps those of TensorStore.
+    """
+    while error is not None:
+        of_file = isinstance(error, (OSError, json.JSONDecodeError, UnicodeDecodeError))
+        if of_file or _STORAGE.search(str(error)):
+            return error
+        error = error.__cause__
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0][:200]
 
 
 def _leaves(state: Any) -> dict[str, jax.Array]:
@@ -208,6 +242,14 @@ def _leaves(state: Any) -> dict[str, jax.Array]:
         # There, the arrays that Orbax writes in the background are views of buffers that the next step donates.
         leaves = {name: jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf for name, leaf in leaves.items()}
     return leaves
+
+
+def _checksums(leaves: dict[str, Any]) -> np.ndarray:
+    """Return the CRC-32 of the bytes of each array, uint32 [N], by order of their names."""
+    if all(isinstance(leaf, jax.Array) for leaf in leaves.values()):
+        leaves = sharding.addressable(leaves)
+    contents = (np.ascontiguousarray(leaves[name]).reshape(-1).view(np.uint8) for name in sorted(leaves))
+    return np.array([zlib.crc32(content.data) for content in contents], np.uint32)
 
 
 def _signature(leaf: Any) -> tuple[tuple[int, ...], str]:

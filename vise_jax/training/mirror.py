@@ -188,7 +188,7 @@ class MirroredCheckpoints:
 
     def save(self, step: int, state: Any) -> None:
         """Start to save `state`, any pytree of arrays, after the previous save. All processes call it alike."""
-        leaves = _addressable(named_leaves(state))
+        leaves = sharding.addressable(named_leaves(state))
         # The one before goes from this disk with the next.
         self.wait()
         if self._disk is None:
@@ -275,17 +275,6 @@ class MirroredCheckpoints:
         if failure is not None and not isinstance(failure, UserError):
             raise failure
         self._problem = str(failure or self._problem).rstrip(".")
-
-
-def _addressable(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Return arrays of which each process has the whole. All processes call it alike."""
-    parts = {
-        name: leaf for name, leaf in leaves.items() if not leaf.is_fully_replicated and not leaf.is_fully_addressable
-    }
-    if parts:
-        everywhere = sharding.replicated(next(iter(parts.values())).sharding.mesh)  # type: ignore[attr-defined]
-        leaves = leaves | jax.jit(lambda arrays: arrays, out_shardings=everywhere)(parts)
-    return {name: leaf.addressable_data(0) if leaf.is_fully_replicated else leaf for name, leaf in leaves.items()}
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@hosts.explained()
 def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | None = None) -> Path:
     """Pre-train an encoder as `config` says, resuming in `workdir`, and export it.
 

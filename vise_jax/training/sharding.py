@@ -91,3 +91,14 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Place this process's rows of a batch on its devices."""
     return {name: jax.make_array_from_process_local_data(split(mesh), array) for name, array in batch.items()}
+
+
+def addressable(leaves: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Return arrays of which each process has the whole. All processes call it alike."""
+    parts = {
+        name: leaf for name, leaf in leaves.items() if not leaf.is_fully_replicated and not leaf.is_fully_addressable
+    }
+    if parts:
+        everywhere = replicated(next(iter(parts.values())).sharding.mesh)  # type: ignore[attr-defined]
+        leaves = {**leaves, **jax.jit(lambda arrays: arrays, out_shardings=everywhere)(parts)}
+    return {name: leaf.addressable_data(0) if leaf.is_fully_replicated else leaf for name, leaf in leaves.items()}

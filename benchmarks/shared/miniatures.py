@@ -57,7 +57,7 @@ def hateful_memes(directory: Path, dev: str = "dev_seen.jsonl") -> Path:
 def cub(directory: Path) -> Path:
     """4 species with 12 images to train and 4 to test on, in the subdirectory of the authors' archive."""
     root, random = directory / "CUB_200_2011", np.random.default_rng(3)
-    images, labels, splits = [], [], []
+    images, labels, splits = list[str](), list[str](), list[str]()
     species = [f"{number + 1:03d}.Bird_{number}" for number in range(4)]
     for label, name in enumerate(species):
         for number in range(16):

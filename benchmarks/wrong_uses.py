@@ -44,7 +44,7 @@ def main(words: list[str]) -> None:
                 end = runner.run(command, use)
                 ends["refused" if end.status else "accepted"] += 1
                 found += [
-                    f"{command} {' '.join(use.words)}: {what}: {end.said.strip()[-300:]}" for what in problems(end)
+                    f"{command} {' '.join(use.words)}: {what}: {end.said.strip()[-300:]}" for what in problems(use, end)
                 ]
             counts[command] = {**ends, "problems": len(found)}
             took = f"{time.monotonic() - began:.0f}"

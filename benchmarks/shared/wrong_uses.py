@@ -38,10 +38,10 @@ class Value(NamedTuple):
 
 
 class Use(NamedTuple):
-    """A wrong use: the words after the script's name, and the flag or word that is wrong."""
+    """A wrong use: the words after the script's name, and the flags, keys or words that are wrong."""
 
     words: tuple[str, ...]
-    wrong: str
+    wrong: tuple[str, ...]
 
 
 class End(NamedTuple):
@@ -239,23 +239,24 @@ def uses(command: str, count: int, seed: int = 0) -> Iterator[Use]:
         given = tuple(f"--{name}={value}" if name else value for name, value in values.items() if value is not None)
         return (*command.split()[1:], *given, *more)
 
-    every = [Use(words({name: None}), name) for name in right]
-    every += [Use(words({name: wrong}), name) for name, value in right.items() for wrong in _WRONG[value.kind]]
-    every += [Use(words({}, "--nothing=1"), "nothing"), Use(words({}, "word"), "word"), Use((), "")]
+    every = [Use(words({name: None}), (name,)) for name in right]
+    every += [Use(words({name: wrong}), (name,)) for name, value in right.items() for wrong in _WRONG[value.kind]]
+    every += [Use(words({}, "--nothing=1"), ("nothing",)), Use(words({}, "word"), ("word",))]
+    every.append(Use(tuple(command.split()[1:]), tuple(right)))
     if "config" in right:
-        every += [Use(words({}, f"--{key}"), key) for key in _KEYS]
+        every += [Use(words({}, f"--{key}"), (key.split("=")[0],)) for key in _KEYS]
     random.Random(seed).shuffle(every)
     # With two wrong flags there are enough for every script.
     names = sorted(right)
     draw = random.Random(seed)
     while len(every) < count and len(names) > 1:
         pair = draw.sample(names, 2)
-        every.append(Use(words({name: draw.choice(_WRONG[right[name].kind]) for name in pair}), ", ".join(pair)))
+        every.append(Use(words({name: draw.choice(_WRONG[right[name].kind]) for name in pair}), tuple(pair)))
     yield from every[:count]
 
 
-def problems(end: End) -> list[str]:
-    """Return what is wrong with how a wrong use ended."""
+def problems(use: Use, end: End) -> list[str]:
+    """Return what is wrong with how a wrong use ended: it has to say what is wrong, where, and what to do."""
     said = end.said.strip()
     last = said.splitlines()[-1] if said else ""
     found = []
@@ -265,9 +266,22 @@ def problems(end: End) -> list[str]:
         sentence = re.match(r"\w+\.py: (.+)", last)
         if not sentence:
             found.append("no sentence")
-        elif not _ADVICE.search(sentence[1]):
-            found.append("no advice")
+        else:
+            found += [] if _ADVICE.search(sentence[1]) else ["no advice"]
+            found += [] if _says_where(use, sentence[1]) else ["not where"]
     return found
+
+
+def _says_where(use: Use, sentence: str) -> bool:
+    """Return whether a sentence names a wrong flag, key or word, or the last part of the path that it was given."""
+    places = set()
+    for wrong in use.wrong:
+        places |= {wrong, wrong.split(".")[-1]}
+        values = [word.partition("=")[2] for word in use.words if word.startswith(f"--{wrong}=")]
+        places |= {re.split("[/:]", value.rstrip("/"))[-1][:100] for value in values}
+    # A word that is wrong has no flag, and one that is missing no name.
+    places |= {word.split("/")[-1] for word in use.words if not word.startswith("--")} if "" in places else set()
+    return any(place in sentence for place in places - {""}) or use.wrong == ("",)
 
 
 class Runner:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "shared"))
-from wrong_uses import COMMANDS, ROOT, End, Runner, problems, uses
+from wrong_uses import COMMANDS, ROOT, End, Runner, Use, problems, uses
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
 def test_wrong_uses_end_with_a_sentence(runner: Runner, command: str) -> None:
     for use in uses(command, 8, seed=1):
         end = runner.run(command, use)
-        assert not problems(end), (use.words, end)
+        assert not problems(use, end), (use.words, end)
 
 
 def test_all_scripts_are_walked() -> None:
@@ -40,10 +40,13 @@ def test_there_are_forty_wrong_uses_of_each(command: str) -> None:
         (End(70, ""), ["a traceback"]),
         (End(1, ""), ["no sentence"]),
         (End(1, "it failed"), ["no sentence"]),
-        (End(1, "train.py: it failed."), ["no advice"]),
-        (End(1, "train.py: there is no file a: give another one."), []),
+        (End(1, "train.py: a/photos failed."), ["no advice"]),
+        (End(1, "train.py: photos is no such file: give another one."), []),
+        (End(1, "train.py: --posts is no such file: give another one."), []),
+        (End(1, "train.py: labels.posts can't be read: give another one."), []),
+        (End(1, "train.py: a file can't be read: give another one."), ["not where"]),
         (End(0, ""), []),
     ],
 )
 def test_problems(end: End, found: list[str]) -> None:
-    assert problems(end) == found
+    assert problems(Use(("--config=c", "--posts=a/photos"), ("posts",)), end) == found

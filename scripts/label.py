@@ -159,7 +159,7 @@ def _relabel(output: Path, beam_options: list[str] | None) -> None:
     from vise_jax.labeling.delete import delete
 
     if _POSTS.value is not None or beam_options is not None:
-        raise UserError("--posts and --runner beam are for fit and run; relabel reads the shards alone.")
+        raise UserError("relabel reads the shards alone: leave out --posts and --runner beam.")
     exclude = cli.location(_EXCLUDE)
     manifest = delete(output, _CONFIG.value.labels, cli.location(_LABELER), exclude)
     _print_manifest(output, manifest)

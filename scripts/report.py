@@ -88,7 +88,7 @@ def _read_clusters() -> tuple[dict[str, Any], dict[int, list[str]], dict[str, An
     if bool(_POSTS.value) != bool(_SHOW_EXAMPLES.value):
         raise UserError("--posts and --show-examples=NUMBER go together: give both, or none to show no one's words.")
     if _EXCLUDE.value and not _POSTS.value:
-        raise UserError("--exclude is for --posts: without it no one's words are shown.")
+        raise UserError("--exclude is for --posts, without which no one's words are shown: leave it out.")
     paths = expand(_POSTS.value) if _POSTS.value else []
     from vise_jax.engagement import hashing
     from vise_jax.engagement.reactions import buttons

@@ -62,7 +62,8 @@ def test_main_gets_the_values_and_the_words(command):
         (["--count=three"], 2, "flag --count=three: invalid literal for int()"),
         (["--cuont=3"], 2, "Unknown command line flag 'cuont'"),
         (["--config.raet=1"], 2, "the config has no key raet, did you mean rate"),
-        (["--config=/nowhere.py"], 2, "the config can't be loaded ("),
+        (["--config=/nowhere.py"], 2, "the config '/nowhere.py' can't be loaded ("),
+        (["--config", "/nowhere.py"], 2, "the config '/nowhere.py' can't be loaded ("),
     ],
 )
 def test_wrong_flags(command, words, status, message):

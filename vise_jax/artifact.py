@@ -95,9 +95,11 @@ def explained(path: Path, what: str = "read") -> Iterator[None]:
     except (UserError, FileExistsError):
         raise
     except FileNotFoundError as error:
-        raise UserError(f"{path} can't be {what}: there is no such bucket or object.") from error
+        raise UserError(f"{path} can't be {what}, there is no such bucket or object: check the URL.") from error
     except PermissionError as error:
-        raise UserError(f"{path} can't be {what}: these credentials have no permission ({error}).") from error
+        raise UserError(
+            f"{path} can't be {what} with these credentials ({error}): give them the permission, or use others."
+        ) from error
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in _LIBRARIES:
             raise
@@ -472,7 +474,7 @@ def local_copy(path: Path) -> Iterator[Path]:
         else:
             source, target, files = path, copy, {**tree(path)}
         if not files:
-            raise UserError(f"{path} can't be read: there is no such bucket or object.")
+            raise UserError(f"{path} can't be read, there is no such bucket or object: check the URL.")
         download(source, files, target)
         for name, state in files.items():
             time_ns = int(fingerprint(state)[:14], 16)

@@ -1,6 +1,7 @@
 """Command lines: help with an example, one sentence for a user's mistake, the exit status."""
 
 import errno
+import itertools
 import os
 import re
 import sys
@@ -119,17 +120,36 @@ def _parse(program: str) -> list[str]:
     except UserError as error:
         _fail(program, str(error), 1)
     except (AttributeError, KeyError) as error:
+        if "get_config" in str(error):
+            _fail(program, f"{_config_file()} has no function get_config: give a config, e.g. configs/demo.py.", 2)
+        if " object has no attribute" in str(error):
+            _fail(program, f"get_config() of {_config_file()} returns no config: give one, e.g. configs/demo.py.", 2)
         # ml_collections' message has the key first, and a suggestion after "did you mean".
         words = re.findall(r"\w{2,}", str(error).replace("\\n", " "))
         hint = f", did you mean {words[words.index('mean') + 1]}" if "mean" in words else ""
         _fail(program, f"the config has no key {words[0]}{hint}: see vise_jax/config.py for the keys there are.", 2)
     except OSError as error:
-        _fail(program, f"the config can't be loaded ({_last_line(error.__cause__ or error)}): check its path.", 2)
+        reason = _last_line(error.__cause__ or error)
+        _fail(program, f"the config {_config_file()!r} can't be loaded ({reason}): check its path.", 2)
     except flags.Error as error:
+        if "get_config()" in str(error):
+            _fail(program, f"the config {_config_file()!r} can't be loaded ({_last_line(error)}): correct it.", 2)
         _fail(program, f"{_last_line(error)} (see --help)", 2)
     except Exception as error:  # a config is a program
-        _fail(program, f"the config can't be loaded ({type(error).__name__}: {_last_line(error)}): correct it.", 2)
+        reason = f"{type(error).__name__}: {_last_line(error)}"
+        _fail(program, f"the config {_config_file()!r} can't be loaded ({reason}): correct it.", 2)
     return words
+
+
+def _config_file() -> str:
+    """Return the value of --config on the command line."""
+    value = ""
+    for word, following in itertools.pairwise([*sys.argv, ""]):
+        if word == "--config":
+            value = following
+        elif word.startswith("--config="):
+            value = word.removeprefix("--config=")
+    return value
 
 
 def _last_line(error: BaseException) -> str:

@@ -99,7 +99,10 @@ class Encoder:
             directory = artifact.location(source)
             if not artifact.is_remote(directory) and not directory.is_dir():
                 names = ", ".join(models.ENCODERS)
-                raise UserError(f"random:{source} is neither an encoder's name ({names}) nor an encoder's directory.")
+                raise UserError(
+                    f"random:{source} is neither an encoder's name nor an encoder's directory: give a directory, or "
+                    f"one of {names}."
+                )
             description = read_description(directory, "image")
             architecture = description["architecture"]
             preprocessing = Preprocessing.from_json(description["preprocessing"])

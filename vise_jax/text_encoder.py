@@ -50,7 +50,9 @@ class TextEncoder:
     def __post_init__(self) -> None:
         object.__setattr__(self, "architecture", models.resolve(**self.architecture))
         if self.architecture["name"] != models.TEXT_ENCODER:
-            raise UserError(f"The architecture {self.architecture['name']} encodes images, not text.")
+            raise UserError(
+                f"The architecture {self.architecture['name']} encodes images, not text: give a text encoder."
+            )
         if differences := variables.differences(variables.expected(self.architecture), self.weights):
             raise UserError(f"The weights don't fit the architecture {self.architecture}: {differences}.")
         limit = variables.abstract_model(self.architecture).max_tokens

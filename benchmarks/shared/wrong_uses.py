@@ -1,6 +1,7 @@
 """Wrong uses of each script: a flag that is missing or has a wrong value, and what a command has to say to it."""
 
 import contextlib
+import hashlib
 import io
 import multiprocessing
 import os
@@ -21,13 +22,18 @@ ROOT = Path(__file__).parents[2]
 _VERBS = (
     "see|give|name|choose|check|copy|make|run|delete|write|say|use|add|drop|put|get|take|install|"
     "pip|lower|raise|fit|measure|start|let|leave|set|sign|fill|mend|move|replace|rename|restore|"
-    "wait|allow|keep|free|correct|export|repair|convert|point"
+    "wait|allow|keep|free|correct|export|repair|convert|point|save|label|compress|crop|merge|ask"
 )
 _ADVICE = re.compile(
     rf"(?:[:;,] |[(])(?:or |and |then |so |perhaps )?(?:{_VERBS}|it needs|it says)\b"
     "|must be|has to|did you mean"
 )
 _SECONDS = 120
+
+
+def gives_advice(sentence: str) -> bool:
+    """Return whether a sentence says what to do."""
+    return _ADVICE.search(sentence) is not None
 
 
 class Value(NamedTuple):
@@ -51,11 +57,14 @@ class End(NamedTuple):
     said: str
 
 
-# Right values by script, and by command of label.py; "" is a word without a flag. INPUTS is the directory of `prepare`,
-# NEW a path where nothing is.
+# Right values by script, and by its first word where that decides; "" is a word without a flag. INPUTS is the directory
+# of `prepare`, NEW a path where nothing is, SHA256 that of the weights.
 _CONFIG = Value("config", f"{ROOT}/configs/demo.py")
 _EVALUATION = Value("config", f"{ROOT}/configs/eval.py:folder,linear")
 _NEW, _NUMBER = Value("out", "NEW"), Value("number", "1")
+
+
+_FEW = {f"config.labels.{kind}_clusters": Value("number", "2") for kind in ("comment", "reaction")}
 
 
 def _input(name: str) -> Value:
@@ -64,7 +73,13 @@ def _input(name: str) -> Value:
 
 COMMANDS: dict[str, dict[str, Value]] = {
     "demo.py": {"output": _NEW, "posts": _NUMBER, "labeled": Value("number", "2"), "seed": _NUMBER},
-    "label.py fit": {"config": _CONFIG, "posts": _input("posts/posts.jsonl"), "output": _NEW, "workers": _NUMBER},
+    "label.py fit": {
+        "config": _CONFIG,
+        "posts": _input("posts/posts.jsonl"),
+        "output": _NEW,
+        "workers": _NUMBER,
+        **_FEW,
+    },
     "label.py run": {
         "config": _CONFIG,
         "posts": _input("posts/posts.jsonl"),
@@ -84,6 +99,7 @@ COMMANDS: dict[str, dict[str, Value]] = {
         "config.data.shards": _input("shards"),
         "workdir": _NEW,
         "config.training.steps": _NUMBER,
+        "config.training.batch_size": Value("number", "2"),
         "config.training.init_from": _input("encoder"),
     },
     "evaluate.py": {
@@ -135,7 +151,7 @@ COMMANDS: dict[str, dict[str, Value]] = {
     },
     "reproduce.py": {
         "experiment": Value("name", "table3"),
-        "workdir": _NEW,
+        "workdir": Value("out", "INPUTS/study"),
         "evaluation": Value("name", "linear.iterations=5"),
         "pretraining": Value("name", "training.steps=5"),
         "images_per_second": Value("name", "resnet50=100"),
@@ -143,18 +159,17 @@ COMMANDS: dict[str, dict[str, Value]] = {
     "convert.py": {
         "source": Value("name", "torchvision"),
         "arch": Value("name", "resnet18"),
-        "weights": _input("weights/weights.safetensors"),
+        "weights": _input("weights.safetensors"),
         "output": _NEW,
-        "sha256": Value("name", "00"),
+        "sha256": Value("name", "SHA256"),
         "max_gigabytes": _NUMBER,
-        "to": Value("name", "timm"),
     },
+    "convert.py --to=timm": {"encoder": _input("random"), "output": _NEW},
     "import_posts.py": {
         "from": Value("name", "table"),
         "input": _input("table.jsonl"),
         "output": _NEW,
         "map": Value("name", "post_id=id"),
-        "images": _input("images"),
     },
 }
 _WRONG: dict[str, tuple[str, ...]] = {
@@ -200,8 +215,6 @@ def prepare(inputs: Path) -> None:
         "shards": hostile_files.READERS["shards"].write,
         "results": hostile_files.READERS["results"].write,
         "run": hostile_files.READERS["run"].write,
-        "weights": hostile_files.READERS["weights"].write,
-        "features": hostile_files.READERS["features"].write,
     }
     for name, write in writers.items():
         (inputs / "made" / name / name).mkdir(parents=True)
@@ -209,13 +222,17 @@ def prepare(inputs: Path) -> None:
         for path in (inputs / "made" / name).iterdir():
             if not (inputs / path.name).exists():
                 shutil.move(path, inputs / path.name)
-    shutil.copy(inputs / "features" / "features.npz", inputs / "features.npz")
-    shutil.copy(next(inputs.glob("results/*.json")), inputs / "result.json")
+    for number in range(16):
+        path = inputs / "images" / "ab"[number % 2] / f"{number // 2}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(hostile_files.picture(number))
+    _train(inputs)
     shutil.copytree(inputs / "encoder", inputs / "damaged")
     for path in (inputs / "damaged").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:20])
     (inputs / "empty").mkdir()
+    (inputs / "study").mkdir()
     contents = {
         "ids.txt": b"p1\n",
         "garbage.bin": bytes(range(256)) * 20,
@@ -228,6 +245,33 @@ def prepare(inputs: Path) -> None:
     }
     for name, content in contents.items():
         (inputs / name).write_bytes(content)
+
+
+def _train(inputs: Path) -> None:
+    """Train an encoder on the shards and a linear head on its features, so that the right values fit together."""
+    from vise_jax import config, interop
+    from vise_jax.data import datasets
+    from vise_jax.encoder import Encoder
+    from vise_jax.evaluation import measure
+    from vise_jax.inference import extract
+    from vise_jax.training import pretrain
+
+    settings = runpy.run_path(str(ROOT / "configs" / "demo.py"))["get_config"]()
+    settings.data.update(shards=str(inputs / "shards"), threads=1)
+    settings.training.update(batch_size=2, steps=1)
+    shutil.rmtree(inputs / "encoder", ignore_errors=True)
+    shutil.move(pretrain.train(settings, inputs / "trained"), inputs / "encoder")
+    (random_weights := Encoder.random("resnet18", 0)).save(inputs / "random")
+    interop.export(random_weights, "torchvision", inputs / "weights.safetensors")
+    encoder, images = Encoder.load(inputs / "encoder"), datasets.open_unlabeled(inputs / "images")
+    reading = {"batch_size": 8, "threads": 1, "max_image_pixels": 1_000_000}
+    extract.export(encoder, images, encoder.preprocessing, inputs / "features.npz", **reading)
+    evaluation = config.evaluation()
+    evaluation.update(task="folder", protocol="linear", threads=1, splits=1)
+    _, measured = measure.measure(evaluation, str(inputs / "encoder"), inputs / "images", inputs / "measured", "a")
+    shutil.copy(measured, inputs / "result.json")
+    for head in measured.parent.glob("*.safetensors"):
+        shutil.copy(head, inputs / head.name.replace(measured.stem, "result"))
 
 
 def uses(command: str, count: int, seed: int = 0) -> Iterator[Use]:
@@ -267,7 +311,7 @@ def problems(use: Use, end: End) -> list[str]:
         if not sentence:
             found.append("no sentence")
         else:
-            found += [] if _ADVICE.search(sentence[1]) else ["no advice"]
+            found += [] if gives_advice(sentence[1]) else ["no advice"]
             found += [] if _says_where(use, sentence[1]) else ["not where"]
     return found
 
@@ -276,9 +320,9 @@ def _says_where(use: Use, sentence: str) -> bool:
     """Return whether a sentence names a wrong flag, key or word, or the last part of the path that it was given."""
     places = set()
     for wrong in use.wrong:
-        places |= {wrong, wrong.split(".")[-1]}
+        places |= {wrong, *wrong.split(".")[wrong.startswith("config.") :]}
         values = [word.partition("=")[2] for word in use.words if word.startswith(f"--{wrong}=")]
-        places |= {re.split("[/:]", value.rstrip("/"))[-1][:100] for value in values}
+        places |= {place for value in values for place in (value[:100], re.split("[/:,]", value)[-1][:100])}
     # A word that is wrong has no flag, and one that is missing no name.
     places |= {word.split("/")[-1] for word in use.words if not word.startswith("--")} if "" in places else set()
     return any(place in sentence for place in places - {""}) or use.wrong == ("",)
@@ -302,14 +346,21 @@ class Runner:
         process.start()
         process.join()
         assert process.exitcode == 0
+        weights = directory / "inputs" / "weights.safetensors"
+        self._sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+
+    def right(self, command: str) -> End:
+        """Run a script with the right values, and return how it ended."""
+        words = (f"--{name}={value.right}" if name else value.right for name, value in COMMANDS[command].items())
+        return self.run(command, Use((*command.split()[1:], *words), ()))
 
     def run(self, command: str, use: Use) -> End:
         """Run a script, and return how it ended; after two minutes, as -1."""
         new = self._directory / "new"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
-        names = {"INPUTS": str(self._directory / "inputs"), "NEW": str(new / "output")}
-        words = [re.sub("INPUTS|NEW", lambda match: names[match[0]], word) for word in use.words]
+        names = {"INPUTS": str(self._directory / "inputs"), "NEW": str(new / "output"), "SHA256": self._sha256}
+        words = [re.sub("|".join(names), lambda match: names[match[0]], word) for word in use.words]
         log = self._directory / "log"
         process = self._context.Process(target=_script, args=(command.split()[0], words, log, new))
         process.start()

@@ -1,12 +1,13 @@
 """Each script used wrongly: one sentence that says what is wrong, where, and what to do; never a traceback."""
 
+import ast
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "shared"))
-from wrong_uses import COMMANDS, ROOT, End, Runner, Use, problems, uses
+from wrong_uses import COMMANDS, ROOT, End, Runner, Use, gives_advice, problems, uses
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +20,38 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_wrong_uses_end_with_a_sentence(runner: Runner, command: str) -> None:
+    # Else another value than the wrong one would be refused.
+    assert runner.right(command).status == 0
     for use in uses(command, 8, seed=1):
         end = runner.run(command, use)
         assert not problems(use, end), (use.words, end)
+
+
+def test_every_error_in_the_sources_says_what_to_do() -> None:
+    sources = [*(ROOT / "vise_jax").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    raised = [
+        (path.name, _text(call.args[0]))
+        for path in sources
+        for call in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "UserError" and call.args
+    ]
+    assert len(raised) > 300
+    # Where the end is another value, so may be the advice.
+    assert [
+        message for message in raised if not message[1].endswith(("{}", "{}.")) and not gives_advice(message[1])
+    ] == []
+
+
+def _text(node: ast.expr) -> str:
+    """Return the text of a string that is put together, with {} for what only a run knows."""
+    match node:
+        case ast.Constant(str(text)):
+            return text
+        case ast.JoinedStr(parts):
+            return "".join(map(_text, parts))
+        case ast.BinOp(left, _, right):
+            return _text(left) + _text(right)
+    return "{}"
 
 
 def test_all_scripts_are_walked() -> None:

@@ -161,8 +161,8 @@ def test_the_same_bytes_again_and_nothing_is_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "layout", "words"),
     [
-        ({"name": "clip_resnet50"}, "torchvision", "torchvision has no clip_resnet50"),
-        ({"name": "detectron2_resnet50"}, "vise", "torchvision has no detectron2_resnet50"),
+        ({"name": "clip_resnet50"}, "torchvision", "torchvision and timm have no clip_resnet50"),
+        ({"name": "detectron2_resnet50"}, "vise", "torchvision and timm have no detectron2_resnet50"),
         ({"name": "resnet18", "stem": "cifar"}, "torchvision", "have stem 'imagenet', this encoder has 'cifar'"),
         ({"name": "resnet18", "bn_epsilon": 1e-3}, "torchvision", "have bn_epsilon 1e-05, this encoder has 0.001"),
         ({"name": "resnet18"}, "onnx", "no layout 'onnx'"),

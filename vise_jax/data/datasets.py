@@ -58,7 +58,9 @@ class Dataset:
         if file.stamp == MISSING:
             raise UserError(f"The image {self.names[index]} in {self.title} is missing: restore it or drop it.")
         if file.stamp[0] > _MAX_FILE_BYTES:
-            raise UserError(f"The image {self.names[index]} has {file.stamp[0]:,} bytes: that is too long for a photo.")
+            raise UserError(
+                f"The image {self.names[index]} has {file.stamp[0]:,} bytes, too many for a photo: make it smaller."
+            )
         try:
             if file.offset is not None:
                 with open(file.path, "rb") as records:
@@ -187,7 +189,7 @@ def build(
     if labels is not None:
         if len(set(labels.values())) < 2:
             only = next(iter(labels.values()), "none")
-            raise UserError(f"{path} has one class only ({only}): a classifier needs at least two.")
+            raise UserError(f"{path} has one class only ({only}): give at least two.")
         if splits:
             dataset_layouts.check_splits(path, labels, splits)
     names = tuple(sorted(files))

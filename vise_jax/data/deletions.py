@@ -31,7 +31,10 @@ def as_of(manifest: dict[str, Any], fingerprint: str) -> dict[str, Any]:
     deletions = manifest.get("deletions", [])
     earlier = [deletion["fingerprint"] for deletion in deletions]
     if fingerprint not in earlier:
-        raise UserError("The shards are neither those of the run nor what deletions have left of them.")
+        raise UserError(
+            "The shards are neither those of the run nor what deletions have left of them: give those, or use a new "
+            "--workdir."
+        )
     entries = {
         base_name(shard["name"]): {**shard, "stored": shard["examples"], "positions": np.arange(shard["examples"])}
         for shard in manifest["shards"]

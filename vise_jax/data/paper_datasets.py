@@ -47,9 +47,9 @@ def open_politics(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Da
     _require(file, "a CSV file with the columns image, label and split")
     dataset = datasets.open_labeled(file, link_roots)
     if dataset.splits is None:
-        raise UserError(f"{file} has no column 'split': Politics has an official train and test split.")
+        raise UserError(f"{file} has no column 'split': add that of the official split.")
     if dataset.classes != ("left", "right"):
-        raise UserError(f"{file} has the labels {', '.join(dataset.classes)}: Politics has left and right.")
+        raise UserError(f"{file} has the labels {', '.join(dataset.classes)}: use left and right.")
     return dataset
 
 
@@ -78,7 +78,7 @@ def open_hateful_memes(path: str | Path, link_roots: Sequence[str | Path] = ()) 
             if not isinstance(name, str) or not isinstance(text, str):
                 raise UserError(f"{file} has no 'img' or no 'text' in line {number}: get the file again.")
             if type(label) is not int or label not in _MEME_CLASSES:
-                raise UserError(f"{file} has the label {label!r} in line {number}: Hateful Memes has 0 and 1.")
+                raise UserError(f"{file} has the label {label!r} in line {number}: use 0 and 1.")
             if name in files:
                 raise UserError(f"{path} names the image {name} twice, the second time in {file.name}: drop a line.")
             files[name] = file_inside(path, name, file, link_roots, must_exist=False)
@@ -116,7 +116,9 @@ def open_cub(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dataset
         )
     classes = _table(root / "classes.txt") if (root / "classes.txt").is_file() else {}
     if unknown := sorted(set(labels.values()) - classes.keys()) if classes else []:
-        raise UserError(f"{root / 'image_class_labels.txt'} has the class {unknown[0]}, which classes.txt lacks.")
+        raise UserError(
+            f"{root / 'image_class_labels.txt'} has the class {unknown[0]}, which classes.txt lacks: get both again."
+        )
     # Without classes.txt, the directory of an image has the name of its class.
     of_image = {names[key]: classes.get(label) or names[key].split("/")[0] for key, label in labels.items()}
     files = {

@@ -45,7 +45,7 @@ def open_column(source: str, head: str, labeler: str, split: int, seed: int) -> 
         raise UserError(f"--head {head} is no result of evaluate.py: give its .json file, or clusters.")
     result = results.read(path)
     if result["setting"] != "image":
-        raise UserError(f"{path} used texts: maps need a result of the setting image.")
+        raise UserError(f"{path} used texts: give a result of the setting image.")
     if not split < len(result["splits"]):
         raise UserError(f"{path} has {len(result['splits'])} splits: --split must be smaller.")
     config_seed = result["config"].get("seed", seed)

@@ -74,7 +74,7 @@ def measure(
     setting = SETTINGS[setting_name]
     if setting.frozen_text and config.protocol != "finetune":
         raise UserError(
-            f"The setting {setting_name} is of the protocol finetune: with {config.protocol} use image_text."
+            f"The setting {setting_name} is of the protocol finetune, not {config.protocol}: use image_text."
         )
     dataset = task.open(data, config.link_roots)
     if setting.text:

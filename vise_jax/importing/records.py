@@ -46,7 +46,10 @@ def _csv(path: Path, columns: Sequence[str], separator: str) -> Iterator[tuple[i
                 complete = None not in record and None not in record.values()
                 yield reader.line_num, record if complete else BadPost("columns_missing_or_many")
         except csv.Error as error:
-            raise UserError(f"{path} can't be read as CSV after line {reader.line_num:,} ({error}).") from error
+            raise UserError(
+                f"{path} can't be read as CSV after line {reader.line_num:,} ({error}): correct that line, or export "
+                "it again."
+            ) from error
 
 
 def _json(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:

@@ -176,8 +176,8 @@ def _members(path: Path, max_bytes: int) -> list[zipfile.ZipInfo]:
     size, unpacked = path.stat().st_size, sum(member.file_size for member in members)
     if unpacked > min(max_bytes, _MAX_RATIO * size):
         raise UserError(
-            f"{path} has {size:,} bytes and would unpack to {unpacked:,}: it was not unpacked, since at most "
-            f"{max_bytes:,} bytes (--max_gigabytes) and {_MAX_RATIO} times the file are allowed."
+            f"{path} has {size:,} bytes and would unpack to {unpacked:,}, more than {max_bytes:,} (--max_gigabytes) or "
+            f"{_MAX_RATIO} times the file: raise that if you trust it, or save it without compression."
         )
     return members
 

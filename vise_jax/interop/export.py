@@ -45,7 +45,7 @@ def export(encoder: Encoder, layout: str, path: str | Path, *, head: str = "") -
         _export_to_timm(encoder, path, head)
         return
     if path.suffix != ".safetensors":
-        raise UserError(f"{path} must end in .safetensors, the format that is written.")
+        raise UserError(f"{path} must end in .safetensors, the format that is written: rename it.")
     _check_exportable(encoder.architecture)
     content = _weights(encoder, layout, head)
     if artifact.exists(path):
@@ -144,7 +144,7 @@ def _to_torch(key: str, array: Any) -> np.ndarray:
 def _check_exportable(architecture: Mapping[str, Any]) -> None:
     name = architecture["name"]
     if name in ("clip_resnet50", "detectron2_resnet50"):
-        raise UserError(f"torchvision has no {name}: only its own ResNets can be exported.")
+        raise UserError(f"torchvision and timm have no {name}: export a ResNet or ResNeXt.")
     for key, value in {"stem": "imagenet", "bn_epsilon": 1e-5}.items():
         if architecture.get(key, value) != value:
             raise UserError(f"torchvision's ResNets have {key} {value!r}, this encoder has {architecture[key]!r}.")

@@ -43,7 +43,7 @@ def convert_to(
     """
     is_text = source in TEXT_SOURCES
     if is_text and (arch is not None or prefix or ema is not None):
-        raise UserError(f"--arch, --prefix and --ema are not for {source}, whose config.json states its architecture.")
+        raise UserError(f"{source} states its architecture in config.json: leave out --arch, --prefix and --ema.")
     if artifact.is_file(artifact.location(directory) / "encoder.json"):
         existing = TextEncoder.load(directory) if is_text else Encoder.load(directory)
         conversion = existing.provenance.get("converted", {})

@@ -159,12 +159,16 @@ def _pooling(directory: Path, default: str) -> tuple[str, bool]:
         known = {"mean_tokens": "mean", "cls_token": "first"}
         modes = [mode for mode in modes if mode != "include_prompt"]
         if len(modes) != 1 or modes[0] not in known:
-            raise UserError(f"{directory}/1_Pooling/config.json has the pooling {modes}: mean and cls are supported.")
+            raise UserError(
+                f"{directory}/1_Pooling/config.json has the pooling {modes}: take a model with mean or cls."
+            )
         pooling = known[modes[0]]
     modules: Any = _json(directory / "modules.json", list) if (directory / "modules.json").is_file() else []
     kinds = [str(module.get("type")).rsplit(".", 1)[-1] for module in modules if isinstance(module, dict)]
     if other := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
-        raise UserError(f"{directory}/modules.json has the module {other[0]}, which is not supported.")
+        raise UserError(
+            f"{directory}/modules.json has the module {other[0]}: take a model of Transformer, Pooling and Normalize."
+        )
     return pooling, "Normalize" in kinds
 
 

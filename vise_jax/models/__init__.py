@@ -114,7 +114,7 @@ def _resolve_text(settings: Mapping[str, Any]) -> dict[str, Any]:
     if settings["width"] % settings["attention_heads"]:
         raise UserError(
             f"The text encoder's width of {settings['width']} can't be divided into {settings['attention_heads']} "
-            "heads."
+            "heads: choose a multiple."
         )
     return {key: settings[key] for key in _TEXT_SETTINGS}
 

@@ -90,7 +90,7 @@ class Checkpoints:
         with self._tolerant():
             self._manager.wait_until_finished()
         # A second SIGTERM, or a save that is due by the clock at a step of `checkpoint_every`, repeats a step.
-        if step not in self._manager.all_steps() and self._has_room(state):
+        if step not in self._manager.all_steps() and self._have_room(state):
             leaves = _leaves(state)
             with self._tolerant():
                 self._manager.save(step, args=ocp.args.StandardSave({**leaves, _CHECKSUMS: _checksums(leaves)}))
@@ -112,14 +112,19 @@ class Checkpoints:
         problem, self._problem = self._problem, ""
         return problem
 
-    def _has_room(self, state: Any) -> bool:
-        """Return whether the disk has room for a state."""
+    def _have_room(self, state: Any) -> bool:
+        """Return whether the disk of each process has room for a state.
+
+        Where one fails to write, Orbax lets all wait for ten minutes.
+        """
         usage = shutil.disk_usage(self._folder)
-        # Several processes have to decide alike, and some file systems don't report it.
-        if self._alone and usage.total > 0 and usage.free < sum(x.nbytes for x in jax.tree.leaves(state)):
+        # Some file systems don't report it.
+        has_room = usage.total == 0 or usage.free >= sum(x.nbytes for x in jax.tree.leaves(state))
+        if not self._alone:
+            has_room = all(hosts.gather(np.array(has_room)))
+        if not has_room:
             self._problem = "the disk is full"
-            return False
-        return True
+        return has_room
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:

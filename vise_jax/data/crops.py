@@ -67,7 +67,7 @@ def decode_random_crop(
 
 def _decoded_window(encoded: tf.Tensor, window: tf.Tensor, image_size: int, antialias: bool, divisor: int) -> tf.Tensor:
     """Decode a window of a JPEG at a scale of 1 / divisor and resize it, float32 [image_size, image_size, 3]."""
-    # Pixels of the scaled image that the window's edges cut are decoded, too; the resize begins and ends inside of them.
+    # Pixels of the scaled image that the window's edges cut are decoded, too; the resize cuts them.
     first = window[:2] // divisor
     last = -(-(window[:2] + window[2:]) // divisor)
     # By default TensorFlow decodes 0.8 of 255 levels too dark; the exact method is Pillow's and evaluation's.

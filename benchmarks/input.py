@@ -2,8 +2,10 @@
 
     python benchmarks/input.py
     python benchmarks/input.py --threads 4 --rounds 5
+    python benchmarks/input.py --large --batches 4 --rounds 7
 
 800 simulated photographs of about 500 x 375 pixels are made: noise whose spectrum falls like that of natural images.
+With --large 100 of 2048 x 1536 pixels, and ours also with `data.scaled_decoding`.
 Every variant gives random-resized-crops, uint8 [B, 224, 224, 3], antialiased, with areas and ratios of `config.base()`,
 drawn by torchvision's law, in random order:
 
@@ -49,13 +51,14 @@ from PIL import Image
 from vise_jax import cli, config, machine
 
 QUICK = flags.DEFINE_bool("quick", False, "96 photographs, 2 short rounds: a smoke test.")
-PHOTOS = flags.DEFINE_integer("photos", None, "Photographs; 800 if not said.", 8)
+PHOTOS = flags.DEFINE_integer("photos", None, "Photographs; 800 if not said, or 100 large ones.", 8)
+LARGE = flags.DEFINE_bool("large", False, "Photographs of 2048 x 1536 pixels.")
 BATCH = flags.DEFINE_integer("batch", None, "Images in a batch; 64 if not said.", 1)
 BATCHES = flags.DEFINE_integer("batches", None, "Batches in a turn; 25 if not said.", 1)
 ROUNDS = flags.DEFINE_integer("rounds", None, "Turns that each variant takes; 10 if not said.", 1)
 THREADS = flags.DEFINE_integer("threads", 2, "Threads of ours, workers of a DataLoader.", 1)
 
-OURS = "vise_jax"
+OURS, SCALED = "vise_jax", "vise_jax, scaled decoding"
 DECODERS = {"Pillow": ("PIL",), "simplejpeg": ("simplejpeg", "cv2"), "OpenCV": ("cv2",)}
 PEERS = {f"torch DataLoader, {decoder}": decoder for decoder in DECODERS}
 DECODE_ONLY = ("simplejpeg, decode only, threads", "simplejpeg, decode only, processes")
@@ -70,18 +73,20 @@ class Settings(NamedTuple):
     directory: Path
     batch_size: int
     threads: int
+    large: bool = False
 
 
 def main(words: list[str]) -> None:
     cli.no_words(words)
     quick = QUICK.value
-    count, batch_size = PHOTOS.value or (96 if quick else 800), BATCH.value or (16 if quick else 64)
+    count = PHOTOS.value or (96 if quick else 100 if LARGE.value else 800)
+    batch_size = BATCH.value or (16 if quick else 64)
     rounds, batches = ROUNDS.value or (2 if quick else 10), BATCHES.value or (6 if quick else 25)
     with tempfile.TemporaryDirectory() as name:
-        settings = Settings(Path(name), batch_size, THREADS.value)
-        file_bytes = write_photos(settings.directory, count)
+        settings = Settings(Path(name), batch_size, THREADS.value, LARGE.value)
+        file_bytes = write_photos(settings.directory, count, settings.large)
         print(f"{count} photographs of {file_bytes / count / 1000:.0f} KB", flush=True)
-        crews = {variant: Crew(variant, settings) for variant in installed()}
+        crews = {variant: Crew(variant, settings) for variant in installed(settings.large)}
         seconds: dict[str, list[float]] = {variant: [] for variant in crews}
         for _ in range(rounds):
             for variant, crew in crews.items():
@@ -91,9 +96,11 @@ def main(words: list[str]) -> None:
     medians = {variant: float(np.median(speed)) for variant, speed in speeds.items()}
     for variant, speed in medians.items():
         print(f"{variant}: {speed:,.0f} images/s, {peaks[variant] / 2**20:,.0f} MiB at most, its processes added up")
-    ratios = {variant: ratio(speeds[OURS], speeds[variant]) for variant in speeds if variant in PEERS}
-    for variant, found in ratios.items():
-        print(f"{found['median']:.2f} times {variant} ({found['low']:.2f} to {found['high']:.2f})")
+    ratios = {}
+    for ours in (OURS, SCALED)[: 1 + settings.large]:
+        ratios[ours] = {variant: ratio(speeds[ours], speeds[variant]) for variant in speeds if variant in PEERS}
+        for variant, found in ratios[ours].items():
+            print(f"{ours}: {found['median']:.2f} times {variant} ({found['low']:.2f} to {found['high']:.2f})")
     share = None
     if limits := [variant for variant in medians if variant in DECODE_ONLY]:
         limit = max(limits, key=medians.__getitem__)
@@ -104,7 +111,8 @@ def main(words: list[str]) -> None:
             {
                 "benchmark": "input",
                 "device": "cpu",
-                "ratios": ratios,
+                "ratios": ratios[OURS],
+                "ratios_scaled": ratios.get(SCALED),
                 "share_of_decode_only": share,
                 "images_per_second": medians,
                 "peak_bytes": peaks,
@@ -113,6 +121,7 @@ def main(words: list[str]) -> None:
                 "batch": batch_size,
                 "batches": batches,
                 "rounds": rounds,
+                "large": settings.large,
                 "threads": settings.threads,
                 "cores": machine.available_cpus(),
                 "versions": {
@@ -123,33 +132,36 @@ def main(words: list[str]) -> None:
     )
 
 
-def photo(number: int) -> bytes:
-    """Return a JPEG file of about 50 KB: noise whose amplitude at frequency f is proportional to f^-1.3.
+def photo(number: int, large: bool = False) -> bytes:
+    """Return a JPEG file of about 50 KB, large of 1 MB: noise whose amplitude at frequency f is proportional to f^-1.3.
 
     That of photographs falls with powers around -1 (Field 1987); the steeper one stands for their smooth areas. The
     chroma varies less than the luma and is subsampled, as cameras do.
     """
     generator = np.random.default_rng(number)
     width, height = ((500, 375), (375, 500), (500, 333), (500, 400))[number % 4]
-    frequencies = np.hypot(np.fft.fftfreq(512)[:, None], np.fft.rfftfreq(512))
-    amplitudes = np.maximum(frequencies, 1 / 512) ** -1.3
+    if large:
+        width, height = ((2048, 1536), (1536, 2048))[number % 2]
+    side = 2048 if large else 512
+    frequencies = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
+    amplitudes = np.maximum(frequencies, 1 / side) ** -1.3
     real, imaginary = generator.standard_normal((2, 3, *amplitudes.shape))
     noise = np.fft.irfft2(amplitudes * (real + 1j * imaginary))
     noise *= (np.array([48, 14, 14]) / noise.std((1, 2)))[:, None, None]
     pixels = np.clip(np.moveaxis(noise, 0, 2)[:height, :width] + 128, 0, 255).astype(np.uint8)
     file = io.BytesIO()
-    Image.fromarray(pixels, "YCbCr").save(file, "JPEG", quality=80)
+    Image.fromarray(pixels, "YCbCr").save(file, "JPEG", quality=90 if large else 80)
     return file.getvalue()
 
 
-def write_photos(directory: Path, count: int) -> int:
+def write_photos(directory: Path, count: int, large: bool = False) -> int:
     """Write `photos/NUMBER.jpg` and the same as engagement shards, `shards`; the files' bytes together."""
     from simulated import write_shards
 
     (directory / "photos").mkdir()
 
     def image(number: int) -> bytes:
-        encoded = photo(number)
+        encoded = photo(number, large)
         (directory / "photos" / f"{number}.jpg").write_bytes(encoded)
         return encoded
 
@@ -157,9 +169,9 @@ def write_photos(directory: Path, count: int) -> int:
     return sum(path.stat().st_size for path in (directory / "photos").iterdir())
 
 
-def installed() -> list[str]:
+def installed(large: bool = False) -> list[str]:
     """Return the variants that can run here; print what the others lack."""
-    variants = [OURS]
+    variants = [OURS, SCALED] if large else [OURS]
     needs = {peer: ("torch", *DECODERS[decoder]) for peer, decoder in PEERS.items()}
     needs |= {DECODE_ONLY[0]: ("simplejpeg",), DECODE_ONLY[1]: ("torch", "simplejpeg")}
     for variant, modules in needs.items():
@@ -210,10 +222,10 @@ def _serve(variant: str, settings: Settings, pipe: Connection) -> None:
 
 def prepare(variant: str, settings: Settings) -> Iterator[Any]:
     """Yield batches without end: uint8 [B, S, S, 3], or the output of a decoder alone."""
-    return _ours(settings) if variant == OURS else _theirs(variant, settings)
+    return _ours(settings, variant == SCALED) if variant in (OURS, SCALED) else _theirs(variant, settings)
 
 
-def _ours(settings: Settings) -> Iterator[np.ndarray]:
+def _ours(settings: Settings, scaled: bool) -> Iterator[np.ndarray]:
     from vise_jax.data import loader, shards
     from vise_jax.data.epoch_order import Shuffle
     from vise_jax.data.records import CorruptExamples
@@ -230,6 +242,7 @@ def _ours(settings: Settings) -> Iterator[np.ndarray]:
         crop_area=tuple(data.crop_area),
         crop_ratio=tuple(data.crop_ratio),
         antialias=data.antialias,
+        scaled_decoding=scaled,
         threads=settings.threads,
     )
     for batch in batches:

@@ -159,6 +159,9 @@ DATA: Section = {
     "crop_ratio": ((3 / 4, 4 / 3), (_is_range, "two ratios, the smaller first")),
     # Antialias crops that shrink, as torchvision and Pillow do. Off is faster, and the default of tf.image.
     "antialias": (True, ANY),
+    # Decode a JPEG at a half, quarter or eighth of its size where the crop stays at least image_size large: faster for
+    # photos of several megapixels. Not in the paper.
+    "scaled_decoding": (False, ANY),
     # Horizontal flips, on the device.
     "flip": (True, ANY),
     # Shuffling, see `vise_jax.data.epoch_order`. A batch-norm group of 32 is drawn from shuffle_window / shuffle_block

@@ -11,8 +11,17 @@ from PIL import Image
 from vise_jax.data import augmented, crops
 
 
-def random_crop(encoded: bytes, seed: int, area=(0.08, 1.0), ratio=(3 / 4, 4 / 3), antialias=True) -> np.ndarray:
-    return crops.decode_random_crop(tf.constant(encoded), 32, area, ratio, antialias, tf.constant([7, seed])).numpy()
+def random_crop(
+    encoded: bytes, seed: int, area=(0.08, 1.0), ratio=(3 / 4, 4 / 3), antialias=True, scaled=False
+) -> np.ndarray:
+    crop = crops.decode_random_crop(tf.constant(encoded), 32, area, ratio, antialias, tf.constant([7, seed]), scaled)
+    return crop.numpy()
+
+
+def box_of(width: int, height: int, seed: int) -> tuple[int, int, int, int]:
+    """Return the box of a random crop with the default area and ratio, in Pillow's order."""
+    draws = tf.random.stateless_uniform([4, 10], [7, seed]).numpy()
+    return augmented.random_resized_crop_box(width, height, (0.08, 1.0), (3 / 4, 4 / 3), draws.T.astype(float).ravel())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -75,8 +84,7 @@ def test_boxes_are_those_of_fine_tuning_which_are_torchvisions(width, height):
 def test_a_random_crop_is_pillows_to_one_level(kind):
     encoded = encode(picture(200, 150), kind)
     for seed in range(5):
-        draws = tf.random.stateless_uniform([4, 10], [7, seed]).numpy()
-        box = augmented.random_resized_crop_box(200, 150, (0.08, 1.0), (3 / 4, 4 / 3), draws.T.astype(float).ravel())
+        box = box_of(200, 150, seed)
         expected = Image.open(io.BytesIO(encoded)).convert("RGB").crop(box).resize((32, 32), Image.Resampling.BILINEAR)
         assert np.abs(random_crop(encoded, seed).astype(int) - np.asarray(expected, int)).max() <= 1
 
@@ -90,3 +98,31 @@ def test_antialias_is_a_low_pass_filter():
     assert smooth[:, 1:-1].std() < 5
     assert abs(smooth.mean() - 127.5) < 2
     assert not np.array_equal(smooth, random_crop(encoded, 0, **whole, antialias=False))
+
+
+def test_a_scaled_crop_is_pillows_of_the_image_that_libjpeg_decodes_at_that_scale():
+    divisors = set()
+    # No multiples of the largest block, 64 pixels.
+    for number, (width, height) in enumerate([(603, 461), (151, 113)] * 15):
+        encoded, (left, top, right, bottom) = encode(picture(width, height), "jpeg"), box_of(width, height, number)
+        divisor = max(d for d in (1, 2, 4, 8) if d == 1 or min(right - left, bottom - top) >= 32 * d)
+        image = Image.open(io.BytesIO(encoded))
+        image.draft("RGB", (width // divisor, height // divisor))
+        assert image.size == (-(-width // divisor), -(-height // divisor))
+        box = (left / divisor, top / divisor, right / divisor, bottom / divisor)
+        expected = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR, box), int)
+        difference = np.abs(random_crop(encoded, number, scaled=True).astype(int) - expected)
+        # At the edges, Pillow leaves out what is outside of the box.
+        assert difference[1:-1, 1:-1].max() <= 1
+        assert difference.max() <= 8
+        divisors.add(divisor)
+    assert divisors == {1, 2, 4, 8}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scaled_crop_is_close_to_that_of_all_pixels_and_a_small_image_is_not_scaled(kind):
+    large, small = encode(picture(603, 461), kind), encode(picture(50, 40), kind)
+    for seed in range(5):
+        difference = np.abs(random_crop(large, seed, scaled=True).astype(int) - random_crop(large, seed))
+        assert difference.mean() < 1
+        np.testing.assert_array_equal(random_crop(small, seed, scaled=True), random_crop(small, seed))

@@ -3,12 +3,15 @@
 Orientation tags (EXIF) are ignored and transparency is dropped, as torchvision's image directories do.
 """
 
+import functools
 import math
 
 import tensorflow as tf
 
 # Boxes that are drawn before the crop is the largest central box.
 _TRIES = 10
+# Scales at which libjpeg decodes, as divisors.
+_DIVISORS = (1, 2, 4, 8)
 
 
 def decode_random_crop(
@@ -18,6 +21,7 @@ def decode_random_crop(
     crop_ratio: tuple[float, float],
     antialias: bool,
     seed: tf.Tensor,
+    scaled: bool = False,
 ) -> tf.Tensor:
     """Decode a random crop of a JPEG or PNG image and resize it to a square (torchvision's RandomResizedCrop).
 
@@ -30,6 +34,7 @@ def decode_random_crop(
         crop_ratio: range of its width divided by its height.
         antialias: low-pass filter when the crop shrinks.
         seed: int32 [2].
+        scaled: decode a JPEG at a half, quarter or eighth of its size where the crop stays as large as the result.
 
     Returns:
         uint8 [image_size, image_size, 3].
@@ -40,21 +45,52 @@ def decode_random_crop(
     def box(shape: tf.Tensor) -> tf.Tensor:
         return random_crop_box(shape[0], shape[1], crop_area, crop_ratio, draws)
 
-    def crop_jpeg() -> tf.Tensor:
+    def of_jpeg() -> tf.Tensor:
         window = box(tf.io.extract_jpeg_shape(encoded))
-        # By default TensorFlow decodes 0.8 of 255 levels too dark; the exact method is Pillow's and evaluation's.
-        return tf.image.decode_and_crop_jpeg(encoded, window, channels=3, dct_method="INTEGER_ACCURATE")
+        if not scaled:
+            return _decoded_window(encoded, window, image_size, antialias, 1)
+        fits = [tf.reduce_min(window[2:]) >= divisor * image_size for divisor in _DIVISORS[1:]]
+        branches = [
+            functools.partial(_decoded_window, encoded, window, image_size, antialias, divisor) for divisor in _DIVISORS
+        ]
+        return tf.switch_case(tf.reduce_sum(tf.cast(fits, tf.int32)), branches)
 
-    def crop_png() -> tf.Tensor:
+    def of_png() -> tf.Tensor:
         image = tf.io.decode_png(encoded, channels=3)
         top, left, height, width = tf.unstack(box(tf.shape(image)))
-        return image[top : top + height, left : left + width]
+        return _resized(image[top : top + height, left : left + width], image_size, antialias)
 
-    crop = tf.cond(tf.image.is_jpeg(encoded), crop_jpeg, crop_png)
-    crop.set_shape([None, None, 3])
-    resized = tf.image.resize(crop, [image_size, image_size], method="bilinear", antialias=antialias)
+    resized = tf.cond(tf.image.is_jpeg(encoded), of_jpeg, of_png)
     # The weights are positive, so that nothing leaves the range.
     return tf.cast(tf.round(resized), tf.uint8)
+
+
+def _decoded_window(encoded: tf.Tensor, window: tf.Tensor, image_size: int, antialias: bool, divisor: int) -> tf.Tensor:
+    """Decode a window of a JPEG at a scale of 1 / divisor and resize it, float32 [image_size, image_size, 3]."""
+    # Pixels of the scaled image that the window's edges cut are decoded, too; the resize cuts them.
+    first = window[:2] // divisor
+    last = -(-(window[:2] + window[2:]) // divisor)
+    # By default TensorFlow decodes 0.8 of 255 levels too dark; the exact method is Pillow's and evaluation's.
+    crop = tf.image.decode_and_crop_jpeg(
+        encoded, tf.concat([first, last - first], 0), channels=3, dct_method="INTEGER_ACCURATE", ratio=divisor
+    )
+    if divisor == 1:
+        return _resized(crop, image_size, antialias)
+    scale = image_size * divisor / window[2:]
+    start = window[:2] / divisor - tf.cast(first, tf.float64)
+    return tf.raw_ops.ScaleAndTranslate(
+        images=crop[None],
+        size=[image_size, image_size],
+        scale=tf.cast(scale, tf.float32),
+        translation=tf.cast(-start * scale, tf.float32),
+        kernel_type="triangle",
+        antialias=antialias,
+    )[0]
+
+
+def _resized(crop: tf.Tensor, image_size: int, antialias: bool) -> tf.Tensor:
+    crop.set_shape([None, None, 3])
+    return tf.image.resize(crop, [image_size, image_size], method="bilinear", antialias=antialias)
 
 
 def random_crop_box(

@@ -40,6 +40,7 @@ def batches(
     crop_area: tuple[float, float],
     crop_ratio: tuple[float, float],
     antialias: bool,
+    scaled_decoding: bool = False,
     threads: int = 0,
     first_step: int = 0,
     rows: np.ndarray | None = None,
@@ -61,6 +62,7 @@ def batches(
         crop_area: range of the area of a crop, as a fraction of the image's.
         crop_ratio: range of its aspect ratio.
         antialias: whether crops that shrink are antialiased.
+        scaled_decoding: whether large JPEG images are decoded at a smaller scale, see `crops.decode_random_crop`.
         threads: decoding threads; 0 = one per available CPU.
         first_step: number of batches to skip, at no cost.
         rows: int [L], ascending: the rows of each batch to yield, those of this process; None = all, L = B.
@@ -84,6 +86,7 @@ def batches(
             crop_area=crop_area,
             crop_ratio=crop_ratio,
             antialias=antialias,
+            scaled=scaled_decoding,
             seed=tf.stack([tf.constant(seed, tf.int64), number]),
         )
 

@@ -210,6 +210,7 @@ def loader_settings(data: ConfigDict) -> dict[str, Any]:
         "crop_area": tuple(data.crop_area),
         "crop_ratio": tuple(data.crop_ratio),
         "antialias": data.antialias,
+        "scaled_decoding": data.scaled_decoding,
         "threads": data.threads,
     }
 

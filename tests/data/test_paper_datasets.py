@@ -3,15 +3,18 @@
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
-import miniatures
 import numpy as np
 import pytest
 
 from vise_jax.data import paper_datasets
 from vise_jax.data.paper_datasets import open_cub, open_hateful_memes, open_politics, open_unbiased_emotion
 from vise_jax.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "shared"))
+import miniatures
 
 
 def test_unbiased_emotion(tmp_path):

@@ -47,9 +47,10 @@ def main(words: list[str]) -> None:
     name, workdir = cli.required(_EXPERIMENT), cli.path(_WORKDIR).absolute()
     from vise_jax.reproduction import paper, plan, run
 
-    for setting in (*_PRETRAINING.value, *_EVALUATION.value):
-        if "=" not in setting:
-            raise UserError(f"{setting!r} is no KEY=VALUE of a config: see --help for an example.")
+    for flag in (_PRETRAINING, _EVALUATION):
+        for setting in flag.value:
+            if "=" not in setting:
+                raise UserError(f"--{flag.name}={setting} is no KEY=VALUE of a config: see --help for an example.")
     speeds = dict(plan.MEASURED)
     for word in _SPEED.value:
         backbone, _, speed = word.partition("=")

@@ -65,7 +65,9 @@ class Encoder:
         object.__setattr__(self, "architecture", models.resolve(**self.architecture))
         differences = variables.differences(variables.expected(self.architecture), self.weights)
         if differences:
-            raise UserError(f"The weights don't fit the architecture {self.architecture}: {differences}.")
+            raise UserError(
+                f"The architecture {self.architecture} doesn't fit, give that of the weights: {differences}."
+            )
 
     @classmethod
     def from_model(

@@ -40,7 +40,7 @@ class Preprocessing:
     def __post_init__(self) -> None:
         for name, is_valid in _RULES.items():
             if not is_valid(value := getattr(self, name)):
-                raise UserError(f"The encoder's preprocessing has no valid {name!r}: it is {value!r}.")
+                raise UserError(f"The encoder's preprocessing has no valid {name!r}, it is {value!r}: correct it.")
 
     @classmethod
     def imagenet(cls, crop: int = 224) -> "Preprocessing":

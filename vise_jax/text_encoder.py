@@ -54,10 +54,12 @@ class TextEncoder:
                 f"The architecture {self.architecture['name']} encodes images, not text: give a text encoder."
             )
         if differences := variables.differences(variables.expected(self.architecture), self.weights):
-            raise UserError(f"The weights don't fit the architecture {self.architecture}: {differences}.")
+            raise UserError(
+                f"The architecture {self.architecture} doesn't fit, give that of the weights: {differences}."
+            )
         limit = variables.abstract_model(self.architecture).max_tokens
         if not 2 <= self.max_tokens <= limit:
-            raise UserError(f"The text encoder truncates to {self.max_tokens} tokens, but must to 2 to {limit}.")
+            raise UserError(f"The text encoder truncates to {self.max_tokens} tokens: choose 2 to {limit}.")
         self.at(self.max_tokens)
 
     @classmethod

@@ -32,7 +32,9 @@ def abstract_model(architecture: Mapping[str, Any], **computation: Any) -> Any:
     try:
         return nnx.eval_shape(lambda: models.build(**architecture, **computation))
     except (TypeError, AttributeError) as error:
-        raise UserError(f"{dict(architecture)} is no architecture of an encoder: {_first_line(error)}.") from error
+        raise UserError(
+            f"{dict(architecture)} is no architecture of an encoder ({_first_line(error)}): correct it."
+        ) from error
 
 
 def with_weights(architecture: Mapping[str, Any], weights: Mapping[str, jax.Array], **computation: Any) -> Any:
@@ -89,7 +91,7 @@ def read(directory: Path, expected: Mapping[str, Any]) -> dict[str, np.ndarray]:
     except Exception as error:  # Orbax and TensorStore raise whatever the damage leads to
         raise UserError(f"The weights in {path} can't be read ({_first_line(error)}): copy them again.") from error
     if wrong:
-        raise UserError(f"The weights in {path} don't fit the architecture: {wrong}.")
+        raise UserError(f"The weights in {path} don't fit the architecture ({wrong}): copy the directory again.")
     arrays = traverse_util.flatten_dict(tree, sep="/")
     return {key: arrays[key] for key in expected}
 

@@ -211,7 +211,7 @@ def test_modalities_are_not_confused(roberta, trained, tmp_path):
     text = TextEncoder.load(tmp_path / "text")
     with pytest.raises(UserError, match="encodes images, not text"):
         dataclasses.replace(text, architecture=trained.architecture)
-    with pytest.raises(UserError, match="truncates to 1 tokens, but must to 2 to"):
+    with pytest.raises(UserError, match="truncates to 1 tokens: choose 2 to"):
         dataclasses.replace(text, max_tokens=1)
     with pytest.raises(UserError, match="The weights don't fit the architecture"):
         dataclasses.replace(text, weights={})

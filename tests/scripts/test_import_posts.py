@@ -41,7 +41,10 @@ def test_mistakes_get_one_sentence(tmp_path):
     (tmp_path / "t.csv").write_text("id,text\n1,a\n")
     given = ("--input", tmp_path / "t.csv", "--output", tmp_path / "posts")
     for words, message in (
-        (("--from=table", "--map=post_id=number", *given), "t.csv has no column 'number': it has id, text"),
+        (
+            ("--from=table", "--map=post_id=number", *given),
+            "t.csv has no column 'number': name one that it has (id, text)",
+        ),
         (("--from=table", "--map=post_id", *given), "--map has 'post_id': write FIELD=PLACE"),
         (("--from=table", *given), "--map belongs to --from table"),
         (("--from=crowdtangle", *given), "t.csv has no column 'URL': it has id, text"),

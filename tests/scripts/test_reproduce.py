@@ -93,7 +93,10 @@ def test_the_plan_and_mistakes(tmp_path):
         (("--experiment", "table2"), "--workdir is missing"),
         (("--workdir", tmp_path), "--experiment is missing"),
         (("--experiment", "table2", "--workdir", tmp_path / "none"), "is no directory: make it"),
-        (("--experiment", "table2", "--workdir", tmp_path, "--evaluation", "splits"), "'splits' is no KEY=VALUE"),
+        (
+            ("--experiment", "table2", "--workdir", tmp_path, "--evaluation", "splits"),
+            "--evaluation=splits is no KEY=VALUE",
+        ),
         (("--experiment", "table2", "--workdir", tmp_path, "--images_per_second", "vgg=1"), "is no BACKBONE=NUMBER"),
     ):
         result = reproduce(*words)

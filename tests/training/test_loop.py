@@ -43,7 +43,7 @@ def config(shards_folder) -> ConfigDict:
         ("training.batch_size", 9, "4 devices can't share"),
         ("training.batch_size", 44, "hold 41 examples, fewer than a batch"),
         ("training.microbatches", 3, "4 devices in 3 microbatches can't share"),
-        ("model.bn_group", 3, "model.bn_group makes groups of 3, but they must divide"),
+        ("model.bn_group", 3, "model.bn_group makes groups of 3, which don't divide"),
         ("training.distributed", "node1", "training.distributed is 'node1'"),
         ("model.name", "resnet19", "resnet19"),
         ("training.momentum", 2.0, "training.momentum is 2.0"),

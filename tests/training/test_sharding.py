@@ -42,8 +42,8 @@ def test_a_run_keeps_the_groups_it_began_with():
     [
         ((3, 32, None), "batch_size is 32, which 3 devices can't share evenly: make it a multiple of 3"),
         ((2, 32, None, 3), "2 devices in 3 microbatches can't share evenly: make it a multiple of 6"),
-        ((2, 32, 5), "groups of 5, but they must divide training.batch_size, 32"),
-        ((2, 32, 0, 4), "groups of 32, but they must divide a microbatch's 8 examples"),
+        ((2, 32, 5), "groups of 5, which don't divide training.batch_size, 32"),
+        ((2, 32, 0, 4), "groups of 32, which don't divide a microbatch's 8 examples"),
     ],
 )
 def test_what_can_not_be_divided_is_reported(keys, words):

@@ -25,7 +25,7 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
             reader = csv.DictReader(file, strict=True, restval="")
             header, rows = reader.fieldnames or [], list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} can't be read as a CSV file: {error}.") from error
+        raise UserError(f"{path} can't be read as a CSV file ({error}): get it again.") from error
     for column in columns:
         if column not in header:
             raise UserError(

@@ -70,7 +70,9 @@ class Dataset:
             archive = self._archives.get(file.path) or self._archives.setdefault(file.path, zipfile.ZipFile(file.path))
             return archive.read(file.member)
         except UNREADABLE_ZIP as error:
-            raise UserError(f"The image {self.names[index]} in {file.path} can't be read: {error}.") from error
+            raise UserError(
+                f"The image {self.names[index]} in {file.path} can't be read ({error}): restore it or drop it."
+            ) from error
 
     def subset(self, indices: np.ndarray) -> "Dataset":
         """Return the dataset of the examples `indices`, int [M], with the same classes."""

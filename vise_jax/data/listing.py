@@ -183,7 +183,7 @@ def _list_archive(path: Path) -> Listing:
                 if not info.is_dir() and _is_image(info.filename, partial(_first_bytes_of_member, archive, info))
             ]
     except UNREADABLE_ZIP as error:
-        raise UserError(f"{path} can't be read as a zip archive: {error}.") from error
+        raise UserError(f"{path} can't be read as a zip archive ({error}): get it again.") from error
     paths = {info.filename: PurePosixPath(info.filename) for info in infos}
     # `zip -r set.zip set` puts one directory above everything.
     tops = {paths[info.filename].parts[0] for info in infos}

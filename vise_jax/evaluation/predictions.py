@@ -123,7 +123,7 @@ def compare(first: Path, second: Path, metric: str, replicates: int = 1000) -> C
             metrics.compute(split.scores, split.labels, probabilities=split.probabilities) for split in (one, other)
         ]
         if not all(metric in of_split for of_split in computed):
-            raise UserError(f"{first} and {second} don't both have the metric {metric!r}.")
+            raise UserError(f"{first} and {second} don't both have the metric {metric!r}: choose another one.")
         values.append(computed[0][metric] - computed[1][metric])
         drawn = [
             metrics.bootstrap(split.scores, split.labels, probabilities=split.probabilities, replicates=replicates)[

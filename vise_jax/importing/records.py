@@ -71,5 +71,6 @@ def _check_columns(path: Path, columns: Iterable[str], there: Iterable[str]) -> 
     there = list(there)
     if missing := [name for name in columns if name not in there]:
         raise UserError(
-            f"{path} has no column {missing[0]!r}: it has {', '.join(sorted(there)[:30]) or 'none that is asked for'}."
+            f"{path} has no column {missing[0]!r}: name one that it has "
+            f"({', '.join(sorted(there)[:30]) or 'none that is asked for'})."
         )

@@ -140,7 +140,7 @@ def _check_kind(path: Path) -> None:
         first = file.read(64).lstrip().lower()
     for beginning, what in _IMPOSTORS:
         if first.startswith(beginning):
-            raise UserError(f"{path} holds no weights, it is {what}.")
+            raise UserError(f"{path} holds no weights, it is {what}: give a checkpoint.")
 
 
 def _choose(path: Path, loaded: Any, ema: bool | None) -> Any:

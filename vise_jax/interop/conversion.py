@@ -115,7 +115,7 @@ def _row(source: str, arch: str | None) -> tuple[Source, str]:
 
 def _check(path: Path, row: Source, sha256: str | None, max_bytes: int) -> str:
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
-        raise UserError(f"{sha256!r} is no SHA-256: give its 64 hexadecimal digits.")
+        raise UserError(f"--sha256={sha256} is no SHA-256: give its 64 hexadecimal digits.")
     # A file of torch.hub has the beginning of its SHA-256 in its name.
     in_name = [beginning for beginning, name in row.published.items() if name == path.name and beginning in name]
     return containers.check(path, sha256=sha256 or next(iter(in_name), None), max_bytes=max_bytes)
@@ -192,7 +192,7 @@ def fill(
     if problems:
         if dropped and len(wrong["missing"]) == len(names):
             problems.append(f"there, but not of the encoder: {shortened(dropped, 3)}")
-        raise UserError(f"{path} doesn't fit {what}: {'; '.join(problems)}.")
+        raise UserError(f"{path} doesn't fit {what}, give other weights, --arch or --source: {'; '.join(problems)}.")
     return weights
 
 

@@ -66,7 +66,7 @@ def _weights(encoder: Encoder, layout: str, head: str) -> bytes:
     if head:
         heads = sorted({key.split("/")[1] for key in encoder.weights if key[:6] == "heads/"})
         if layout != "torchvision" or head not in heads:
-            raise UserError(f"There is no head {head!r} to export to {layout}: the encoder has {heads or 'none'}.")
+            raise UserError(f"There is no head {head!r} to export to {layout}: choose from {heads or 'none'}.")
         arrays |= {
             torch_name(f"fc/{kind}"): _to_torch(kind, encoder.weights[f"heads/{head}/{kind}"])
             for kind in ("kernel", "bias")
@@ -88,9 +88,13 @@ def _export_to_timm(encoder: Encoder, path: Path, head: str) -> None:
     _check_exportable(encoder.architecture)
     images = encoder.preprocessing
     if encoder.architecture["width"] != 64:
-        raise UserError(f"timm's ResNets have width 64, this encoder has {encoder.architecture['width']}.")
+        width = encoder.architecture["width"]
+        raise UserError(f"timm's ResNets have width 64, this encoder has {width}: use --to torchvision.")
     if (images.color, images.scale) != ("RGB", 255.0):
-        raise UserError(f"timm's images are RGB divided by 255, this encoder's {images.color} by {images.scale:g}.")
+        raise UserError(
+            f"timm's images are RGB divided by 255, this encoder's {images.color} by {images.scale:g}: use --to "
+            "torchvision."
+        )
     # timm's names are torchvision's.
     weights = _weights(encoder, "torchvision", head)
     classes = encoder.architecture["heads"][head] if head else 0
@@ -147,4 +151,6 @@ def _check_exportable(architecture: Mapping[str, Any]) -> None:
         raise UserError(f"torchvision and timm have no {name}: export a ResNet or ResNeXt.")
     for key, value in {"stem": "imagenet", "bn_epsilon": 1e-5}.items():
         if architecture.get(key, value) != value:
-            raise UserError(f"torchvision's ResNets have {key} {value!r}, this encoder has {architecture[key]!r}.")
+            raise UserError(
+                f"torchvision's ResNets have {key} {value!r}, this encoder has {architecture[key]!r}: export another."
+            )

@@ -44,7 +44,7 @@ def _count(most: int) -> tuple[str, Callable[[Any], bool]]:
 
 
 _EPSILON = "a number above 0 and below 1", lambda value: _is_number(value) and 0 < value < 1
-_WIDTH, _LAYERS, _TOKENS = _count(100_000), _count(1_000), _count(10_000_000)
+_WIDTH, _LAYERS, _TOKENS = _count(100_000), _count(200), _count(10_000_000)
 
 # Settings of every image encoder: default, and the rule for its value in words.
 _SETTINGS: dict[str, tuple[int | float | str | bool, str, Callable[[Any], bool]]] = {
@@ -176,7 +176,8 @@ def _encoder(
     # A group of ResNeXt has a channel or more, CLIP's attention a head of 64 channels or more.
     narrowest = 64 // row.get("group_width", 64) if row else 2
     if width < narrowest or (not row and width % 2):
-        raise UserError(f"{name} needs {'a' if row else 'an even'} width of at least {narrowest}, not {width}.")
+        kind = "a" if row else "an even"
+        raise UserError(f"{name} can't have width {width}: give {kind} width of at least {narrowest}.")
     norm: resnet.Norm = partial(BatchNorm, group=bn_group, momentum=model["bn_momentum"], epsilon=epsilon)
     if name == "detectron2_resnet50":
         norm = partial(FrozenBatchNorm, epsilon=epsilon)

@@ -349,7 +349,7 @@ def _posts_of_parquet(path: Path) -> Iterator[Any]:
     with parquet_file(path) as file:
         missing = [name for name in _PARQUET_NEEDS if name not in file.schema_arrow.names]
         if missing:
-            raise UserError(f"{path} has no column {missing[0]}: a posts file has {', '.join(_PARQUET_NEEDS)}.")
+            raise UserError(f"{path} has no column {missing[0]}: add it, a posts file has {', '.join(_PARQUET_NEEDS)}.")
         yield file
 
 

@@ -84,7 +84,10 @@ def run(plan: Plan, root: Path) -> None:
                 f"the same command again. It was: {command(step)}"
             )
         if not step.is_done:
-            raise UserError(f"Step {number}, {step.name}, has not written {step.output}: {command(step)}")
+            raise UserError(
+                f"Step {number}, {step.name}, has not written {step.output}: see what it prints. It was: "
+                f"{command(step)}"
+            )
 
 
 def _resolved(word: str) -> str:

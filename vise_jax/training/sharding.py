@@ -62,7 +62,9 @@ def layout(batch_size: int, devices: int, *, microbatches: int = 1, bn_group: in
     if (batch_size // microbatches) % group:
         size = batch_size // microbatches
         among = f"a microbatch's {size} examples" if microbatches > 1 else f"training.batch_size, {batch_size}"
-        raise UserError(f"The config key model.bn_group makes groups of {group}, but they must divide {among}.")
+        raise UserError(
+            f"The config key model.bn_group makes groups of {group}, which don't divide {among}: choose a divisor."
+        )
     return Layout(batch_size, devices, microbatches, group)
 
 

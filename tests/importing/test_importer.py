@@ -186,7 +186,9 @@ def test_what_is_refused(tmp_path):
             importer.import_posts([tmp_path / path for path in paths], kind, output, **options)
 
     refused(r"t\.csv has no column 'texts': name one that it has \(file, hearts, id", ["t.csv"])
-    refused(r"t\.jsonl has no column 'hearts': it has file, id, texts", ["t.jsonl"], output=tmp_path / "2")
+    refused(
+        r"t\.jsonl has no column 'hearts': name one that it has \(file, id, texts", ["t.jsonl"], output=tmp_path / "2"
+    )
     refused(r"cut\.jsonl\.zst is truncated", ["cut.jsonl.zst"], kinds.KINDS["reddit"], tmp_path / "3")
     refused(r"none\.csv can't be read", ["none.csv"], output=tmp_path / "4")
     refused("give an output directory that holds them", ["t.csv"], output=tmp_path / "5", images=tmp_path / "images")

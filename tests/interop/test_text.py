@@ -213,7 +213,7 @@ def test_modalities_are_not_confused(roberta, trained, tmp_path):
         dataclasses.replace(text, architecture=trained.architecture)
     with pytest.raises(UserError, match="truncates to 1 tokens: choose 2 to"):
         dataclasses.replace(text, max_tokens=1)
-    with pytest.raises(UserError, match="The weights don't fit the architecture"):
+    with pytest.raises(UserError, match="doesn't fit, give that of the weights"):
         dataclasses.replace(text, weights={})
 
 

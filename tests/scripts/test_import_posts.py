@@ -47,7 +47,7 @@ def test_mistakes_get_one_sentence(tmp_path):
         ),
         (("--from=table", "--map=post_id", *given), "--map has 'post_id': write FIELD=PLACE"),
         (("--from=table", *given), "--map belongs to --from table"),
-        (("--from=crowdtangle", *given), "t.csv has no column 'URL': it has id, text"),
+        (("--from=crowdtangle", *given), "t.csv has no column 'URL': name one that it has (id, text)"),
         (("--from=reddit", "--input", tmp_path / "none.zst", "--output", tmp_path / "posts"), "none.zst"),
     ):
         result = run(*words)

@@ -111,7 +111,7 @@ def test_a_save_that_fails_is_reported_once_and_the_next_one_succeeds(tmp_path, 
             raise ValueError('RESOURCE_EXHAUSTED: Error writing "a/0": No space left on device [os_error_code=28]')
 
         with monkeypatch.context() as patched:
-            patched.setattr(checkpoints._manager, "save", full)
+            patched.setattr(checkpoints._disk._manager, "save", full)
             checkpoints.save(2, state(2))
         assert checkpoints.problem() == "the disk is full"
         assert not list(directory.glob("*tmp*"))
@@ -152,7 +152,7 @@ def test_an_error_of_the_program_sets_no_checkpoint_aside(three, monkeypatch, er
         raise error
 
     with Checkpoints(three, keep=3) as checkpoints:
-        monkeypatch.setattr(checkpoints._manager, "restore", broken)
+        monkeypatch.setattr(checkpoints._disk._manager, "restore", broken)
         with pytest.raises(type(error), match="a bug"):
             checkpoints.restore(like=state(0))
         assert checkpoints.latest() == 30
@@ -195,7 +195,7 @@ def test_a_checkpoint_without_the_right_to_read_it_is_left_where_it_is(three, mo
         raise Exception("Encountered error while reading array index") from error
 
     with Checkpoints(three, keep=3) as checkpoints:
-        monkeypatch.setattr(checkpoints._manager, "restore", refused)
+        monkeypatch.setattr(checkpoints._disk._manager, "restore", refused)
         with pytest.raises(UserError, match=r"checkpoints/30 can't be read \(permission denied\): give this user"):
             checkpoints.restore(like=state(0))
         assert checkpoints.latest() == 30
@@ -209,7 +209,7 @@ def test_an_error_of_the_program_is_raised(tmp_path, monkeypatch, error):
 
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         with monkeypatch.context() as patched:
-            patched.setattr(checkpoints._manager, "save", broken)
+            patched.setattr(checkpoints._disk._manager, "save", broken)
             with pytest.raises(type(error), match="a bug"):
                 checkpoints.save(1, state(1))
         checkpoints.save(2, state(2))

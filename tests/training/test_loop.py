@@ -20,7 +20,7 @@ from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.models.norm import BatchNorm
 from vise_jax.training import loop, pretrain, sharding
-from vise_jax.training.checkpoint import Checkpoints
+from vise_jax.training.checkpoint import DiskCheckpoints
 from vise_jax.training.task import Task
 
 
@@ -256,7 +256,7 @@ def test_a_run_is_evaluated_and_logged(config, tmp_path, caplog):
 def test_a_save_that_fails_is_tried_again(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
     monkeypatch.setattr(loop, "_SECONDS_TO_RETRY", 0.0)
-    save, tried = Checkpoints.save, []
+    save, tried = DiskCheckpoints.save, []
 
     def full_at_first(self, step, state):
         tried.append(step)
@@ -266,7 +266,7 @@ def test_a_save_that_fails_is_tried_again(tmp_path, monkeypatch, caplog):
         else:
             save(self, step, state)
 
-    monkeypatch.setattr(Checkpoints, "save", full_at_first)
+    monkeypatch.setattr(DiskCheckpoints, "save", full_at_first)
     fit(tmp_path, steps=6, checkpoint_every=2, log_every=3)
     # Requested with the batch of step 3, received with its metrics.
     assert tried == [2, 4, 6]
@@ -278,7 +278,7 @@ def test_a_last_state_that_can_not_be_saved_is_an_error(tmp_path, monkeypatch):
         with self._tolerant():
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Checkpoints, "save", full)
+    monkeypatch.setattr(DiskCheckpoints, "save", full)
     with pytest.raises(UserError, match=r"Step 4 can't be saved \(the disk is full\)"):
         fit(tmp_path, checkpoint_every=2)
 

@@ -9,17 +9,15 @@ import logging as python_logging
 import re
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental import multihost_utils
 
 from vise_jax import hosts
 from vise_jax.errors import UserError
@@ -37,36 +35,34 @@ _STORAGE = re.compile(
 )
 
 
-class Checkpoints:
+class DiskCheckpoints:
     """The directory `checkpoints` of a run, one subdirectory per step, written asynchronously and atomically.
 
-    A failed save, on a full disk for instance, doesn't end a run: `problem` returns the reason, and another save can be
-    started at any time.
+    One process of a run uses it. A failed save, on a full disk for instance, doesn't end a run: `problem` returns the
+    reason, and another save can be started at any time.
 
     Args:
         workdir: the run directory.
         keep: number of newest checkpoints to keep.
-        alone: whether only the first of several processes takes part, with arrays of NumPy.
     """
 
-    def __init__(self, workdir: Path, keep: int, alone: bool = False):
+    def __init__(self, workdir: Path, keep: int):
         self._folder = Path(workdir).absolute() / "checkpoints"
+        # Orbax doesn't make it where not all processes take part.
+        self._folder.mkdir(parents=True, exist_ok=True)
         who = ocp.options.MultiprocessingOptions()
-        if alone:
+        if jax.process_count() > 1:
             who = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="first")
-            # Orbax doesn't make it where not all processes take part.
-            self._folder.mkdir(exist_ok=True)
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                cleanup_tmp_directories=True, max_to_keep=keep, multiprocessing_options=who, create=not alone
+                cleanup_tmp_directories=True, max_to_keep=keep, multiprocessing_options=who, create=False
             ),
             item_handlers=ocp.StandardCheckpointHandler(multiprocessing_options=who),
         )
-        self._alone = alone or jax.process_count() == 1
         self._problem = ""
 
-    def __enter__(self) -> "Checkpoints":
+    def __enter__(self) -> "DiskCheckpoints":
         # The traceback of a failed save is not logged; `problem` says it in a line.
         logging.get_absl_logger().addFilter(_not_of_orbax)
         python_logging.getLogger("asyncio").addFilter(_not_of_a_task)
@@ -85,13 +81,12 @@ class Checkpoints:
         self._manager.reload()
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any) -> None:
-        """Start to save `state`, any pytree of arrays, after the previous save."""
+    def save(self, step: int, leaves: dict[str, np.ndarray]) -> None:
+        """Start to save arrays, which nobody changes any more, after the previous save."""
         with self._tolerant():
             self._manager.wait_until_finished()
         # A second SIGTERM, or a save that is due by the clock at a step of `checkpoint_every`, repeats a step.
-        if step not in self._manager.all_steps() and self._have_room(state):
-            leaves = _leaves(state)
+        if step not in self._manager.all_steps() and self._has_room(leaves):
             with self._tolerant():
                 self._manager.save(step, args=ocp.args.StandardSave({**leaves, _CHECKSUMS: _checksums(leaves)}))
 
@@ -112,19 +107,14 @@ class Checkpoints:
         problem, self._problem = self._problem, ""
         return problem
 
-    def _have_room(self, state: Any) -> bool:
-        """Return whether the disk of each process has room for a state.
-
-        Where one fails to write, Orbax lets all wait for ten minutes.
-        """
+    def _has_room(self, leaves: dict[str, np.ndarray]) -> bool:
+        """Return whether the disk has room for arrays."""
         usage = shutil.disk_usage(self._folder)
         # Some file systems don't report it.
-        has_room = usage.total == 0 or usage.free >= sum(x.nbytes for x in jax.tree.leaves(state))
-        if not self._alone:
-            has_room = all(hosts.gather(np.array(has_room)))
-        if not has_room:
+        if usage.total > 0 and usage.free < sum(leaf.nbytes for leaf in leaves.values()):
             self._problem = "the disk is full"
-        return has_room
+            return False
+        return True
 
     @contextlib.contextmanager
     def _tolerant(self) -> Iterator[None]:
@@ -136,28 +126,28 @@ class Checkpoints:
                 raise
             full = "No space left" in str(cause) or "quota" in str(cause)
             self._problem = "the disk is full" if full else _first_line(cause)
-            if jax.process_index() == 0:
-                # A partial checkpoint takes the room of the next save.
-                for leftover in self._folder.glob("*.orbax-checkpoint-tmp*"):
-                    shutil.rmtree(leftover, ignore_errors=True)
+            # A partial checkpoint takes the room of the next save.
+            for leftover in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(leftover, ignore_errors=True)
 
-    def restore(self, like: Any) -> tuple[int, Any] | None:
-        """Read the newest checkpoint that can be read into a pytree of the structure, types and shardings of `like`.
+    def restore(self, like: dict[str, np.ndarray]) -> tuple[int, dict[str, np.ndarray]] | None:
+        """Read the newest checkpoint that can be read, of arrays with the names, shapes and types of `like`.
 
         A damaged one is moved to `damaged` in the run directory.
 
         Returns:
-            its step and the state; None where there is no checkpoint.
+            its step and the arrays; None where there is no checkpoint.
 
         Raises:
-            UserError: there are checkpoints but none can be read, or it is another model's; names the first ten arrays.
+            UserError: there are checkpoints but none can be read, this user may not read one, or it is another model's;
+                names the first ten arrays.
         """
         reasons = []
         while (step := self.latest()) is not None:
-            state, reason = self.read(step, like)
-            if not any(hosts.gather(np.array(bool(reason)))):
-                return step, state
-            reasons.append(reason or f"step {step:,}: another process can't read it")
+            leaves, reason = self.read(step, like)
+            if not reason:
+                return step, leaves
+            reasons.append(reason)
             self._set_aside(step)
         if reasons:
             raise UserError(
@@ -172,11 +162,11 @@ class Checkpoints:
             )
         return None
 
-    def read(self, step: int, like: Any) -> tuple[Any, str]:
-        """Read a checkpoint; return the state, and why it can't be read, "" if it can.
+    def read(self, step: int, like: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
+        """Read a checkpoint; return the arrays, and why it can't be read, "" if it can.
 
         Raises:
-            UserError: this user may not read it; and see `restore`.
+            UserError: see `restore`.
         """
         try:
             return self._read(step, like), ""
@@ -191,13 +181,12 @@ class Checkpoints:
                     f"The checkpoint {self._folder / str(step)} can't be read (permission denied): give this user the "
                     "right to read its files."
                 ) from error
-            return None, f"step {step:,}: {_first_line(cause)}"
+            return {}, f"step {step:,}: {_first_line(cause)}"
 
-    def _read(self, step: int, like: Any) -> Any:
+    def _read(self, step: int, like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if not (self._folder / str(step) / "default" / "_METADATA").exists():
             raise OSError("its files are missing")
-        abstract = {name: ocp.utils.to_shape_dtype_struct(leaf) for name, leaf in named_leaves(like).items()}
-        wanted = {name: _signature(leaf) for name, leaf in abstract.items()}
+        wanted = {name: _signature(leaf) for name, leaf in like.items()}
         stored = {name: _signature(leaf) for name, leaf in self._manager.item_metadata(step).items()}
         if stored.pop(_CHECKSUMS, None) is None:
             raise OSError("it holds no checksums")
@@ -207,21 +196,108 @@ class Checkpoints:
                 f"The checkpoint {self._folder / str(step)} is of another model: {', '.join(differing[:10])} differ: "
                 "use a new --workdir."
             )
-        abstract[_CHECKSUMS] = np.zeros(len(wanted), np.uint32)
-        leaves = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        same = np.asarray(leaves.pop(_CHECKSUMS)) == _checksums(leaves)
+        expected = {**like, _CHECKSUMS: np.zeros(len(like), np.uint32)}
+        leaves = dict(self._manager.restore(step, args=ocp.args.StandardRestore(expected)))
+        same = leaves.pop(_CHECKSUMS) == _checksums(leaves)
         if changed := [name for name, is_same in zip(sorted(leaves), same, strict=True) if not is_same]:
             raise OSError(f"{', '.join(changed[:3])} changed after they were saved")
-        return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in named_leaves(like)])
+        return leaves
 
     def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
-            aside = self._folder.parent / "damaged"
-            aside.mkdir(exist_ok=True)
-            shutil.rmtree(aside / str(step), ignore_errors=True)
-            (self._folder / str(step)).rename(aside / str(step))
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"set aside {step}")
+        aside = self._folder.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        shutil.rmtree(aside / str(step), ignore_errors=True)
+        (self._folder / str(step)).rename(aside / str(step))
+
+
+class Checkpoints:
+    """The checkpoints of a run on a disk. The first process writes them, and sends to the others what it reads.
+
+    Args:
+        workdir: the run directory.
+        keep: number of newest checkpoints to keep.
+    """
+
+    def __init__(self, workdir: Path, keep: int):
+        self._folder = Path(workdir) / "checkpoints"
+        self._disk = DiskCheckpoints(workdir, keep) if jax.process_index() == 0 else None
+
+    def __enter__(self) -> "Checkpoints":
+        if self._disk:
+            self._disk.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._disk:
+            self._disk.__exit__(kind, error, trace)
+
+    def latest(self) -> int | None:
+        """Return the newest committed step on the disk, or None."""
+        return max((int(path.name) for path in self._folder.glob("*") if path.name.isdigit()), default=None)
+
+    def save(self, step: int, state: Any) -> None:
+        """Start to save `state`, any pytree of arrays, after the previous save. All processes call it alike."""
+        leaves = copied(state)
+        if self._disk:
+            self._disk.save(step, leaves)
+
+    def wait(self) -> None:
+        """Wait until all saves are committed or have failed."""
+        if self._disk:
+            self._disk.wait()
+
+    def problem(self) -> str:
+        """Return why a save has failed since the last call, in a few words; "" if none has."""
+        return self._disk.problem() if self._disk else ""
+
+    def restore(self, like: Any) -> tuple[int, Any] | None:
+        """Read the newest checkpoint that can be read into a pytree of the structure, types and shardings of `like`.
+
+        Returns:
+            its step and the state; None where there is no checkpoint.
+
+        Raises:
+            UserError: see `DiskCheckpoints.restore`.
+        """
+        return read_on_first(self._disk.restore if self._disk else lambda _: None, like)
+
+
+def copied(state: Any) -> dict[str, np.ndarray]:
+    """Return copies of the arrays of a pytree by name, on the first process; {} on the others. All call it alike."""
+    leaves = sharding.addressable(named_leaves(state))
+    # Copies: on the CPU, an array is a view of a buffer that the next step donates.
+    return {name: np.array(leaf) for name, leaf in leaves.items()} if jax.process_index() == 0 else {}
+
+
+def read_on_first(
+    read: Callable[[dict[str, np.ndarray]], tuple[int, dict[str, np.ndarray]] | None], like: Any
+) -> tuple[int, Any] | None:
+    """Read a state on the first process and place it on all. All call it alike.
+
+    Args:
+        read: from arrays with the names, shapes and types of the state to its step and arrays, or None.
+        like: a pytree of the structure, types and shardings of the state.
+
+    Returns:
+        the step and the state, or None.
+
+    Raises:
+        UserError: as `read`.
+    """
+    leaves = named_leaves(like)
+    empty = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in leaves.items()}
+    found = hosts.on_first(lambda: read(empty))
+    step = hosts.from_first(found[0] if found else -1)
+    if step < 0:
+        return None
+    values = hosts.send_from_first(found[1] if found else empty)
+    placed = [
+        jax.make_array_from_callback(leaf.shape, leaf.sharding, values[name].__getitem__)
+        for name, leaf in leaves.items()
+    ]
+    return step, jax.tree.unflatten(jax.tree.structure(like), placed)
 
 
 def _of_storage(error: BaseException | None) -> BaseException | None:
@@ -241,18 +317,8 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [repr(error)])[0][:200]
 
 
-def _leaves(state: Any) -> dict[str, jax.Array]:
-    leaves = named_leaves(state)
-    if jax.default_backend() == "cpu":
-        # There, the arrays that Orbax writes in the background are views of buffers that the next step donates.
-        leaves = {name: jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf for name, leaf in leaves.items()}
-    return leaves
-
-
-def _checksums(leaves: dict[str, Any]) -> np.ndarray:
+def _checksums(leaves: dict[str, np.ndarray]) -> np.ndarray:
     """Return the CRC-32 of the bytes of each array, uint32 [N], by order of their names."""
-    if all(isinstance(leaf, jax.Array) for leaf in leaves.values()):
-        leaves = sharding.addressable(leaves)
     contents = (np.ascontiguousarray(leaves[name]).reshape(-1).view(np.uint8) for name in sorted(leaves))
     return np.array([zlib.crc32(content.data) for content in contents], np.uint32)
 

@@ -21,9 +21,7 @@ import numpy as np
 
 from vise_jax import artifact, hosts
 from vise_jax.errors import UserError
-from vise_jax.training import sharding
-from vise_jax.training.checkpoint import Checkpoints
-from vise_jax.training.state import named_leaves
+from vise_jax.training.checkpoint import DiskCheckpoints, copied, read_on_first
 
 # Directories of a run that are not copied as a whole.
 _LEFT_OUT = frozenset({"checkpoints", "damaged", "encoder"})
@@ -163,7 +161,7 @@ class MirroredCheckpoints:
 
     def __init__(self, mirror: Mirror, keep: int):
         self._mirror, self._keep = mirror, keep
-        self._disk = Checkpoints(mirror.local, keep=1, alone=True) if jax.process_index() == 0 else None
+        self._disk = DiskCheckpoints(mirror.local, keep=1) if jax.process_index() == 0 else None
         self._uploads = ThreadPoolExecutor(1)
         self._upload: Future[None] | None = None
         # A step whose upload has not begun.
@@ -188,14 +186,13 @@ class MirroredCheckpoints:
 
     def save(self, step: int, state: Any) -> None:
         """Start to save `state`, any pytree of arrays, after the previous save. All processes call it alike."""
-        leaves = sharding.addressable(named_leaves(state))
+        leaves = copied(state)
         # The one before goes from this disk with the next.
         self.wait()
         if self._disk is None:
             self._upload = self._uploads.submit(self._mirror.upload)
             return
-        # Copies: on the CPU, an array is a view of a buffer that the next step donates.
-        self._disk.save(step, {name: np.array(leaf) for name, leaf in leaves.items()})
+        self._disk.save(step, leaves)
         self._waiting = step
 
     def wait(self) -> None:
@@ -225,26 +222,15 @@ class MirroredCheckpoints:
         Raises:
             UserError: there are checkpoints but none can be read, or it is another model's.
         """
-        leaves = named_leaves(like)
-        empty = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in leaves.items()}
-        found = hosts.on_first(lambda: self._read(empty))
-        step = hosts.from_first(found[0] if found else -1)
-        if step < 0:
-            return None
-        values = hosts.send_from_first(found[1] if found else empty)
-        placed = [
-            jax.make_array_from_callback(leaf.shape, leaf.sharding, values[name].__getitem__)
-            for name, leaf in leaves.items()
-        ]
-        return step, jax.tree.unflatten(jax.tree.structure(like), placed)
+        return read_on_first(self._read, like)
 
     def _read(self, like: dict[str, np.ndarray]) -> tuple[int, dict[str, np.ndarray]] | None:
         """Read the newest checkpoint that can be read, on the first process."""
         steps, reasons = self._mirror.steps(), list[str]()
         for step in reversed(steps):
             self._mirror.download_checkpoint(step)
-            values, reason = self._disk.read(step, like) if self._disk else (None, "")
-            if values is not None:
+            values, reason = self._disk.read(step, like) if self._disk else ({}, "")
+            if not reason:
                 # A process that was killed may have left more.
                 self._mirror.remove_checkpoints(self._keep)
                 return step, values

@@ -348,6 +348,7 @@ class Runner:
         assert process.exitcode == 0
         weights = directory / "inputs" / "weights.safetensors"
         self._sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+        shutil.copytree(directory / "inputs", directory / "unchanged")
 
     def right(self, command: str) -> End:
         """Run a script with the right values, and return how it ended."""
@@ -369,6 +370,10 @@ class Runner:
             process.kill()
             process.join()
             return End(-1, f"{_SECONDS} seconds")
+        if process.exitcode == 0:
+            # It may have written into a directory of them.
+            shutil.rmtree(self._directory / "inputs")
+            shutil.copytree(self._directory / "unchanged", self._directory / "inputs")
         return End(int(process.exitcode), log.read_text(errors="replace"))
 
 

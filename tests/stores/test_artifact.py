@@ -223,7 +223,7 @@ def test_an_unknown_scheme_and_missing_libraries_are_named(store, monkeypatch: p
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (PermissionError("denied"), "these credentials have no permission"),
+        (PermissionError("denied"), "with these credentials"),
         (botocore.exceptions.NoCredentialsError(), "there are no credentials"),
         (google.auth.exceptions.DefaultCredentialsError("none"), "there are no credentials"),
         (aiohttp.ClientConnectionError("the region is another"), "refused or failed .the region is another"),

@@ -509,7 +509,9 @@ class Harness:
             time.sleep(self.draw.uniform(0.2, 1.0) * seconds)
             started.send(signal.SIGKILL)
             started.wait()
-            inside = self.draw.choice(sorted((self.inputs, output)[number % 2].iterdir()) or [output])
+            inside = self.draw.choice(
+                list(filter(_is_locked, sorted((self.inputs, output)[number % 2].iterdir()))) or [output]
+            )
             path = self.draw.choice([inside, *filter(_is_locked, sorted(inside.rglob("*")))])
             mode = path.stat().st_mode
             path.chmod(0)

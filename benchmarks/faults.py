@@ -71,7 +71,11 @@ def main(words: list[str]) -> None:
     for line in found:
         print(line)
     print(json.dumps({"benchmark": "faults", "kills": kills, "others": others, "seed": SEED.value, "ends": counts}))
-    well = {"equal", "refused", "had room", "nothing to damage"} | {
+    well = {
+        "equal",
+        "refused",
+        "had room",
+        "nothing to damage",
         "needed it",
         "did without",
         "was noticed",

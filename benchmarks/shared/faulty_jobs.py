@@ -469,13 +469,9 @@ class Harness:
 
         With `flips`, every other time a bit is flipped instead.
         """
-        seconds, ends = self.seconds(job), Counter[str]()
+        ends = Counter[str]()
         for number in range(count):
-            output = self.empty(job)
-            started = self.start(job, output)
-            time.sleep(self.draw.uniform(0.2, 1.0) * seconds)
-            started.send(signal.SIGKILL)
-            started.wait()
+            output = self._killed(job)
             there = [path for path in sorted(output.rglob("*")) if path.is_file() and path.stat().st_size]
             if not there:
                 ends["nothing to damage"] += 1
@@ -502,13 +498,9 @@ class Harness:
         The second time it may. Images that can't be read are bad examples, which jobs count and leave out: they are
         not chosen. The first run may refuse. Returns how the jobs ended.
         """
-        seconds, ends = self.seconds(job), Counter[str]()
+        ends = Counter[str]()
         for number in range(count):
-            output = self.empty(job)
-            started = self.start(job, output)
-            time.sleep(self.draw.uniform(0.2, 1.0) * seconds)
-            started.send(signal.SIGKILL)
-            started.wait()
+            output = self._killed(job)
             inside = self.draw.choice(
                 list(filter(_is_locked, sorted((self.inputs, output)[number % 2].iterdir()))) or [output]
             )
@@ -558,6 +550,16 @@ class Harness:
             ends["was noticed" if status else "was survived"] += 1
             ends[self.finish("train_two", output)] += 1
         return ends
+
+    def _killed(self, job: str) -> Path:
+        """Kill a job at a random moment; return its output directory."""
+        delay = self.draw.uniform(0.2, 1.0) * self.seconds(job)
+        output = self.empty(job)
+        started = self.start(job, output)
+        time.sleep(delay)
+        started.send(signal.SIGKILL)
+        started.wait()
+        return output
 
     def _after(self, job: str) -> Path:
         output = self.empty(job)

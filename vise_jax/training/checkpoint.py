@@ -9,10 +9,10 @@ import logging as python_logging
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -82,7 +82,7 @@ class DiskCheckpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, leaves: dict[str, np.ndarray]) -> None:
-        """Start to save arrays, which nobody changes any more, after the previous save."""
+        """Start to save arrays, which nobody changes any more, once the previous save has ended."""
         with self._tolerant():
             self._manager.wait_until_finished()
         # A second SIGTERM, or a save that is due by the clock at a step of `checkpoint_every`, repeats a step.
@@ -222,7 +222,7 @@ class Checkpoints:
         self._folder = Path(workdir) / "checkpoints"
         self._disk = DiskCheckpoints(workdir, keep) if jax.process_index() == 0 else None
 
-    def __enter__(self) -> "Checkpoints":
+    def __enter__(self) -> Self:
         if self._disk:
             self._disk.__enter__()
         return self
@@ -261,7 +261,22 @@ class Checkpoints:
         Raises:
             UserError: see `DiskCheckpoints.restore`.
         """
-        return read_on_first(self._disk.restore if self._disk else lambda _: None, like)
+        leaves = named_leaves(like)
+        empty = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in leaves.items()}
+        found = hosts.on_first(lambda: self._read(empty))
+        step = hosts.from_first(found[0] if found else -1)
+        if step < 0:
+            return None
+        values = hosts.send_from_first(found[1] if found else empty)
+        placed = [
+            jax.make_array_from_callback(leaf.shape, leaf.sharding, values[name].__getitem__)
+            for name, leaf in leaves.items()
+        ]
+        return step, jax.tree.unflatten(jax.tree.structure(like), placed)
+
+    def _read(self, like: dict[str, np.ndarray]) -> tuple[int, dict[str, np.ndarray]] | None:
+        """Read the newest checkpoint that can be read, on the first process."""
+        return self._disk.restore(like) if self._disk else None
 
 
 def copied(state: Any) -> dict[str, np.ndarray]:
@@ -269,35 +284,6 @@ def copied(state: Any) -> dict[str, np.ndarray]:
     leaves = sharding.addressable(named_leaves(state))
     # Copies: on the CPU, an array is a view of a buffer that the next step donates.
     return {name: np.array(leaf) for name, leaf in leaves.items()} if jax.process_index() == 0 else {}
-
-
-def read_on_first(
-    read: Callable[[dict[str, np.ndarray]], tuple[int, dict[str, np.ndarray]] | None], like: Any
-) -> tuple[int, Any] | None:
-    """Read a state on the first process and place it on all. All call it alike.
-
-    Args:
-        read: from arrays with the names, shapes and types of the state to its step and arrays, or None.
-        like: a pytree of the structure, types and shardings of the state.
-
-    Returns:
-        the step and the state, or None.
-
-    Raises:
-        UserError: as `read`.
-    """
-    leaves = named_leaves(like)
-    empty = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in leaves.items()}
-    found = hosts.on_first(lambda: read(empty))
-    step = hosts.from_first(found[0] if found else -1)
-    if step < 0:
-        return None
-    values = hosts.send_from_first(found[1] if found else empty)
-    placed = [
-        jax.make_array_from_callback(leaf.shape, leaf.sharding, values[name].__getitem__)
-        for name, leaf in leaves.items()
-    ]
-    return step, jax.tree.unflatten(jax.tree.structure(like), placed)
 
 
 def _of_storage(error: BaseException | None) -> BaseException | None:

@@ -140,7 +140,7 @@ class _Loop:
         settings: Settings,
         mesh: Mesh,
         layout: Layout,
-        checkpoints: Checkpoints | MirroredCheckpoints,
+        checkpoints: Checkpoints,
         evaluators: Iterable[Evaluator],
     ):
         self._task, self._workdir, self._shown, self._settings, self._mesh = task, workdir, shown, settings, mesh

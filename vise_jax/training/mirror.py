@@ -21,7 +21,7 @@ import numpy as np
 
 from vise_jax import artifact, hosts
 from vise_jax.errors import UserError
-from vise_jax.training.checkpoint import DiskCheckpoints, copied, read_on_first
+from vise_jax.training.checkpoint import Checkpoints, copied
 
 # Directories of a run that are not copied as a whole.
 _LEFT_OUT = frozenset({"checkpoints", "damaged", "encoder"})
@@ -149,10 +149,8 @@ def _is_copied(name: str) -> bool:
     return parts[0] not in _LEFT_OUT and not any(part.startswith(".") for part in parts)
 
 
-class MirroredCheckpoints:
-    """The checkpoints of a run in an object store, with the methods of `Checkpoints`.
-
-    The first process writes them, whole, and sends to the others what it reads: there is no disk that they share.
+class MirroredCheckpoints(Checkpoints):
+    """The checkpoints of a run in an object store: those in the copy on the first process's disk are uploaded.
 
     Args:
         mirror: the run directory.
@@ -160,24 +158,18 @@ class MirroredCheckpoints:
     """
 
     def __init__(self, mirror: Mirror, keep: int):
+        super().__init__(mirror.local, keep=1)
         self._mirror, self._keep = mirror, keep
-        self._disk = DiskCheckpoints(mirror.local, keep=1) if jax.process_index() == 0 else None
         self._uploads = ThreadPoolExecutor(1)
         self._upload: Future[None] | None = None
         # A step whose upload has not begun.
         self._waiting: int | None = None
         self._problem = ""
 
-    def __enter__(self) -> "MirroredCheckpoints":
-        if self._disk:
-            self._disk.__enter__()
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._disk:
-            self._disk.__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)
         self._uploads.shutdown()
 
     def latest(self) -> int | None:
@@ -212,17 +204,6 @@ class MirroredCheckpoints:
             self._end_upload()
         problem, self._problem = self._problem, ""
         return problem
-
-    def restore(self, like: Any) -> tuple[int, Any] | None:
-        """Read the newest checkpoint that can be read into a pytree of the structure and shardings of `like`.
-
-        Returns:
-            its step and the state; None where there is no checkpoint.
-
-        Raises:
-            UserError: there are checkpoints but none can be read, or it is another model's.
-        """
-        return read_on_first(self._read, like)
 
     def _read(self, like: dict[str, np.ndarray]) -> tuple[int, dict[str, np.ndarray]] | None:
         """Read the newest checkpoint that can be read, on the first process."""

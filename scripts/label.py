@@ -100,13 +100,15 @@ def _hash(images: list[str]) -> None:
     from vise_jax.posts import BadPost, Post
 
     if not images:
-        raise UserError("hash has no file: name one or more images.")
-    max_pixels = config.base().labels.max_image_pixels
+        raise UserError("hash has no PHOTO: name one or more image files.")
+    labels = config.base().labels
+    max_bytes = labels.max_image_bytes
     for name in images:
         try:
             path = artifact.location(name)
             with artifact.explained(path):
-                _, image_hash = read_image(Post("", image_bytes=path.read_bytes()), max_pixels)
+                encoded = artifact.first_bytes(path, max_bytes + 1)
+                _, image_hash = read_image(Post("", image_bytes=encoded), labels.max_image_pixels, max_bytes=max_bytes)
         except OSError as error:
             raise UserError(f"{name} can't be read ({error.strerror}): check the file.") from error
         except BadPost as bad:

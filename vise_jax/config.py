@@ -294,8 +294,11 @@ EVALUATION: Section = {
     "held_out_fraction": (0.1, OPEN_FRACTION),
     # Decoding threads; 0 = one per available CPU.
     "threads": (0, NOT_NEGATIVE),
-    # Refuse images with more pixels before they are decoded.
+    # Bounds that keep one file from filling the memory; real data never meets them. Refuse images with more bytes (also
+    # unpacked from an archive) or pixels before they are decoded, and archives with more entries (about 1 KB each).
+    "max_image_bytes": (256 * 2**20, AT_LEAST_1),
     "max_image_pixels": (50_000_000, AT_LEAST_1),
+    "max_archive_entries": (2_000_000, AT_LEAST_1),
     # Images that can't be decoded are left out and counted in the result. A larger fraction of them is an error.
     "max_corrupt_fraction": (0.0, FRACTION),
     # Directories that symbolic links to images may point into, beside that of the dataset.

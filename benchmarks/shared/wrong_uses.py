@@ -323,9 +323,10 @@ def _says_where(use: Use, sentence: str) -> bool:
         places |= {wrong, *wrong.split(".")[wrong.startswith("config.") :]}
         values = [word.partition("=")[2] for word in use.words if word.startswith(f"--{wrong}=")]
         places |= {place for value in values for place in (value[:100], re.split("[/:,]", value)[-1][:100])}
-    # A word that is wrong has no flag, and one that is missing no name.
-    places |= {word.split("/")[-1] for word in use.words if not word.startswith("--")} if "" in places else set()
-    return any(place in sentence for place in places - {""}) or use.wrong == ("",)
+    if "" in use.wrong:
+        # A word without a flag; where it is missing, the sentence has to say of what.
+        places |= {word.split("/")[-1] for word in use.words if not word.startswith("--")} - {"hash"} or {"PHOTO"}
+    return any(place in sentence for place in places - {""})
 
 
 class Runner:

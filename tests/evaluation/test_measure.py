@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import jax
@@ -165,6 +166,29 @@ def test_corrupt_images_are_named_at_once_and_may_be_left_out(encoder, pictures,
     # A stricter limit refuses the result, too.
     with pytest.raises(UserError, match=r"13 of 60 images .* than 0\.1 "):
         measure.measure(configured(splits=1, max_corrupt_fraction=0.1), str(encoder), data, results_directory)
+
+
+def test_bounds_of_images_and_archives_are_keys(encoder, pictures, tmp_path):
+    sizes = sorted(path.stat().st_size for path in pictures.rglob("*.png"))
+    with pytest.raises(
+        UserError, match=rf"/[0-9]+.png has .* bytes, more than {sizes[-1] - 1:,}: make it smaller.*max_image_bytes"
+    ):
+        measure.measure(configured(max_image_bytes=sizes[-1] - 1), str(encoder), pictures, tmp_path / "results")
+    archive = Path(shutil.make_archive(str(tmp_path / "pictures"), "zip", pictures))
+    with zipfile.ZipFile(archive) as file:
+        count = len(file.namelist())
+    with pytest.raises(
+        UserError, match=rf"{count} entries, more than {count - 1}: raise the config key max_archive_entr"
+    ):
+        measure.measure(configured(max_archive_entries=count - 1), str(encoder), archive, tmp_path / "results")
+    at_the_bounds = configured(splits=1, max_image_bytes=sizes[-1], max_archive_entries=count)
+    result, path = measure.measure(at_the_bounds, str(encoder), archive, tmp_path / "results")
+    assert result["data"]["left_out"]["images"] == 0
+    # A lower bound of images may leave some out, one of archives may not.
+    config = configured(splits=1, max_image_bytes=sizes[-1], max_archive_entries=count + 1)
+    assert measure.measure(config, str(encoder), archive, tmp_path / "results")[1] == path
+    config.max_image_bytes += 1
+    assert measure.measure(config, str(encoder), archive, tmp_path / "results")[1] != path
 
 
 def test_a_class_of_corrupt_images_is_refused(encoder, pictures, tmp_path):

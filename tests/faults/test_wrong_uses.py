@@ -80,3 +80,16 @@ def test_there_are_forty_wrong_uses_of_each(command: str) -> None:
 )
 def test_problems(end: End, found: list[str]) -> None:
     assert problems(Use(("--config=c", "--posts=a/photos"), ("posts",)), end) == found
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence", "found"),
+    [
+        (("hash",), "hash has no PHOTO: name one.", []),
+        (("hash",), "something is missing: name one.", ["not where"]),
+        (("hash", "a/photos"), "photos has no hash: give an image file.", []),
+        (("hash", "a/photos"), "it has no hash: give an image file.", ["not where"]),
+    ],
+)
+def test_a_word_without_a_flag_is_named(words: tuple[str, ...], sentence: str, found: list[str]) -> None:
+    assert problems(Use(words, ("",)), End(1, f"label.py: {sentence}")) == found

@@ -11,11 +11,17 @@ import numpy as np
 
 from vise_jax import artifact
 from vise_jax.data import dataset_layouts, dataset_tables
-from vise_jax.data.listing import MISSING, UNREADABLE_ZIP, ImageFile, file_inside, is_image, list_images
+from vise_jax.data.listing import (
+    LIMITS,
+    MISSING,
+    UNREADABLE_ZIP,
+    ImageFile,
+    Limits,
+    file_inside,
+    is_image,
+    list_images,
+)
 from vise_jax.errors import UserError
-
-# A longer file is no photo; an archive could otherwise unpack into all of the memory.
-_MAX_FILE_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +38,7 @@ class Dataset:
         groups: the group of each example, whose examples stay in one split; None without groups.
         fingerprint: SHA-256 (hex) of names, labels, splits, texts and groups, and of each file's size and time (CRC in
             an archive).
+        limits: bounds of what is read.
     """
 
     title: str
@@ -43,6 +50,7 @@ class Dataset:
     groups: tuple[str, ...] | None
     fingerprint: str
     _files: tuple[ImageFile, ...] = field(repr=False)
+    limits: Limits = field(default=LIMITS, repr=False)
     _archives: dict[Path, zipfile.ZipFile] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -52,14 +60,15 @@ class Dataset:
         """Return the bytes of an image file. Several threads may read at a time.
 
         Raises:
-            UserError: the file is gone, damaged in its archive, or longer than any photo.
+            UserError: the file is gone, damaged in its archive, or longer than the limit.
         """
         file = self._files[index]
         if file.stamp == MISSING:
             raise UserError(f"The image {self.names[index]} in {self.title} is missing: restore it or drop it.")
-        if file.stamp[0] > _MAX_FILE_BYTES:
+        if file.stamp[0] > self.limits.image_bytes:
             raise UserError(
-                f"The image {self.names[index]} has {file.stamp[0]:,} bytes, too many for a photo: make it smaller."
+                f"The image {self.names[index]} has {file.stamp[0]:,} bytes, more than {self.limits.image_bytes:,}: "
+                "make it smaller, or raise the config key max_image_bytes."
             )
         try:
             if file.offset is not None:
@@ -90,6 +99,7 @@ class Dataset:
             groups=of(self.groups),
             fingerprint=artifact.fingerprint([self.fingerprint, indices.tolist()]),
             _files=tuple(self._files[index] for index in indices),
+            limits=self.limits,
             _archives=self._archives,
         )
 
@@ -111,7 +121,7 @@ def on_disk(path: Path) -> Iterator[Path]:
         yield copy
 
 
-def open_labeled(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dataset:
+def open_labeled(path: str | Path, link_roots: Sequence[str | Path] = (), limits: Limits = LIMITS) -> Dataset:
     """Open a dataset with labels.
 
     Args:
@@ -123,11 +133,12 @@ def open_labeled(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dat
             a CSV file with the columns `image` and `label`, and perhaps `split`, `text` and `group`. Its paths are
             relative to its directory.
         link_roots: directories that links may point into.
+        limits: bounds of what is read.
 
     Raises:
-        UserError: nothing there, a single class, an image without a class, a class without images, a repeated image, an
-            unknown split, classes that differ between splits, a path that leaves its directory. An image of a CSV file
-            that is missing is an error when it is read.
+        UserError: nothing there, too many entries of an archive, a single class, an image without a class, a class
+            without images, a repeated image, an unknown split, classes that differ between splits, a path that leaves
+            its directory. An image of a CSV file that is missing is an error when it is read.
     """
     path, roots = Path(path), [Path(root) for root in link_roots]
     texts = groups = None
@@ -139,9 +150,9 @@ def open_labeled(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dat
         texts, groups = dataset_tables.read_column(rows, "text"), dataset_tables.read_column(rows, "group")
         dataset_layouts.check_groups(path, groups or {}, splits or {})
     else:
-        files, directories = list_images(path, roots)
+        files, directories = list_images(path, roots, limits)
         labels, splits = dataset_layouts.read_layout(path, files, directories)
-    return build(path, files, labels, splits, texts, groups)
+    return build(path, files, labels, splits, texts, groups, limits=limits)
 
 
 def open_unlabeled(path: str | Path) -> Dataset:
@@ -174,6 +185,8 @@ def build(
     splits: _Column = None,
     texts: _Column = None,
     groups: _Column = None,
+    *,
+    limits: Limits = LIMITS,
 ) -> Dataset:
     """Return the dataset of some files, sorted by name.
 
@@ -184,6 +197,7 @@ def build(
         splits: split by name; None without official splits.
         texts: text by name; None without texts.
         groups: group by name; None without groups.
+        limits: bounds of what is read.
 
     Raises:
         UserError: one class only, a class that one of the splits lacks, or a name that is no UTF-8.
@@ -217,6 +231,7 @@ def build(
         groups=group,
         fingerprint=artifact.fingerprint(described),
         _files=tuple(files[name] for name in names),
+        limits=limits,
     )
 
 

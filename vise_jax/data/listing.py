@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from vise_jax.errors import UserError
 
@@ -39,6 +40,21 @@ UNREADABLE_ZIP = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeErro
 MISSING = (-1, -1)
 
 
+class Limits(NamedTuple):
+    """Bounds of what is read of a dataset; see the config keys of evaluation.
+
+    Attributes:
+        image_bytes: longer files are no photos; an archive's could otherwise unpack into all of the memory.
+        archive_entries: of a zip archive.
+    """
+
+    image_bytes: int = 256 * 2**20
+    archive_entries: int = 2_000_000
+
+
+LIMITS = Limits()
+
+
 @dataclass(frozen=True)
 class ImageFile:
     """The file of an image.
@@ -66,15 +82,16 @@ def split_of(name: str) -> str | None:
     return match.lastgroup if match else None
 
 
-def list_images(path: Path, link_roots: Sequence[Path]) -> Listing:
+def list_images(path: Path, link_roots: Sequence[Path], limits: Limits = LIMITS) -> Listing:
     """List the images of a directory, a zip archive, or a directory of zip archives.
 
     Args:
         path: the directory or archive.
         link_roots: directories outside of `path` that links may point into.
+        limits: of each archive.
 
     Raises:
-        UserError: no such path, no images, an image twice, a link that leads elsewhere.
+        UserError: no such path, no images, an image twice, a link that leads elsewhere, an archive of too many entries.
     """
     if path.is_dir():
         files, directories = _list_directory(path, link_roots)
@@ -82,13 +99,13 @@ def list_images(path: Path, link_roots: Sequence[Path]) -> Listing:
         if archives and files:
             raise UserError(f"{path} has both images and zip archives ({archives[0]}): keep one kind in it.")
         for archive in archives:
-            members, more = _list_archive(file_inside(path, archive, path, link_roots).path)
+            members, more = _list_archive(file_inside(path, archive, path, link_roots).path, limits)
             if repeated := sorted(files.keys() & members.keys()):
                 raise UserError(f"{path} has the image {repeated[0]} in two zip archives: keep one of them.")
             files |= members
             directories |= more
     elif path.is_file() and path.suffix.lower() == ".zip":
-        files, directories = _list_archive(path)
+        files, directories = _list_archive(path, limits)
     elif path.exists():
         raise UserError(f"{path} is no set of images: give a directory, a .zip or a .csv file.")
     else:
@@ -169,9 +186,14 @@ def _list_directory(root: Path, link_roots: Sequence[Path]) -> Listing:
     return files, directories
 
 
-def _list_archive(path: Path) -> Listing:
+def _list_archive(path: Path, limits: Limits) -> Listing:
     try:
         with zipfile.ZipFile(path) as archive:
+            if (count := len(archive.infolist())) > limits.archive_entries:
+                raise UserError(
+                    f"{path} has {count:,} entries, more than {limits.archive_entries:,}: raise the config key "
+                    "max_archive_entries if you trust it, or extract it."
+                )
             infos = [
                 info
                 for info in archive.infolist()

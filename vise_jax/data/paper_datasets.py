@@ -6,14 +6,14 @@ from pathlib import Path
 from vise_jax import artifact
 from vise_jax.data import datasets
 from vise_jax.data.datasets import Dataset
-from vise_jax.data.listing import ImageFile, file_inside, list_images
+from vise_jax.data.listing import LIMITS, ImageFile, Limits, file_inside, list_images
 from vise_jax.errors import UserError
 
 # Classes of Hateful Memes by their label in the files.
 _MEME_CLASSES = {0: "not_hateful", 1: "hateful"}
 
 
-def open_unbiased_emotion(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dataset:
+def open_unbiased_emotion(path: str | Path, link_roots: Sequence[str | Path] = (), limits: Limits = LIMITS) -> Dataset:
     """Open UnbiasedEmotion (Panda et al. 2018): `images/EMOTION/OBJECT/*`, or the directory `images` itself.
 
     The class is the emotion. There is no official split.
@@ -23,21 +23,22 @@ def open_unbiased_emotion(path: str | Path, link_roots: Sequence[str | Path] = (
     """
     path, roots = Path(path), [Path(root) for root in link_roots]
     root = path / "images" if (path / "images").is_dir() else path
-    files, directories = list_images(root, roots)
+    files, directories = list_images(root, roots, limits)
     labels = {name: name.split("/")[0] for name in files}
     if outside := sorted(name for name in files if "/" not in name):
         raise UserError(f"The image {outside[0]} in {root} is in no directory of an emotion: move it into one.")
     if empty := sorted({name for name in directories if "/" not in name} - set(labels.values())):
         raise UserError(f"The class directory {empty[0]} in {root} holds no images: fill it or delete it.")
-    return datasets.build(path, files, labels)
+    return datasets.build(path, files, labels, limits=limits)
 
 
-def open_politics(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dataset:
+def open_politics(path: str | Path, link_roots: Sequence[str | Path] = (), limits: Limits = LIMITS) -> Dataset:
     """Open Politics (Thomas & Kovashka 2019): a CSV file with the columns `image`, `label` (left, right) and `split`.
 
     Args:
         path: the file, or a directory with `politics.csv`. docs/datasets.md says how to make it.
         link_roots: directories that links may point into.
+        limits: bounds of what is read.
 
     Raises:
         UserError: no such file or no column `split`, or another label; see `datasets.open_labeled`.
@@ -45,7 +46,7 @@ def open_politics(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Da
     path = Path(path)
     file = path / "politics.csv" if path.is_dir() else path
     _require(file, "a CSV file with the columns image, label and split")
-    dataset = datasets.open_labeled(file, link_roots)
+    dataset = datasets.open_labeled(file, link_roots, limits)
     if dataset.splits is None:
         raise UserError(f"{file} has no column 'split': add that of the official split.")
     if dataset.classes != ("left", "right"):
@@ -53,7 +54,7 @@ def open_politics(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Da
     return dataset
 
 
-def open_hateful_memes(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dataset:
+def open_hateful_memes(path: str | Path, link_roots: Sequence[str | Path] = (), limits: Limits = LIMITS) -> Dataset:
     """Open Hateful Memes, phase 1 (Kiela et al. 2020): `train.jsonl`, `dev.jsonl` or `dev_seen.jsonl`, and `img/`.
 
     The official validation set is what the paper reports on (Sec. 4.2), so that it is the test split here. `dev.jsonl`
@@ -83,10 +84,10 @@ def open_hateful_memes(path: str | Path, link_roots: Sequence[str | Path] = ()) 
                 raise UserError(f"{path} names the image {name} twice, the second time in {file.name}: drop a line.")
             files[name] = file_inside(path, name, file, link_roots, must_exist=False)
             labels[name], splits[name], texts[name] = _MEME_CLASSES[label], split, text
-    return datasets.build(path, files, labels, splits, texts)
+    return datasets.build(path, files, labels, splits, texts, limits=limits)
 
 
-def open_cub(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dataset:
+def open_cub(path: str | Path, link_roots: Sequence[str | Path] = (), limits: Limits = LIMITS) -> Dataset:
     """Open CUB-200-2011 (Wah et al. 2011).
 
     Args:
@@ -94,6 +95,7 @@ def open_cub(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dataset
             perhaps `classes.txt`; or one that has it as its subdirectory `CUB_200_2011`; or the data directory of
             TensorFlow Datasets in which `caltech_birds2011` is prepared.
         link_roots: directories that links may point into.
+        limits: bounds of what is read.
 
     Raises:
         UserError: a missing file, files that list different images, or a line with another number of words; see
@@ -104,7 +106,7 @@ def open_cub(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dataset
         # It imports TensorFlow, which takes seconds.
         from vise_jax.data import tfds_birds
 
-        return tfds_birds.open_prepared(path / "caltech_birds2011")
+        return tfds_birds.open_prepared(path / "caltech_birds2011", limits)
     root = path / "CUB_200_2011" if (path / "CUB_200_2011").is_dir() else path
     names, labels, is_train = (
         _table(root / name) for name in ("images.txt", "image_class_labels.txt", "train_test_split.txt")
@@ -126,7 +128,7 @@ def open_cub(path: str | Path, link_roots: Sequence[str | Path] = ()) -> Dataset
         for name in names.values()
     }
     split = {name: "train" if is_train[key] == "1" else "test" for key, name in names.items()}
-    return datasets.build(path, files, of_image, split)
+    return datasets.build(path, files, of_image, split, limits=limits)
 
 
 def _table(path: Path) -> dict[str, str]:

@@ -8,15 +8,16 @@ from google.protobuf.message import DecodeError
 from vise_jax import artifact
 from vise_jax.data import datasets, records
 from vise_jax.data.datasets import Dataset
-from vise_jax.data.listing import MISSING, ImageFile, file_inside
+from vise_jax.data.listing import LIMITS, MISSING, ImageFile, Limits, file_inside
 from vise_jax.errors import UserError
 
 
-def open_prepared(directory: Path) -> Dataset:
+def open_prepared(directory: Path, limits: Limits = LIMITS) -> Dataset:
     """Open the newest prepared version.
 
     Args:
         directory: `caltech_birds2011` in the data directory of TensorFlow Datasets.
+        limits: bounds of what is read.
 
     Raises:
         UserError: no prepared version there, files other than TFRecord, or a damaged record.
@@ -53,7 +54,7 @@ def open_prepared(directory: Path) -> Dataset:
                 files[name], labels[name], splits[name] = image, classes[label], split
         except (OSError, ValueError, IndexError, DecodeError) as error:
             raise UserError(f"{path} is damaged: run tfds build caltech_birds2011 again.") from error
-    return datasets.build(directory, files, labels, splits)
+    return datasets.build(directory, files, labels, splits, limits=limits)
 
 
 def _read_shard(path: Path, length: int) -> list[tuple[str, int, ImageFile]]:

@@ -15,6 +15,7 @@ from vise_jax import config as vise_config
 from vise_jax.data import images as data_images
 from vise_jax.data import shards
 from vise_jax.data.datasets import Dataset
+from vise_jax.data.listing import Limits
 from vise_jax.errors import UserError
 from vise_jax.evaluation import heads, leak_check, outcomes, predictions, results
 from vise_jax.evaluation.encoders import Encoders
@@ -27,7 +28,10 @@ from vise_jax.evaluation.tasks import SETTINGS, TASKS, describe_counts
 log = logging.getLogger(__name__)
 
 # Keys that don't change what is measured: they set the speed, or say where files are.
-_FREE_KEYS = ("batch_size", "threads", "link_roots", "max_corrupt_fraction", "finetune.checkpoint_every")
+_FREE_KEYS = (
+    *("batch_size", "threads", "link_roots", "max_archive_entries", "max_corrupt_fraction"),
+    "finetune.checkpoint_every",
+)
 # Keys that are not published.
 _PRIVATE_KEYS = ("link_roots",)
 # Number of images that can't be decoded and are listed by name.
@@ -76,7 +80,8 @@ def measure(
         raise UserError(
             f"The setting {setting_name} is of the protocol finetune, not {config.protocol}: use image_text."
         )
-    dataset = task.open(data, config.link_roots)
+    limits = Limits(config.max_image_bytes, config.max_archive_entries)
+    dataset = task.open(data, config.link_roots, limits)
     if setting.text:
         _check_texts(dataset)
     encoders = Encoders.open(

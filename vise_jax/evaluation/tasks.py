@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vise_jax.data import datasets, paper_datasets
 from vise_jax.data.datasets import Dataset
+from vise_jax.data.listing import Limits
 from vise_jax.evaluation import splits
 from vise_jax.evaluation.splits import Split, SplitSettings
 
@@ -39,7 +40,7 @@ class Task:
     """A row of the table of tasks.
 
     Attributes:
-        open: from a path and the roots of allowed links to the dataset.
+        open: from a path, the roots of allowed links and the bounds of what is read to the dataset.
         primary: name of the metric that selects settings and is reported first, one of `metrics.METRICS`.
         refit: fit the selected setting on train and validation together before the test.
         setting: default setting by protocol; "image" for others.
@@ -48,7 +49,7 @@ class Task:
         split: divides the dataset.
     """
 
-    open: Callable[[Path, Sequence[str]], Dataset]
+    open: Callable[[Path, Sequence[str], Limits], Dataset]
     primary: str = "accuracy"
     refit: bool = False
     setting: Mapping[str, str] = field(default_factory=dict)

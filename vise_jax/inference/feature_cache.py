@@ -101,7 +101,9 @@ def undecodable(
         threads: see `extract.computed`.
         max_image_pixels: see `extract.computed`.
     """
-    key = artifact.fingerprint([images.fingerprint, preprocessing.to_json(), max_image_pixels])
+    key = artifact.fingerprint(
+        [images.fingerprint, preprocessing.to_json(), max_image_pixels, images.limits.image_bytes]
+    )
     path = directory / f"{key[:32]}.undecodable.json"
     if artifact.is_file(path):
         return artifact.from_json(path.read_bytes())

@@ -99,8 +99,8 @@ def _hash(images: list[str]) -> None:
     from vise_jax.labeling.images import read_image
     from vise_jax.posts import BadPost, Post
 
-    if not images:
-        raise UserError("hash has no PHOTO: name one or more image files.")
+    if not images or not all(images):
+        raise UserError("hash has no PHOTO, or an empty one: name one or more image files.")
     labels = config.base().labels
     max_bytes = labels.max_image_bytes
     for name in images:

@@ -324,8 +324,9 @@ def _says_where(use: Use, sentence: str) -> bool:
         values = [word.partition("=")[2] for word in use.words if word.startswith(f"--{wrong}=")]
         places |= {place for value in values for place in (value[:100], re.split("[/:,]", value)[-1][:100])}
     if "" in use.wrong:
-        # A word without a flag; where it is missing, the sentence has to say of what.
-        places |= {word.split("/")[-1] for word in use.words if not word.startswith("--")} - {"hash"} or {"PHOTO"}
+        # A word without a flag. One that is missing or empty has a name only.
+        words = {word for word in use.words if word and not word.startswith("--")} - {"hash"}
+        places |= {place for word in words for place in (word, word.split("/")[-1])} or {"PHOTO"}
     return any(place in sentence for place in places - {""})
 
 

@@ -86,6 +86,8 @@ def test_problems(end: End, found: list[str]) -> None:
     ("words", "sentence", "found"),
     [
         (("hash",), "hash has no PHOTO: name one.", []),
+        (("hash", ""), " can't be read: check it.", ["not where"]),
+        (("hash", "s3://"), "s3:// names no bucket: give s3://BUCKET.", []),
         (("hash",), "something is missing: name one.", ["not where"]),
         (("hash", "a/photos"), "photos has no hash: give an image file.", []),
         (("hash", "a/photos"), "it has no hash: give an image file.", ["not where"]),

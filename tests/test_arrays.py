@@ -85,3 +85,25 @@ def test_missing_arrays_and_files(file, tmp_path):
         arrays.read_npz(file, ["other"])
     with pytest.raises(FileNotFoundError):
         arrays.read_npz(tmp_path / "b.npz")
+
+
+def test_each_flipped_bit_of_safetensors_is_noticed():
+    written = {"weights": np.arange(4, dtype=np.float32).reshape(2, 2), "transposed": np.arange(6).reshape(2, 3).T}
+    content, noticed = arrays.to_safetensors(written, {"job": "a", "best": "0.5"}), 0
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        try:
+            found, about = arrays.from_safetensors(bytes(flipped))
+        except ValueError:
+            noticed += 1
+        else:
+            # In the name of the checksum itself.
+            assert (about["job"], about["best"]) == ("a", "0.5")
+            for name, array in written.items():
+                np.testing.assert_array_equal(found[name], array)
+    assert noticed > 0.9 * 8 * len(content)
+    assert arrays.from_safetensors(content)[1] == {"job": "a", "best": "0.5"}
+    for cut in (0, 7, 20, len(content) - 1):
+        with pytest.raises(ValueError, match="safetensors"):
+            arrays.from_safetensors(content[:cut])

@@ -146,3 +146,26 @@ def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path):
     elsewhere.touch()
     artifact.make_directory(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([alive, elsewhere])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"step": 1}\n{"step"; 2}\n', r"log\.jsonl is damaged .*delete its line 2"),
+        ('{"step": 1}\n\n', "delete its line 2"),
+        ('{"step": 1}\n{"stop": 2}\n', "no step in its line 2: delete the line"),
+        ("[1]\n", "no step in its line 1"),
+    ],
+)
+def test_a_damaged_line_of_a_log_is_named(tmp_path, text, words):
+    (tmp_path / "log.jsonl").write_text(text)
+    with pytest.raises(UserError, match=words):
+        artifact.json_lines(tmp_path / "log.jsonl", ("step",))
+
+
+def test_the_last_line_of_a_log_may_be_cut_short(tmp_path):
+    assert artifact.json_lines(tmp_path / "none.jsonl", ("step",)) == []
+    # A carriage return ends no line.
+    lines = ['{"step": 1, "text": "\\u2028"}\r\n', '{"step": 2}\n']
+    (tmp_path / "log.jsonl").write_bytes(("".join(lines) + '{"step": 3}').encode())
+    assert [line for line, _ in artifact.json_lines(tmp_path / "log.jsonl", ("step",))] == lines

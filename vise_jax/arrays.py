@@ -1,4 +1,4 @@
-"""Arrays by name: their SHA-256, and NumPy's archives (.npz), from files that may be damaged or hostile."""
+"""Arrays by name: their SHA-256, and safetensors and NumPy's archives (.npz) that may be damaged or hostile."""
 
 import hashlib
 import math
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
 
 from vise_jax import artifact
 from vise_jax.errors import UserError
@@ -15,6 +17,34 @@ from vise_jax.errors import UserError
 # Kinds of dtypes that are read: booleans, integers, floats and text.
 _KINDS = frozenset("biufU")
 _LARGEST_CHARACTER = 0x10FFFF
+# Entry of the metadata of safetensors.
+_SHA256 = "sha256"
+
+
+def to_safetensors(arrays: Mapping[str, np.ndarray], about: Mapping[str, str] | None = None) -> bytes:
+    """Return arrays as safetensors, with `about` and the SHA-256 of both in the metadata."""
+    columns = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return safetensors.numpy.save(columns, {**(about or {}), _SHA256: _sha256_with(columns, about)})
+
+
+def from_safetensors(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the arrays of safetensors, and the metadata.
+
+    Raises:
+        ValueError: they are damaged. Arrays without a stated SHA-256 are taken as they are.
+    """
+    try:
+        found: dict[str, np.ndarray] = safetensors.numpy.load(content)
+    except (SafetensorError, TypeError, KeyError) as error:
+        raise ValueError(f"no safetensors: {error}") from error
+    about = artifact.from_json(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
+    if about.pop(_SHA256, None) not in (None, _sha256_with(found, about)):
+        raise ValueError("its arrays have another SHA-256")
+    return found, about
+
+
+def _sha256_with(arrays: Mapping[str, np.ndarray], about: Mapping[str, str] | None) -> str:
+    return artifact.fingerprint([sha256(arrays), about]) if about else sha256(arrays)
 
 
 def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:

@@ -516,6 +516,33 @@ def parse_json(content: bytes, path: Path, advice: str) -> Any:
         raise UserError(f"{path} is damaged ({error}): {advice}.") from error
 
 
+def json_lines(path: Path, needed: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
+    """Read a log of JSON objects, one a line. A kill can cut its last line short, which is left out.
+
+    Args:
+        path: the log; one that is missing has no lines.
+        needed: keys that each object has to have.
+
+    Returns:
+        Each line with its end, and its object.
+
+    Raises:
+        UserError: a line is damaged.
+    """
+    lines: list[tuple[str, dict[str, Any]]] = []
+    if not path.exists():
+        return lines
+    with open(path, "rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            value = parse_json(line, path, f"delete its line {len(lines) + 1}")
+            if not isinstance(value, dict) or not value.keys() >= set(needed):
+                raise UserError(f"{path} has no {' or '.join(needed)} in its line {len(lines) + 1}: delete the line.")
+            lines.append((line.decode(), value))
+    return lines
+
+
 def check_schema(path: Path, value: Any, schema: TypeAdapter[Any], advice: str) -> None:
     """Check the types of a JSON value.
 

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -467,7 +468,8 @@ class Harness:
     def damages(self, job: str, count: int, flips: bool = True) -> Counter[str]:
         """Kill a job, cut a file that it left, and run it again; return how the jobs ended.
 
-        With `flips`, every other time a bit is flipped instead.
+        All kinds of files are as likely, however many there are of one. With `flips`, every other time a bit is flipped
+        instead.
         """
         ends = Counter[str]()
         for number in range(count):
@@ -476,7 +478,10 @@ class Harness:
             if not there:
                 ends["nothing to damage"] += 1
                 continue
-            path = self.draw.choice(there)
+            kinds: dict[str, list[Path]] = {}
+            for path in there:
+                kinds.setdefault(re.sub(r"[0-9a-f]{8,}|[0-9]+", "", path.name), []).append(path)
+            path = self.draw.choice(kinds[self.draw.choice(sorted(kinds))])
             content = bytearray(path.read_bytes())
             place = self.draw.randrange(len(content))
             if flipped := flips and number % 2 == 1:

@@ -158,6 +158,11 @@ def test_a_stopped_fit_resumes_to_the_same_bits(tmp_path: Path, batch_size: int)
     assert resumed.inertia == expected.inertia
     with pytest.raises(UserError, match=r"state\.safetensors holds the state of another K-means"):
         kmeans.fit(x, 29, **options, state=state)
+    flipped = bytearray(state.read_bytes())
+    flipped[-20] ^= 1
+    state.write_bytes(flipped)
+    with pytest.raises(UserError, match=r"holds no state .*SHA-256"):
+        kmeans.fit(x, 30, **options, state=state)
     state.write_bytes(b"half of it")
     with pytest.raises(UserError, match="holds no state"):
         kmeans.fit(x, 30, **options, state=state)

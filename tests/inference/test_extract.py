@@ -223,6 +223,18 @@ def test_corrupt_images_are_tried_again(image_set, tmp_path):
     assert cached(500) == {}
 
 
+@pytest.mark.parametrize("content", [b"", b'{"6.pn', b'["6.png"]', b'{"6.pnG": "x"}', b"\xfb"])
+def test_a_damaged_list_of_corrupt_images_is_made_again(image_set, tmp_path, content):
+    limits = {"threads": 1, "max_image_pixels": 500}
+    corrupt = feature_cache.undecodable(tmp_path, image_set, PREPROCESSING, **limits)
+    assert list(corrupt) == ["6.png", "7.png", "8.png", "9.png"]
+    (path,) = tmp_path.glob("*.undecodable.json")
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    assert feature_cache.undecodable(tmp_path, image_set, PREPROCESSING, **limits) == corrupt
+    assert path.read_bytes() == whole
+
+
 def test_what_is_no_file_of_features_is_reported(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         feature_files.read_about(tmp_path / "none.npz")

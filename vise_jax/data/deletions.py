@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
+from vise_jax import arrays, artifact
 from vise_jax.data.shards import base_name
 from vise_jax.errors import UserError
 
@@ -91,5 +91,9 @@ def describe(directory: Path, before: dict[str, Any], after: Iterable[Mapping[st
 def _post_ids(directory: Path, name: str) -> list[bytes]:
     """Return the hashed post id of each record of a shard, from its table."""
     table = directory / "records" / f"{name.removesuffix('.tfrecord')}.safetensors"
-    ids = safetensors.numpy.load(table.read_bytes())["post_ids"].tobytes()
+    try:
+        with artifact.explained(table):
+            ids = arrays.from_safetensors(table.read_bytes())[0]["post_ids"].tobytes()
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{table} is damaged ({error}): restore it.") from error
     return [ids[start : start + 16] for start in range(0, len(ids), 16)]

@@ -236,10 +236,9 @@ class CorruptExamples:
         self._path = path
         self._known: set[tuple[str, int]] = set()
         if path.exists():
-            lines = [line for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
-            self._known = {(entry["shard"], entry["record"]) for entry in map(json.loads, lines)}
-            # A kill can cut the last line short.
-            artifact.write_text(path, "".join(lines))
+            logged = artifact.json_lines(path, ("shard", "record"))
+            self._known = {(entry["shard"], entry["record"]) for _, entry in logged}
+            artifact.write_text(path, "".join(line for line, _ in logged))
 
     def __contains__(self, record: tuple[str, int]) -> bool:
         return record in self._known

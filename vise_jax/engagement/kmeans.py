@@ -11,10 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
-from safetensors import SafetensorError, safe_open
 
-from vise_jax import artifact, hosts
+from vise_jax import arrays, artifact, hosts
 from vise_jax.engagement import kmeans_passes as passes
 from vise_jax.errors import UserError
 
@@ -225,19 +223,18 @@ def _from_first(run: _Run) -> _Run:
 def _write_state(path: Path, job: str, run: _Run) -> None:
     tensors = {name: np.asarray(value) for name, value in run._asdict().items()}
     with artifact.atomic_file(path) as file:
-        file.write(safetensors.numpy.save(tensors, metadata={"job": job}))
+        file.write(arrays.to_safetensors(tensors, {"job": job}))
 
 
 def _read_state(path: Path, job: str) -> _Run:
     try:
-        with safe_open(path, framework="numpy") as file:
-            if file.metadata()["job"] != job:
-                raise UserError(f"{path} holds the state of another K-means: delete it, or name another file.")
-            result = {name: file.get_tensor(name) for name in _Run._fields}
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
-        raise UserError(f"{path} holds no state of a K-means: delete it, or name another file.") from error
-    scalars = (result[name].item() for name in ("iteration", "inertia", "finished"))
-    return _Run(result["centroids"], result["seen"], *scalars)
+        result, about = arrays.from_safetensors(path.read_bytes())
+        if about["job"] != job:
+            raise UserError(f"{path} holds the state of another K-means: delete it, or name another file.")
+        scalars = (result[name].item() for name in ("iteration", "inertia", "finished"))
+        return _Run(result["centroids"], result["seen"], *scalars)
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path} holds no state of a K-means ({error}): delete it, or name another file.") from error
 
 
 def _start(x: np.ndarray, k: int, seed: int) -> np.ndarray:

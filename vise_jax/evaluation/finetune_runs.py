@@ -126,7 +126,10 @@ class Runs:
                 settings["learning_rate"],
                 settings["weight_decay"],
             )
-        weights = finetune.read_weights(work / f"{name}.safetensors") if self._plan.keep_weights else {}
+        weights: finetune.Weights = {}
+        if self._plan.keep_weights:
+            again = f"delete it and {name}.npz beside it, and run the same command again"
+            weights, _ = finetune.read_weights(work / f"{name}.safetensors", again)
         return outcomes.Outcome(split, reported, sweep, selected), weights
 
     def _name(self, split: Split, seed: int, rate: float, decay: float) -> str:

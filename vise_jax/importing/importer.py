@@ -116,8 +116,9 @@ def import_posts(
     with artifact.lock(output / _LOCK, f"{output} is being written by another import: wait, or name another one."):
         work = artifact.scratch(output, "import") if artifact.is_remote(output) else output / _WORK
         if artifact.is_file(output / DESCRIPTION):
-            done = artifact.from_json((output / DESCRIPTION).read_bytes())
-            if done.get("import") != key:
+            again = "delete it, and run the same command again"
+            done = artifact.parse_json((output / DESCRIPTION).read_bytes(), output / DESCRIPTION, again)
+            if not isinstance(done, dict) or done.get("import") != key:
                 raise UserError(f"{output} holds the posts of another import: name a new directory.")
             shutil.rmtree(work, ignore_errors=True)
             return done

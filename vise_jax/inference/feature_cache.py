@@ -106,7 +106,10 @@ def undecodable(
     )
     path = directory / f"{key[:32]}.undecodable.json"
     if artifact.is_file(path):
-        return artifact.from_json(path.read_bytes())
+        with contextlib.suppress(ValueError):  # it is damaged
+            kept = artifact.from_json(path.read_bytes())
+            if isinstance(kept, dict) and kept.keys() <= set(images.names):
+                return kept
     rejected: dict[str, str] = {}
     decoded = data_images.decode_each(images, np.arange(len(images)), preprocessing, threads, max_image_pixels)
     with Progress("check images", len(images), "images") as progress, contextlib.closing(decoded):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors.numpy
 
 from vise_jax import artifact
 from vise_jax.data import shards
@@ -101,9 +100,7 @@ def plan(output: Path, records: Sequence[Mapping[str, Any]], labeler: Labeler, d
     members: dict[int, list[Mapping[str, np.ndarray]]] = {}
     for (shard, rows), table in zip(_rows(groups), _tables(groups.shards, output), strict=True):
         if merge and together[rows].any():
-            path = output / "records" / engagement_of(_stem(shard))
-            with artifact.explained(path):
-                table |= safetensors.numpy.load(path.read_bytes())
+            table |= read_table(output / "records" / engagement_of(_stem(shard)), frozenset())
         for row in np.flatnonzero(together[rows]).tolist():
             number = int(groups.representatives[rows][row])
             members.setdefault(number, []).append(select_rows(table, np.arange(len(table["post_ids"])) == row))

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
-from safetensors import SafetensorError
 
 from vise_jax import arrays, artifact
 from vise_jax.errors import UserError
@@ -15,15 +13,10 @@ _OF_EXAMPLES = frozenset({"post_ids", "comment_counts", "reaction_labels", "leng
 _COLUMNS = _OF_EXAMPLES | {"comment_labels"}
 
 
-# Entry of a file's metadata: the SHA-256 of its columns. Tables of version 0.1.0 have none.
-_SHA256 = "sha256"
-
-
 def write_table(path: Path, table: dict[str, np.ndarray]) -> None:
     """Write a table for `read_table`."""
-    columns = {name: np.ascontiguousarray(column) for name, column in table.items()}
     with artifact.atomic_file(path) as file:
-        file.write(safetensors.numpy.save(columns, {_SHA256: arrays.sha256(columns)}))
+        file.write(arrays.to_safetensors(table))
 
 
 def read_table(path: Path, needed: Set[str] = _COLUMNS) -> dict[str, np.ndarray]:
@@ -43,11 +36,8 @@ def read_table(path: Path, needed: Set[str] = _COLUMNS) -> dict[str, np.ndarray]
     try:
         with artifact.explained(path):
             content = path.read_bytes()
-        table: dict[str, np.ndarray] = safetensors.numpy.load(content)
-        header = artifact.from_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        stated = header.get("__metadata__", {}).get(_SHA256)
-        if stated not in (None, arrays.sha256(table)):
-            raise ValueError("its columns have another SHA-256")
+        # Tables of version 0.1.0 state no SHA-256.
+        table, _ = arrays.from_safetensors(content)
         if missing := needed - table.keys():
             raise ValueError(f"it has no column {min(missing)}")
         ids: dict[str, np.ndarray] = {
@@ -55,7 +45,7 @@ def read_table(path: Path, needed: Set[str] = _COLUMNS) -> dict[str, np.ndarray]
         }
         if len({len(({**table, **ids})[name]) for name in _OF_EXAMPLES & needed}) > 1:
             raise ValueError("its columns differ in length")
-    except (SafetensorError, ValueError) as error:
+    except ValueError as error:
         raise UserError(
             f"{path} is damaged ({error}): delete it and its record (.json), and run `label.py run` again, which "
             "writes its shards again."

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import safetensors.numpy
 from flax import nnx
 from jax.sharding import Mesh
 
-from vise_jax import artifact, models, variables
+from vise_jax import arrays, artifact, models, variables
 from vise_jax.encoder import Encoder
+from vise_jax.errors import UserError
 from vise_jax.models.classifier import Classifier
 from vise_jax.models.norm import BatchNorm
 from vise_jax.preprocessing import Preprocessing, normalize
@@ -182,7 +182,7 @@ class FineTuner:
             make_step=make_step,
         )
         if measure:
-            return read_weights(workdir / _BEST)
+            return _best(workdir)[0]
         return {name: np.asarray(value) for name, value in variables.of_model(model).items()}
 
     def predict(self, weights: Weights) -> Callable[[Batch], np.ndarray]:
@@ -251,38 +251,55 @@ class _BestEvaluator:
         mesh: Mesh,
         workdir: Path,
     ):
-        self._measure, self._predictor, self._mesh, self._path = measure, predictor, mesh, workdir / _BEST
+        self._measure, self._predictor, self._mesh, self._workdir = measure, predictor, mesh, workdir
+        self._best: float | None = None
 
     def run(self, state: TrainState) -> dict[str, float]:
         """Return `validation`."""
         weights = train_state.on_one_device(state, self._mesh)
         value = self._measure(functools.partial(_probabilities, self._predictor, weights))
-        best = -np.inf
         # A resumed run finds the same best weights again, after some of its steps.
-        if self._path.is_file():
-            with safetensors.safe_open(self._path, "numpy") as file:
-                best = float(file.metadata()["validation"])
-        if value > best:
+        if self._best is None:
+            before = (self._workdir / _BEST).is_file()
+            self._best = float(_best(self._workdir)[1]["validation"]) if before else -np.inf
+        if value > self._best:
+            self._best = value
             flat = {"/".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(weights)}
-            write_weights(self._path, flat, {"validation": repr(value), "step": str(int(state.step))})
+            write_weights(self._workdir / _BEST, flat, {"validation": repr(value), "step": str(int(state.step))})
         return {"validation": value}
 
 
 def write_weights(path: Path, weights: Weights, about: dict[str, str] | None = None) -> None:
     """Write weights atomically, as safetensors with metadata."""
     with artifact.atomic_file(path) as file:
-        file.write(safetensors.numpy.save(weights, metadata=about))
+        file.write(arrays.to_safetensors(weights, about))
 
 
-def read_weights(path: Path) -> Weights:
-    """Read weights that `write_weights` wrote."""
-    return safetensors.numpy.load(path.read_bytes())
+def read_weights(path: Path, advice: str) -> tuple[Weights, dict[str, str]]:
+    """Read weights that `write_weights` wrote, and their metadata.
+
+    Args:
+        path: of the file.
+        advice: what to do about a damaged one, for the message.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    with artifact.explained(path):
+        content = path.read_bytes()
+    try:
+        return arrays.from_safetensors(content)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): {advice}.") from error
 
 
 def best_step(workdir: Path) -> int:
     """Return the step of the weights that were best on validation."""
-    with safetensors.safe_open(workdir / _BEST, "numpy") as file:
-        return int(file.metadata()["step"])
+    return int(_best(workdir)[1]["step"])
+
+
+def _best(workdir: Path) -> tuple[Weights, dict[str, str]]:
+    return read_weights(workdir / _BEST, f"delete {workdir}, and run the same command again")
 
 
 def _probabilities(predictor: Callable[[nnx.State, Batch], jax.Array], weights: nnx.State, batch: Batch) -> np.ndarray:

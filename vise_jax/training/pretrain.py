@@ -1,7 +1,6 @@
 """Pre-training: predict the engagement of posts from their images (Sec. 3.3)."""
 
 import functools
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -307,7 +306,7 @@ def count_corrupt(workdir: Path, shards: set[str]) -> int:
     """Return the number of distinct corrupt examples of `shards` that the processes of a run have logged."""
     examples = set()
     for path in workdir.glob("corrupt_examples*.jsonl"):
-        for line in path.read_text("utf-8").splitlines(keepends=True):
-            if line.endswith("\n") and (entry := json.loads(line))["shard"] in shards:
+        for _, entry in artifact.json_lines(path, ("shard", "record")):
+            if entry["shard"] in shards:
                 examples.add((entry["shard"], entry["record"]))
     return len(examples)

@@ -27,7 +27,8 @@ class MetricsWriter:
 
     def __enter__(self) -> "MetricsWriter":
         if self._writing:
-            lines = (line for line in _lines(self._path) if json.loads(line)["step"] <= self._step)
+            logged = artifact.json_lines(self._path, ("step",))
+            lines = [line for line, record in logged if record["step"] <= self._step]
             artifact.write_text(self._path, "".join(lines))
             with artifact.disk_full(self._path):
                 self._file = open(self._path, "a", encoding="utf-8")
@@ -53,10 +54,3 @@ class MetricsWriter:
             self._file.flush()
             for name, value in metrics.items():
                 self._events.add_scalar(name, value, step)
-
-
-def _lines(path: Path) -> list[str]:
-    """Return the complete lines of a file. A kill can cut the last one short."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]

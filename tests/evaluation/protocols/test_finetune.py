@@ -22,6 +22,7 @@ from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.evaluation import logistic_regression, measure, predictions
 from vise_jax.preprocessing import Preprocessing
+from vise_jax.training import finetune
 from vise_jax.training.finetune import FineTuner, Settings
 
 ROOT = Path(__file__).parents[3]
@@ -269,6 +270,17 @@ def test_finished_runs_are_not_trained_again(encoder, pictures, tmp_path, monkey
         measure.measure(config, str(encoder), pictures, tmp_path)
     measure.measure(config, str(encoder), pictures, tmp_path)
     assert trained == [0.1, "stopped", 0.5]
+
+
+def test_damaged_weights_are_named(tmp_path):
+    path = tmp_path / "best.safetensors"
+    finetune.write_weights(path, {"head": np.ones(3, np.float32)}, {"step": "7"})
+    weights, about = finetune.read_weights(path, "delete it")
+    np.testing.assert_array_equal(weights["head"], np.ones(3))
+    assert about == {"step": "7"}
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=r"best\.safetensors is damaged .*: delete it"):
+        finetune.read_weights(path, "delete it")
 
 
 def test_corrupt_images_are_left_out(encoder, pictures, tmp_path):

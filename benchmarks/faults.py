@@ -4,12 +4,12 @@
     python benchmarks/faults.py --only train,label --kills 100 --seed 1
 
 Each job runs in its own process on a small simulated corpus. After a fault the same command runs again: "equal" are
-those that ended with the bytes of a job that was left alone, "refused" those that said in a sentence what is wrong.
-Signals are SIGKILL, SIGTERM and SIGINT in turn, at random moments. A full disk is a file system in memory that is
-smaller than what the job writes: it takes the right to mount one. Damage cuts a file of a killed job, or flips a bit.
-Rights to read and write are taken from a file or directory, and given back. `train_two` is a run of two processes, each
-in its own network namespace (which takes the right to make one); the network between them is cut for a second, and for
-good.
+those that ended with the bytes of a job that was left alone, "refused" those that said in a sentence what is wrong, and
+"alone" those after which only the damaged file differs. Signals are SIGKILL, SIGTERM and SIGINT in turn, at random
+moments. A full disk is a file system in memory that is smaller than what the job writes: it takes the right to mount
+one. Damage cuts a file of a killed job, or flips a bit. Rights to read and write are taken from a file or directory,
+and given back. `train_two` is a run of two processes, each in its own network namespace (which takes the right to make
+one); the network between them is cut for a second, and for good.
 
 The exit status is 1 where a job ended with other bytes or a traceback. The last line is one JSON object.
 """
@@ -23,7 +23,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "shared"))
 
 from absl import flags
-from faulty_jobs import JOBS, Harness
+from faulty_jobs import JOBS
+from harness import Harness
 from rich.console import Console
 from rich.table import Table
 from two_hosts import TwoHosts
@@ -72,6 +73,7 @@ def main(words: list[str]) -> None:
         print(line)
     print(json.dumps({"benchmark": "faults", "kills": kills, "others": others, "seed": SEED.value, "ends": counts}))
     well = {
+        "alone",
         "equal",
         "refused",
         "had room",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "shared"))
-from faulty_jobs import Harness
+from harness import Harness
 from two_hosts import TwoHosts
 
 # The long form is benchmarks/faults.py.

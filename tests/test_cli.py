@@ -1,6 +1,7 @@
 """Flags and exit status of the commands, in this process."""
 
 import logging
+import signal
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ def command(monkeypatch, capsys, tmp_path):
     )
     logger = logging.getLogger("vise_jax")
     level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
+    on_interrupt = signal.getsignal(signal.SIGINT)
 
     def run(*words: str, main=lambda words: None):
         values = flags.FlagValues()
@@ -40,6 +42,7 @@ def command(monkeypatch, capsys, tmp_path):
     yield run
     logger.setLevel(level)
     logger.propagate, logger.handlers = propagate, handlers
+    signal.signal(signal.SIGINT, on_interrupt)
 
 
 def test_help_is_the_description_and_the_flags(command):
@@ -88,6 +91,18 @@ def test_mistakes_and_interruptions(command):
     # Our own mistakes keep their traceback.
     with pytest.raises(ZeroDivisionError):
         command(main=failing(ZeroDivisionError()))
+
+
+def test_an_interruption_that_other_code_makes_another_error_of_is_one(command):
+    def main(words: list[str]) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            # As TensorFlow does.
+            raise AttributeError("'SymbolicTensor' object has no attribute '_type_spec'") from None
+
+    status, _, err, _ = command(main=main)
+    assert (status, err) == (130, "thing.py: interrupted: run the same command again to resume.\n")
 
 
 def test_missing_flags_and_words_too_many(command):

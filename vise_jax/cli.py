@@ -4,10 +4,12 @@ import errno
 import itertools
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from absl import flags, logging
@@ -87,17 +89,33 @@ def run(main: Callable[[list[str]], None], description: str) -> None:
     sys.unraisablehook = _unraisable
     threading.excepthook = _in_thread
     words = _parse(program)
+    interrupted = _note_interrupts()
     try:
         main(words)
-    except UserError as error:
-        _fail(program, str(error), 1)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        # Names that are too long, files in the place of directories, no permission: whatever the system refuses.
-        _fail(program, f"{error.filename} can't be used ({error.strerror}): check the path and its permissions.", 1)
-    except KeyboardInterrupt:
-        _fail(program, "interrupted: run the same command again to resume.", 130)
+    except (Exception, KeyboardInterrupt) as error:
+        # TensorFlow's native code turns a KeyboardInterrupt into other errors.
+        if interrupted.is_set() or isinstance(error, KeyboardInterrupt):
+            _fail(program, "interrupted: run the same command again to resume.", 130)
+        if isinstance(error, UserError):
+            _fail(program, str(error), 1)
+        if isinstance(error, OSError) and error.filename is not None:
+            # Names that are too long, files in the place of directories, no permission: whatever the system refuses.
+            _fail(program, f"{error.filename} can't be used ({error.strerror}): check the path and its permissions.", 1)
+        raise
+
+
+def _note_interrupts() -> threading.Event:
+    """Return an event that is set once Ctrl-C was pressed, which raises a KeyboardInterrupt as before."""
+    pressed = threading.Event()
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        pressed.set()
+        signal.default_int_handler(number, frame)
+
+    # A shell has background jobs ignore it.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, on_interrupt)
+    return pressed
 
 
 def _unraisable(raised: Any) -> None:

@@ -40,16 +40,24 @@ def _child(name: str, inputs: Path, output: Path, log: Path, hosts: TwoHosts | N
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    interrupted = []
+
+    def on_interrupt(*_: object) -> None:
+        interrupted.append(True)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, on_interrupt)
     try:
         if hosts:
             hosts.enter(index)
             JOBS[name](inputs, output, index)
         else:
             JOBS[name](inputs, output)
-    except KeyboardInterrupt:
-        os._exit(130)
-    except Exception as error:
-        # As `cli.run` does: what the system refuses about a path is a sentence, too.
+    except (Exception, KeyboardInterrupt) as error:
+        # As `cli.run` does: native code turns an interrupt into other errors, and what the system refuses about a path
+        # is a sentence, too.
+        if interrupted:
+            os._exit(130)
         if isinstance(error, UserError) or (isinstance(error, OSError) and error.filename is not None):
             print(error, file=sys.stderr, flush=True)
             os._exit(REFUSED)
@@ -149,6 +157,8 @@ class Harness:
         """Start a job in its own process."""
         hosts = self.hosts if job == "train_two" else None
         logs = [self.directory / f"{job}-{index}.log" for index in range(2 if hosts else 1)]
+        for log in logs:
+            log.write_text("")
         processes = [
             self._context.Process(target=_child, args=(job, self.inputs, output, log, hosts, index))
             for index, log in enumerate(logs)
@@ -209,7 +219,9 @@ class Harness:
             if started.is_running():
                 started.send(number := SIGNALS[hits % len(SIGNALS)])
                 hits += 1
-                if (status := started.wait()) in (REFUSED, BROKEN, HUNG):
+                status = started.wait()
+                # Python itself ends with status 1 when it is interrupted before the job, and prints nothing here.
+                if status in (BROKEN, HUNG) or (status == REFUSED and started.printed()):
                     ends[f"ended with {status}"] += 1
                     self.found.append(f"{job}, signal {number}: {started.printed()[-500:]}")
             else:

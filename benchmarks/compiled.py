@@ -16,6 +16,7 @@ compiler chooses by trying it out on a device (autotuning) is left at its defaul
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -73,13 +74,17 @@ _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "col
 _VIEWS = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "partition-id", "replica-id", "after-all"}
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)")
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+# With its layout, which names memory space 1 for what a TPU keeps on the chip.
+_PLACED = re.compile(r"\b[a-z]\w*\[[\d,]*\](\{[^}]*\})?")
+_ON_CHIP = "S(1)"
 
 
 class Program(NamedTuple):
     """What a compiled step does, per device.
 
     Attributes:
-        bytes: read and written.
+        bytes: read and written, as the compiler counts them: also those that stay on the chip.
+        main_memory: bytes of them that are read from main memory, or written to it.
         temporary: bytes of its temporary memory.
         held: bytes of arguments, results and temporary memory.
         flops: as the compiler counts them; None if it does not.
@@ -90,6 +95,7 @@ class Program(NamedTuple):
     """
 
     bytes: int
+    main_memory: int
     temporary: int
     held: int
     flops: float | None
@@ -204,7 +210,7 @@ def counted(compiled: Any) -> Program:
     sliced = _sliced_parameters(text)
     entry = text.split("\nENTRY ")[1].split("\n}")[0]
     results: dict[str, str] = {}
-    total, conversions, fusions, libraries = 0, 0, 0, Counter[str]()
+    total, main_memory, conversions, fusions, libraries = 0, 0, 0, 0, Counter[str]()
     collectives, collective_bytes = 0, 0
     for line in entry.splitlines()[1:]:
         if not (match := _INSTRUCTION.match(line)):
@@ -220,6 +226,7 @@ def counted(compiled: Any) -> Program:
         # The result of a start holds its operands, too.
         size = 2 * read if operation.endswith("-start") else read + _size(shape)
         total += size
+        main_memory += _in_main_memory(operation, shape, [results.get(operand, "") for operand in operands], size)
         fusions += operation == "fusion"
         if operation == "custom-call" and (target := re.search(r'custom_call_target="([^"]+)"', line)):
             libraries[target[1]] += 1
@@ -235,6 +242,7 @@ def counted(compiled: Any) -> Program:
     cost = compiled.cost_analysis() or {}
     return Program(
         int(cost.get("bytes accessed", total)),
+        main_memory,
         memory.temp_size_in_bytes,
         held + memory.temp_size_in_bytes,
         cost.get("flops"),
@@ -243,6 +251,17 @@ def counted(compiled: Any) -> Program:
         (collectives, collective_bytes),
         conversions,
     )
+
+
+def _in_main_memory(operation: str, shape: str, operands: list[str], size: int) -> int:
+    """Return how many of an operation's bytes are read from main memory or written to it."""
+    if _ON_CHIP not in "".join([shape, *operands]):
+        return size
+    arrays = list(_PLACED.finditer(shape))
+    if operation in ("copy-start", "slice-start"):  # onto the chip or off it, of the size of the second
+        return _size(arrays[1][0])
+    placed = itertools.chain(arrays, *map(_PLACED.finditer, operands))
+    return sum(_size(array[0]) for array in placed if _ON_CHIP not in (array[1] or ""))
 
 
 def _sliced_parameters(text: str) -> dict[str, dict[int, int]]:
@@ -306,8 +325,9 @@ def described(program: Program, images: int) -> str:
     libraries = ", ".join(f"{number} {name}" for name, number in sorted(program.libraries.items())) or "none"
     flops = "" if program.flops is None else f"{program.flops / images / 1e9:.1f} GFLOP, "
     return (
-        f"{flops}{program.bytes / images / 1e6:.1f} MB an image ({program.conversions / images / 1e6:.1f} of copies "
-        f"and conversions), {program.temporary / 2**30:.2f} GiB temporary, {program.held / 2**30:.2f} held, "
+        f"{flops}{program.bytes / images / 1e6:.1f} MB an image ({program.main_memory / images / 1e6:.1f} of main "
+        f"memory, {program.conversions / images / 1e6:.1f} of copies and conversions), "
+        f"{program.temporary / 2**30:.2f} GiB temporary, {program.held / 2**30:.2f} held, "
         f"{program.fusions} fusions, {count} collectives of {size / 1e6:.0f} MB; library calls: {libraries}"
     )
 

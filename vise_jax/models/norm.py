@@ -50,7 +50,8 @@ class BatchNorm(nnx.Module):
         if x.shape[0] % group:
             raise ValueError(f"a batch of {x.shape[0]} is no multiple of the batch norm's group of {group}")
         grouped = x.reshape(-1, group, *x.shape[1:])
-        y, mean, var = _normalize(self.epsilon, grouped, scale, bias)
+        running = jnp.broadcast_to(self.mean[...], (len(grouped), x.shape[-1]))
+        y, mean, var = _normalize(self.epsilon, grouped, scale, bias, running)
         count = group * x.shape[1] * x.shape[2]
         unbiased = var * (count / max(count - 1, 1))
         if self.mean[...].ndim == 1:
@@ -103,18 +104,30 @@ def _affine(x: jax.Array, mean: jax.Array, gain: jax.Array, bias: jax.Array) -> 
     return (centered * gain.reshape(shape) + bias).astype(x.dtype)
 
 
-def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _statistics(x: jax.Array, running: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Compute mean and biased variance [G, C] of x [G, B, H, W, C], in one pass.
 
-    Values are shifted by the mean of the group's first example: E[x²] - E[x]² alone would lose a small variance beside
-    a large mean.
+    Values are shifted by the mean of the group's first example. On TPUs it is the running mean [G, C], so that the sums
+    are a part of the convolution that computes x.
     """
     x = x.astype(jnp.float32)
+    return _moments(x, jax.lax.platform_dependent(x, running, tpu=_running, default=_of_first))
+
+
+def _moments(x: jax.Array, center: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Compute mean and biased variance from x - center: a small variance would be lost in E[x²] beside a large mean."""
     count = x.shape[1] * x.shape[2] * x.shape[3]
-    center = x[:, 0].mean((1, 2))
     deviation = x - _spread(center)
     total, squares = _sums(deviation, jnp.square(deviation))
     return center + total / count, jnp.maximum(squares / count - jnp.square(total / count), 0)
+
+
+def _running(_: jax.Array, running: jax.Array) -> jax.Array:
+    return running
+
+
+def _of_first(x: jax.Array, _: jax.Array) -> jax.Array:
+    return x[:, 0].mean((1, 2))
 
 
 def _sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -141,18 +154,20 @@ def _spread(values: jax.Array) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _normalize(
-    epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array
+    epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array, running: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalize x [G, B, H, W, C] by its own statistics: (y, mean [G, C], variance [G, C]).
+
+    The running mean [G, C] is one that the statistics may be shifted by.
 
     The gradient is written out because autodiff would keep float32 copies of `x` and pass over them once more.
     The statistics feed only the running averages, so that no gradient is taken through them.
     """
-    return _forward(epsilon, x, scale, bias)[0]
+    return _forward(epsilon, x, scale, bias, running)[0]
 
 
-def _forward(epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple:
-    mean, var = _statistics(x)
+def _forward(epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array, running: jax.Array) -> tuple:
+    mean, var = _statistics(x, running)
     inverse = jax.lax.rsqrt(var + epsilon)
     y = _affine(x, mean, scale[None] * inverse, bias)
     return (y, mean, var), (x, mean, inverse, scale)
@@ -166,7 +181,7 @@ def _backward(epsilon: float, saved: tuple, gradients: tuple) -> tuple:
     count = x.shape[1] * x.shape[2] * x.shape[3]
     dx = dy - _spread(dbias / count) - normalized * _spread(dscale / count)
     dx = dx * _spread(inverse * scale[None])
-    return dx.astype(x.dtype), dscale.sum(0), dbias.sum(0)
+    return dx.astype(x.dtype), dscale.sum(0), dbias.sum(0), jnp.zeros_like(mean)
 
 
 _normalize.defvjp(_forward, _backward)

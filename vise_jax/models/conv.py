@@ -13,6 +13,11 @@ def compiler_options(platform: str) -> dict[str, str]:
     return conv_cpu.COMPILER_OPTIONS if platform == "cpu" else {}
 
 
+def kept(x: jax.Array) -> jax.Array:
+    """Return an activation that is computed once. Only CPUs need it; other compilers decide better themselves."""
+    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
+
+
 class Conv(nnx.Module):
     """A square convolution without bias, `(kernel_size - 1) // 2` zeros on every side as in torch.
 

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 
 from vise_jax.models import conv_xla
 
-# Without YNNPACK, to which XLA gives convolutions, matrix products and sums by default.
-COMPILER_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+# Without YNNPACK, to which XLA gives convolutions, matrix products and sums by default; and with barriers, which XLA
+# drops before it fuses: without them, each user of an activation computes it again, from the convolutions of all blocks
+# before.
+COMPILER_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "", "xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
@@ -30,6 +32,8 @@ def gradients(
     x: jax.Array, kernel: jax.Array, cotangent: jax.Array, stride: int, groups: int
 ) -> tuple[jax.Array, jax.Array]:
     """Return the gradients of `convolve` with respect to images and kernel."""
+    # Both need it.
+    cotangent = jax.lax.optimization_barrier(cotangent)
     if len(kernel) == 1:
         return _pointwise_gradients(x, kernel, cotangent, stride)
     if groups > 1 and stride > 1:
@@ -69,12 +73,14 @@ def _pointwise_gradients(
     """Return the gradients of a 1x1 convolution.
 
     The kernel's is one product over all positions, or one per image, summed over the batch: the first transposes the
-    activations in memory, the second writes a gradient per image.
+    activations in memory, the second writes a gradient per image. Its rows are the fewer channels.
     """
     batch, channels, out = len(x), x.shape[-1], cotangent.shape[-1]
     seen, flat = x[:, ::stride, ::stride].reshape(batch, -1, channels), cotangent.reshape(batch, -1, out)
     if seen.shape[1] * (channels + out) > channels * out:
-        of_kernel = jnp.einsum("bnc,bnd->bcd", seen, flat).sum(0)
+        narrow, wide = (seen, flat) if channels <= out else (flat, seen)
+        of_kernel = jnp.einsum("bnc,bnd->bcd", narrow, wide).sum(0)
+        of_kernel = of_kernel if channels <= out else of_kernel.T
     else:
         of_kernel = seen.reshape(-1, channels).T @ flat.reshape(-1, out)
     of_images = cotangent @ kernel[0, 0].T

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vise_jax.models.conv import Conv
+from vise_jax.models.conv import Conv, kept
 from vise_jax.models.grouped_conv import GroupedConv
 from vise_jax.models.norm import BatchNorm, FrozenBatchNorm
 from vise_jax.models.pool import max_pool
@@ -31,9 +31,9 @@ class BasicBlock(nnx.Module):
         self.downsample = _downsample(in_channels, channels, stride, norm, dtype, rngs)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
+        y = kept(jax.nn.relu(self.bn1(self.conv1(x), train=train)))
         y = self.bn2(self.conv2(y), train=train)
-        return jax.nn.relu(y + shortcut(self.downsample, x, train))
+        return kept(jax.nn.relu(y + shortcut(self.downsample, x, train)))
 
 
 class Bottleneck(nnx.Module):
@@ -74,10 +74,10 @@ class Bottleneck(nnx.Module):
         self.downsample = _downsample(in_channels, out, stride, norm, dtype, rngs)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        y = jax.nn.relu(self.bn1(self.conv1(x), train=train))
-        y = jax.nn.relu(self.bn2(self.conv2(y), train=train))
+        y = kept(jax.nn.relu(self.bn1(self.conv1(x), train=train)))
+        y = kept(jax.nn.relu(self.bn2(self.conv2(y), train=train)))
         y = self.bn3(self.conv3(y), train=train)
-        return jax.nn.relu(y + shortcut(self.downsample, x, train))
+        return kept(jax.nn.relu(y + shortcut(self.downsample, x, train)))
 
 
 def _downsample(

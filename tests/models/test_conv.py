@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from vise_jax.models import conv_cpu, conv_xla
-from vise_jax.models.conv import Conv, convolve
+from vise_jax.models.conv import Conv, compiler_options, convolve, kept
 from vise_jax.models.grouped_conv import GroupedConv
 
 
@@ -98,3 +98,16 @@ def test_bfloat16_products_of_float32_kernels():
     ):
         assert conv.kernel.dtype == jnp.float32
         assert conv(x).dtype == jnp.bfloat16
+
+
+def test_an_activation_is_kept_on_cpus_and_left_to_the_compiler_elsewhere():
+    def double(x: jax.Array) -> jax.Array:
+        return kept(x + 1) * 2
+
+    x = jnp.arange(4.0)
+    compiled = jax.jit(double, compiler_options=compiler_options("cpu")).lower(x).compile()
+    # Another name of the pass that drops barriers would make steps slow again, and nothing else.
+    assert "opt-barrier" in compiled.as_text()
+    np.testing.assert_array_equal(compiled(x), 2 * (x + 1))
+    np.testing.assert_array_equal(jax.grad(lambda x: double(x).sum())(x), np.full(4, 2))
+    assert "optimization_barrier" not in jax.jit(double).trace(x).lower(lowering_platforms=("tpu",)).as_text()

@@ -23,7 +23,8 @@ def command(monkeypatch, capsys, tmp_path):
     )
     logger = logging.getLogger("vise_jax")
     level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
-    on_interrupt = signal.getsignal(signal.SIGINT)
+    # Workers of pytest ignore it.
+    on_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def run(*words: str, main=lambda words: None):
         values = flags.FlagValues()

@@ -29,7 +29,11 @@ log = logging.getLogger(__name__)
 
 # Keys that don't change what is measured: they set the speed, or say where files are.
 _FREE_KEYS = (
-    *("batch_size", "threads", "link_roots", "max_archive_entries", "max_corrupt_fraction"),
+    "batch_size",
+    "threads",
+    "link_roots",
+    "max_archive_entries",
+    "max_corrupt_fraction",
     "finetune.checkpoint_every",
 )
 # Keys that are not published.

@@ -1,6 +1,7 @@
 """Command lines: help with an example, one sentence for a user's mistake, the exit status."""
 
 import errno
+import functools
 import itertools
 import os
 import re
@@ -88,10 +89,19 @@ def run(main: Callable[[list[str]], None], description: str) -> None:
     vise_logging.to_stderr()
     sys.unraisablehook = _unraisable
     threading.excepthook = _in_thread
-    words = _parse(program)
+    guarded(program, functools.partial(main, _parse(program)))
+
+
+def guarded(program: str, call: Callable[[], None]) -> None:
+    """Call a function, and end the process as `run` does where it refuses or is interrupted.
+
+    Args:
+        program: named before the sentence.
+        call: the function. Its other errors are raised.
+    """
     interrupted = _note_interrupts()
     try:
-        main(words)
+        call()
     except (Exception, KeyboardInterrupt) as error:
         # TensorFlow's native code turns a KeyboardInterrupt into other errors.
         if interrupted.is_set() or isinstance(error, KeyboardInterrupt):

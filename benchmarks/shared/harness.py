@@ -6,6 +6,7 @@ sentence; what it may never do is end with others.
 
 import contextlib
 import ctypes
+import functools
 import multiprocessing
 import os
 import random
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +24,7 @@ from typing import Any, NamedTuple
 from faulty_jobs import JOBS, STEPS, begin, digest, prepare
 from two_hosts import TwoHosts
 
-from vise_jax.errors import UserError
+from vise_jax import cli
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # Exit status of a job that refuses, of one with an error that is none of ours, and of one that had to be ended.
@@ -33,36 +35,21 @@ _PAGE = 4096
 
 
 def _child(name: str, inputs: Path, output: Path, log: Path, hosts: TwoHosts | None, index: int) -> None:
-    """Run a job as a command does: a sentence and status 1 where it refuses."""
+    """Run a job as a command does, see `cli.run`."""
     # Its own processes are of its group.
     os.setpgid(0, 0)
     _obey_modes()
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    interrupted = []
-
-    def on_interrupt(*_: object) -> None:
-        interrupted.append(True)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, on_interrupt)
     try:
         if hosts:
             hosts.enter(index)
-            JOBS[name](inputs, output, index)
-        else:
-            JOBS[name](inputs, output)
-    except (Exception, KeyboardInterrupt) as error:
-        # As `cli.run` does: native code turns an interrupt into other errors, and what the system refuses about a path
-        # is a sentence, too.
-        if interrupted:
-            os._exit(130)
-        if isinstance(error, UserError) or (isinstance(error, OSError) and error.filename is not None):
-            print(error, file=sys.stderr, flush=True)
-            os._exit(REFUSED)
-        import traceback
-
+        words = (index,) if hosts else ()
+        cli.guarded(name, functools.partial(JOBS[name], inputs, output, *words))
+    except SystemExit as ended:
+        os._exit(int(ended.code or 0))
+    except Exception:
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(BROKEN)

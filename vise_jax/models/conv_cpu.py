@@ -32,7 +32,7 @@ def gradients(
     x: jax.Array, kernel: jax.Array, cotangent: jax.Array, stride: int, groups: int
 ) -> tuple[jax.Array, jax.Array]:
     """Return the gradients of `convolve` with respect to images and kernel."""
-    # Both need it.
+    # Computed once for both.
     cotangent = jax.lax.optimization_barrier(cotangent)
     if len(kernel) == 1:
         return _pointwise_gradients(x, kernel, cotangent, stride)
@@ -78,9 +78,7 @@ def _pointwise_gradients(
     batch, channels, out = len(x), x.shape[-1], cotangent.shape[-1]
     seen, flat = x[:, ::stride, ::stride].reshape(batch, -1, channels), cotangent.reshape(batch, -1, out)
     if seen.shape[1] * (channels + out) > channels * out:
-        narrow, wide = (seen, flat) if channels <= out else (flat, seen)
-        of_kernel = jnp.einsum("bnc,bnd->bcd", narrow, wide).sum(0)
-        of_kernel = of_kernel if channels <= out else of_kernel.T
+        of_kernel = _product_sum(seen, flat) if channels <= out else _product_sum(flat, seen).T
     else:
         of_kernel = seen.reshape(-1, channels).T @ flat.reshape(-1, out)
     of_images = cotangent @ kernel[0, 0].T
@@ -89,6 +87,11 @@ def _pointwise_gradients(
         dilation = [(0, 0, 0), (0, ends[0], stride - 1), (0, ends[1], stride - 1), (0, 0, 0)]
         of_images = jax.lax.pad(of_images, jnp.zeros((), of_images.dtype), dilation)
     return of_images, of_kernel[None, None]
+
+
+def _product_sum(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Sum products over positions and examples: x [B, N, C], y [B, N, D] → [C, D]."""
+    return jnp.einsum("bnc,bnd->bcd", x, y).sum(0)
 
 
 def _batched(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:

@@ -82,7 +82,7 @@ class DiskCheckpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, leaves: dict[str, np.ndarray]) -> None:
-        """Start to save arrays, which nobody changes any more, once the previous save has ended."""
+        """Start to save arrays, which nobody changes any more, after the previous save has ended."""
         with self._tolerant():
             self._manager.wait_until_finished()
         # A second SIGTERM, or a save that is due by the clock at a step of `checkpoint_every`, repeats a step.

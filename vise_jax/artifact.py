@@ -200,7 +200,8 @@ class _Object(io.RawIOBase):
     def __init__(self, path: Path):
         self._path, self._size, self._offset = path, version(path)[0], 0
         self._ahead: deque[tuple[slice, Reading]] = deque()
-        self._end, self._in_order = -1, 0
+        # Reading from the beginning is in order.
+        self._end = self._in_order = 0
         self._generation: object = None
 
     def readable(self) -> bool:
@@ -224,6 +225,11 @@ class _Object(io.RawIOBase):
         if self._ahead and self._ahead[0][0] != wanted:
             self._ahead.clear()
         wait = self._ahead.popleft()[1] if self._ahead else begin_read(self._path, wanted)
+        while len(self._ahead) < min(2 ** min(self._in_order, 8) - 1, _AHEAD):
+            following = self._part(self._ahead[-1][0].stop if self._ahead else wanted.stop, len(buffer))
+            if following.start == following.stop:
+                break
+            self._ahead.append((following, begin_read(self._path, following)))
         try:
             content, generation = wait()
         except IndexError:  # it is shorter now
@@ -233,11 +239,6 @@ class _Object(io.RawIOBase):
         buffer[: len(content)] = content
         self._offset = self._end = wanted.stop
         self._generation = generation
-        while len(self._ahead) < min(self._in_order, _AHEAD):
-            following = self._part(self._ahead[-1][0].stop if self._ahead else self._end, len(buffer))
-            if following.start == following.stop:
-                break
-            self._ahead.append((following, begin_read(self._path, following)))
         return len(content)
 
     def _part(self, offset: int, length: int) -> slice:

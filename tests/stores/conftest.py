@@ -18,17 +18,31 @@ from proxy import Faults, serve
 from vise_jax import artifact
 
 # The emulator accepts 5 connections at a time, and writes what it knows of all objects after each change. gcsfs ends
-# the lines of an upload by a line feed alone: the emulator takes a carriage return that ends the content for a part.
+# the lines of an upload by a line feed alone: the emulator takes a carriage return that ends the content for a part. It
+# ignores conditions: the one that gcsfs sets to create an object gets the answer that Google documents.
 EMULATOR = """
-import socketserver, sys
+import http, socketserver, sys, threading
 from email.parser import BytesParser
-from gcp_storage_emulator import __main__, server, storage
+from gcp_storage_emulator import __main__, exceptions, server, storage
+from gcp_storage_emulator.handlers import objects
 class Parser(BytesParser):
     def parsebytes(self, text):
         return super().parsebytes(text.replace(b"\\n--==0==", b"\\r\\n--==0=="))
 server.BytesParser = Parser
 socketserver.TCPServer.request_queue_size = 256
 storage.Storage._write_config_to_file = lambda self: None
+upload, one_at_a_time = objects._multipart_upload, threading.Lock()
+def upload_if(request, response, storage):
+    with one_at_a_time:
+        if request.query.get("ifGenerationMatch") == ["0"]:
+            try:
+                storage.get_file_obj(request.params["bucket_name"], request.data["meta"]["name"])
+                response.status = http.HTTPStatus.PRECONDITION_FAILED
+                return
+            except exceptions.NotFound:
+                pass
+        upload(request, response, storage)
+objects._multipart_upload = upload_if
 __main__.main(sys.argv[1:])
 """
 COMMANDS = {

@@ -8,6 +8,8 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,14 @@ from vise_jax.engagement.labeler import Labeler
 from vise_jax.errors import UserError
 from vise_jax.labeling.images import Ahead, read_image
 from vise_jax.labeling.tables import write_table
+from vise_jax.machine import available_cpus
 from vise_jax.posts import BadPost, Buttons, Cursor, Limits, Post, RejectLog, is_empty, read, split_file
+from vise_jax.progress import Progress
 
 # Posts whose comments are encoded at a time.
 _BATCH_POSTS = 64
+# Posts files that are hashed at a time, at most: each takes up to 72 MB of memory in an object store.
+_MAX_HASHED = 8
 # Entry of a record: the SHA-256 of its other entries.
 _SHA256 = "record_sha256"
 # Splits whose posts become examples.
@@ -116,15 +122,20 @@ def split_posts_files(paths: Sequence[Path], labels: ConfigDict) -> list[InputSp
     """
     files: dict[str, Path] = {}
     input_splits: list[InputSplit] = []
-    for path in paths:
-        of_file = split_posts_file(path, labels)
-        sha256 = of_file[0].sha256
-        if sha256 in files and is_empty(path):
-            continue
-        if sha256 in files:
-            raise UserError(f"{files[sha256]} and {path} hold the same posts: give only one of them.")
-        files[sha256] = path
-        input_splits.extend(of_file)
+    # Files are read and hashed in parallel. An interrupted process does not wait for these threads.
+    with (
+        Progress("hashing posts", len(paths), "files", quiet=len(paths) == 1) as progress,
+        ThreadPool(min(available_cpus(), _MAX_HASHED)) as pool,
+    ):
+        for path, of_file in zip(paths, pool.imap(partial(split_posts_file, labels=labels), paths), strict=True):
+            progress.advance()
+            sha256 = of_file[0].sha256
+            if sha256 in files and is_empty(path):
+                continue
+            if sha256 in files:
+                raise UserError(f"{files[sha256]} and {path} hold the same posts: give only one of them.")
+            files[sha256] = path
+            input_splits.extend(of_file)
     return sorted(input_splits, key=lambda input_split: input_split.name)
 
 

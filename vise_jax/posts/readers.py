@@ -120,10 +120,12 @@ def kind(path: Path) -> str:
     Raises:
         UserError: the file can't be read.
     """
+    if path.name.endswith(".tar"):
+        return "tar"
     with explained(path):
         first = artifact.first_bytes(path, 4)
-    if path.name.endswith((".parquet", ".tar")):
-        return path.suffix[1:]
+    if path.name.endswith(".parquet"):
+        return "parquet"
     kinds = {_GZIP: "gzip", _ZSTANDARD: "zstandard", _PARQUET: "parquet"}
     return next((kind for magic, kind in kinds.items() if first.startswith(magic)), "plain")
 

@@ -4,8 +4,9 @@
     python benchmarks/importing.py --kinds reddit --comments 2000000
 
 Each import runs in a process of its own, so that the peak memory is its own. Beside it, a process only reads and
-decodes the same records: the ratio is its seconds divided by those of the import, which joins and writes. The last line
-is one JSON object.
+decodes the same records: the ratio is its seconds divided by those of the import, which joins and writes. A third one
+fits a labeler on the posts: clusters of their comments, and of the buttons that the export has. The last line is one
+JSON object.
 """
 
 import csv
@@ -29,7 +30,7 @@ import zstandard
 from absl import flags
 from measuring import ratio
 
-from vise_jax import cli
+from vise_jax import cli, config
 from vise_jax.importing import importer, kinds, records
 
 QUICK = flags.DEFINE_bool("quick", False, "Few posts: a smoke test.")
@@ -57,22 +58,34 @@ def main(words: list[str]) -> None:
             seconds: dict[str, list[float]] = {"decode": [], "import": []}
             for round_number in range(ROUNDS.value):
                 for what in seconds:
-                    words = [what, kind, str(path), str(Path(name) / f"{kind}{round_number}")]
-                    command = [sys.executable, __file__, f"--child={','.join(words)}"]
-                    about = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+                    about = run(what, kind, path, Path(name) / f"{kind}{round_number}")
                     seconds[what].append(about["seconds"])
             ratios[f"decoding alone, {kind}"] = ratio(np.array(seconds["decode"]), np.array(seconds["import"]))
             rate = about["records"] / float(np.median(seconds["import"]))
-            measured[kind] = {**about, "records_per_second": round(rate)}
+            fitted = run("fit", kind, path, Path(name) / f"{kind}0")
+            measured[kind] = {**about, "records_per_second": round(rate), "fitted": fitted}
             print(
                 f"{kind}: {about['records']:,} records, {rate:,.0f} records/s, {about['posts']:,} posts, "
-                f"{about['peak_bytes'] / 2**20:,.0f} MiB at most, rejected: {about['rejected']}"
+                f"{about['peak_bytes'] / 2**20:,.0f} MiB at most, rejected: {about['rejected']}; "
+                f"{fitted['comment_clusters']:,} clusters of {fitted['comments']:,} comments, "
+                f"{fitted['reaction_clusters']:,} of {fitted['reactions']:,} profiles of "
+                f"{len(fitted['buttons'])} buttons",
+                flush=True,
             )
     print(json.dumps({"benchmark": "importing", "device": "cpu", "ratios": ratios, "measured": measured}))
 
 
+def run(what: str, kind: str, path: Path, output: Path) -> dict[str, Any]:
+    """Run `child` in a process of its own, and return what it has printed."""
+    command = [sys.executable, __file__, f"--child={what},{kind},{path},{output}"]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
 def child(what: str, kind: str, path: str, output: str) -> None:
-    """Import, or only decode, and print what it took."""
+    """Import, only decode, or fit a labeler on what was imported, and print what it took."""
+    if what == "fit":
+        print(json.dumps(fit(Path(output))))
+        return
     began, counted = time.perf_counter(), [0]
 
     def count() -> None:
@@ -92,6 +105,23 @@ def child(what: str, kind: str, path: str, output: str) -> None:
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     print(json.dumps(result))
+
+
+def fit(directory: Path) -> dict[str, Any]:
+    """Fit a labeler on imported posts, with all buttons that they have; return what `label.py fit` shows of it."""
+    from vise_jax.labeling.fit import fit
+
+    buttons = list(json.loads((directory / importer.DESCRIPTION).read_text())["buttons"])
+    labels = config.base().labels
+    # A single button has one profile.
+    labels.update(comment_clusters=100, reaction_clusters=10, cluster_fraction=0.5, allow_fewer_clusters=True)
+    labels.update(reactions=tuple(buttons) or labels.reactions)
+    fitted = fit(sorted(directory.glob("*.jsonl")), labels, directory / "labeler", workers=2).fitted
+    return {
+        "buttons": buttons,
+        **{name: fitted[name] for name in ("posts", "comments", "reactions", "rejected")},
+        **{name: fitted[name]["clusters"] for name in ("comment_clusters", "reaction_clusters")},
+    }
 
 
 def write(kind: str, posts: int, comments: int, path: Path) -> None:

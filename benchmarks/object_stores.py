@@ -1,7 +1,7 @@
 """Time training input and labeling from an object store with a latency, beside the same from the local disk.
 
     python benchmarks/object_stores.py
-    python benchmarks/object_stores.py --latency 0.1 --rounds 5
+    python benchmarks/object_stores.py --size 1024,768 --latency 0.1
 
 The store is a server on this machine that answers S3's requests from the same files after a latency (50 ms). It has one
 core, and what is timed another one, from the disk as from the store: a store elsewhere takes no cores. Training input:
@@ -35,18 +35,20 @@ from measuring import ratio
 from simulated import pattern, write_shards
 
 from vise_jax import artifact, cli, config
+from vise_jax.labeling.local_runner import use_one_core
 
 QUICK = flags.DEFINE_bool("quick", False, "Few images, 2 rounds: a smoke test.")
 LATENCY = flags.DEFINE_float("latency", 0.05, "Seconds before each answer.", 0.0)
 EXAMPLES = flags.DEFINE_integer("examples", None, "Images; 3,000 if not said.", 64)
 ROUNDS = flags.DEFINE_integer("rounds", None, "Turns that each takes; 5 if not said.", 1)
 BATCHES = flags.DEFINE_integer("batches", None, "Batches of 64 in a turn; 25 if not said.", 1)
-SIZE = (400, 300)
+SIZE = flags.DEFINE_list("size", ["400", "300"], "Width and height of the photographs in pixels.")
 
 
 def main(words: list[str]) -> None:
     cli.no_words(words)
-    # Before any thread is started.
+    # As a worker of `label.py` does. Before any thread is started.
+    use_one_core()
     ours, theirs = sorted(os.sched_getaffinity(0))[:2]
     os.sched_setaffinity(0, {ours})
     quick = QUICK.value
@@ -55,7 +57,7 @@ def main(words: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         total = _write(directory / "bucket", count)
-        print(f"{count:,} images of {total / count / 1000:.0f} KB", flush=True)
+        print(f"{count:,} images of {' x '.join(SIZE.value)} pixels, {total / count / 1000:.0f} KB", flush=True)
         server = Path(__file__).parent / "shared" / "s3_server.py"
         command = [sys.executable, str(server), str(directory / "bucket"), str(LATENCY.value)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
@@ -95,6 +97,7 @@ def main(words: list[str]) -> None:
                 "requests_in_flight": in_flight,
                 "latency": LATENCY.value,
                 "images": count,
+                "size": _size(),
                 "rounds": rounds,
             }
         )
@@ -105,7 +108,7 @@ def _write(bucket: Path, count: int) -> int:
     """Write shards, and posts with images, of the same simulated photographs; return the bytes of the images."""
     draw = np.random.default_rng(0)
     (bucket / "images").mkdir(parents=True)
-    photos = [pattern(draw, 60, SIZE) for _ in range(min(count, 500))]
+    photos = [pattern(draw, 60, _size()) for _ in range(min(count, 500))]
     lines = []
     with tarfile.open(bucket / "posts.tar", "w") as archive:
         for number in range(count):
@@ -122,6 +125,11 @@ def _write(bucket: Path, count: int) -> int:
     (bucket / "posts.jsonl").write_text("\n".join(lines) + "\n")
     write_shards(bucket / "shards", lambda n: photos[n % len(photos)], count, 8, comments=50, reactions=10)
     return sum(len(photos[number % len(photos)]) for number in range(count))
+
+
+def _size() -> tuple[int, int]:
+    width, height = map(int, SIZE.value)
+    return width, height
 
 
 def _input(directory: Path, turns: int) -> Callable[[Path, str], float]:

@@ -175,7 +175,7 @@ def _read_for_labels(directory: Path) -> None:
     """Read images of posts; what is accepted has to decode in training."""
     import tensorflow as tf
 
-    from vise_jax.data.crops import decode_random_crop
+    from vise_jax.data.crops import decode_window, random_windows
     from vise_jax.labeling.images import read_image
     from vise_jax.posts import BadPost, Post
 
@@ -187,8 +187,9 @@ def _read_for_labels(directory: Path) -> None:
             except BadPost:
                 continue
             assert 0 <= digest < 2**64
-            crop = decode_random_crop(tf.constant(encoded), 8, (0.5, 1.0), (0.8, 1.2), False, tf.constant([0, 1]))
-            assert crop.shape == (8, 8, 3)
+            how = {"seed": 0, "crop_area": (0.5, 1.0), "crop_ratio": (0.8, 1.2)}
+            (window,) = random_windows([encoded], np.array([1]), **how)
+            assert decode_window(tf.constant(encoded), tf.constant(window), 8, antialias=False).shape == (8, 8, 3)
 
 
 def _read_unlabeled(directory: Path) -> None:

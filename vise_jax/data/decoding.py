@@ -18,9 +18,10 @@ Batch = dict[str, np.ndarray]
 # Records, [R] bytes, empty for a corrupt or deleted one; the number of each example in the run, int64 [R]; and its
 # origin: index of its shard and of the record in the file, int64 [R, 2].
 Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]
-# From records, string [R], to columns; from an encoded image and the example's number to uint8 [S, S, 3].
-Parse = Callable[[tf.Tensor], dict[str, tf.Tensor]]
-Crop = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+# From records, string [R], and the examples' numbers, int64 [R], to columns; from those called `image/` of an example,
+# without this prefix, to uint8 [S, S, 3].
+Parse = Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
+Crop = Callable[..., tf.Tensor]
 
 # The defaults are for empty records; a record that lacks its image is an error.
 _FEATURES = {
@@ -34,7 +35,7 @@ _PARSED_TOGETHER = 128
 
 
 def parser(manifest: dict[str, Any]) -> Parse:
-    """Return a function from records, string [R], to the columns of a batch, with `image/encoded` for `images`.
+    """Return a function from records to the columns of a batch, with `image/encoded`, string [R], for `images`.
 
     An empty record becomes an example without image, labels and post id. Records are parsed together, since an
     operation of TensorFlow costs as much for one as for hundreds.
@@ -42,7 +43,7 @@ def parser(manifest: dict[str, Any]) -> Parse:
     most = max(manifest["max_comment_labels"], 1)
     classes = {name: tf.constant(count, tf.int64) for name, count in manifest["classes"].items()}
 
-    def parse(records: tf.Tensor) -> dict[str, tf.Tensor]:
+    def parse(records: tf.Tensor, _: tf.Tensor) -> dict[str, tf.Tensor]:
         columns = tf.io.parse_example(records, _FEATURES)
         labels = tf.sparse.to_dense(columns["comments/labels"], default_value=-1)
         weights = tf.sparse.to_dense(columns["comments/weights"])
@@ -66,9 +67,9 @@ def parser(manifest: dict[str, Any]) -> Parse:
 def or_black(crop: Crop, image_size: int) -> Crop:
     """Return `crop` with a black image for an empty one."""
 
-    def crop_or_black(encoded: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+    def crop_or_black(encoded: tf.Tensor, **columns: tf.Tensor) -> tf.Tensor:
         black = tf.zeros([image_size, image_size, 3], tf.uint8)
-        pixels = tf.cond(tf.strings.length(encoded) > 0, lambda: crop(encoded, number), lambda: black)
+        pixels = tf.cond(tf.strings.length(encoded) > 0, lambda: crop(encoded, **columns), lambda: black)
         return tf.ensure_shape(pixels, [image_size, image_size, 3])
 
     return crop_or_black
@@ -120,17 +121,14 @@ def _pipeline(chunks: Iterator[Chunk], parse: Parse, crop: Crop, size: int, thre
             failures.append(error)
             raise
 
-    def to_columns(records: tf.Tensor, numbers: tf.Tensor) -> dict[str, tf.Tensor]:
-        return parse(records) | {"number": numbers}
-
     def with_image(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        encoded, number = example.pop("image/encoded"), example.pop("number")
-        return example | {"images": crop(encoded, number)}
+        image, others = _image_columns(example)
+        return others | {"images": crop(**image)}
 
     threads = threads or available_cpus()
     signature = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64))
     dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    dataset = dataset.map(to_columns).prefetch(1).unbatch()
+    dataset = dataset.map(parse).prefetch(1).unbatch()
     dataset = dataset.map(with_image, num_parallel_calls=threads, deterministic=True)
     dataset = dataset.batch(size, drop_remainder=True).prefetch(2)
     options = tf.data.Options()
@@ -142,6 +140,12 @@ def _pipeline(chunks: Iterator[Chunk], parse: Parse, crop: Crop, size: int, thre
         if failures:
             raise failures[0] from None
         raise
+
+
+def _image_columns(columns: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    """Return the columns that an image is made of, without the prefix of their names, and the others."""
+    image = {name.removeprefix("image/"): column for name, column in columns.items() if name.startswith("image/")}
+    return image, {name: column for name, column in columns.items() if not name.startswith("image/")}
 
 
 def _ahead(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
@@ -172,9 +176,9 @@ def _log_undecodable(
             if position >= left + _PARSED_TOGETHER:
                 break
             try:
-                encoded = parse(tf.constant([record]))["image/encoded"][0]
+                image, _ = _image_columns(parse(tf.constant([record]), tf.constant([number], tf.int64)))
                 if position < left:
-                    crop(encoded, tf.constant(number, tf.int64))
+                    crop(**{name: column[0] for name, column in image.items()})
             except tf.errors.OpError as error:
                 corrupt.add(described[shard]["name"], int(stored), _reason(error))
         left -= len(records)

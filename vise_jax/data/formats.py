@@ -23,6 +23,8 @@ JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 # Of a JPEG file: EXIF and XMP (APP1), IPTC (APP13), comments (COM).
 _JPEG_METADATA = frozenset({0xE1, 0xED, 0xFE})
 _APP0, _APP2 = 0xE0, 0xE2
+# Start of a frame, with the image's size: all of 0xC0 to 0xCF but tables and extensions.
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PNG_METADATA = frozenset({b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME"})
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, b"\xff\xd9"
 # The marker after the data of a scan: neither a stuffed byte, nor a restart, nor a fill byte.
@@ -48,18 +50,42 @@ def strip_metadata(encoded: bytes) -> bytes:
         ValueError: the file ends within a segment or chunk, or a PNG file has no last chunk.
     """
     if encoded.startswith(JPEG):
-        return b"".join(_jpeg_segments(encoded))
+        segments = (
+            _without_preview(code, encoded[start:offset], encoded[offset + 3 : end], encoded[offset + 1 : end])
+            for code, start, offset, end in _jpeg_segments(encoded)
+            if code not in _JPEG_METADATA
+        )
+        # What follows is not part of the image: previews and trailers, with metadata of their own.
+        return encoded[:2] + b"".join(segments) + _END_OF_IMAGE
     return PNG + b"".join(chunk for kind, chunk in _png_chunks(encoded) if kind not in _PNG_METADATA)
 
 
-def _jpeg_segments(encoded: bytes) -> Iterator[bytes]:
-    yield encoded[:2]
+def image_shape(encoded: bytes) -> tuple[int, int]:
+    """Return height and width in the header of a JPEG or PNG file; zeros if there is none."""
+    try:
+        if encoded.startswith(PNG):
+            width, height = struct.unpack_from(">II", encoded, 16)
+            return height, width
+        for code, _, offset, _ in _jpeg_segments(encoded):
+            if code in _JPEG_FRAMES:
+                return struct.unpack_from(">HH", encoded, offset + 4)
+    except (ValueError, struct.error):
+        pass
+    return 0, 0
+
+
+def _jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Yield code, start, offset of the code and end of each segment of a JPEG file; a scan belongs to its segment.
+
+    Raises:
+        ValueError: the file ends within a segment.
+    """
     offset = 2
-    while True:
-        marker = offset
+    while encoded[offset : offset + 2] != _END_OF_IMAGE or offset == 2:
+        start = offset
         while encoded[offset : offset + 1] == b"\xff":  # fill bytes may come before the marker's code
             offset += 1
-        if offset == marker or offset + 3 > len(encoded):
+        if offset == start or offset + 3 > len(encoded):
             raise ValueError("no JPEG marker")
         code, end = encoded[offset], offset + 1 + struct.unpack_from(">H", encoded, offset + 1)[0]
         if end > len(encoded):
@@ -69,13 +95,8 @@ def _jpeg_segments(encoded: bytes) -> Iterator[bytes]:
             if following is None:
                 raise ValueError("cut off within a JPEG scan")
             end = following.start()
-        if code not in _JPEG_METADATA:
-            yield _without_preview(code, encoded[marker:offset], encoded[offset + 3 : end], encoded[offset + 1 : end])
+        yield code, start, offset, end
         offset = end
-        if encoded[offset : offset + 2] == _END_OF_IMAGE:
-            # What follows is not part of the image: previews and trailers, with metadata of their own.
-            yield _END_OF_IMAGE
-            return
 
 
 def _without_preview(code: int, marker: bytes, payload: bytes, segment: bytes) -> bytes:

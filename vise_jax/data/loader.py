@@ -7,7 +7,7 @@ comes once. The row of an example decides which process reads it: the order does
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from vise_jax.data import decoding, deletions, shards
-from vise_jax.data.crops import decode_random_crop
+from vise_jax.data.crops import decode_window, random_windows
 from vise_jax.data.decoding import Batch, Chunk
 from vise_jax.data.epoch_order import Shuffle, windows
 from vise_jax.data.formats import DAMAGE
@@ -79,16 +79,17 @@ def batches(
     is_local = _mask(batch_size, rows)
     read = _reader(directory, described, corrupt, 2 * shuffle.shards, manifest.get("fingerprint", ""))
 
-    def crop(encoded: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-        return decode_random_crop(
-            encoded,
-            image_size=image_size,
-            crop_area=crop_area,
-            crop_ratio=crop_ratio,
-            antialias=antialias,
-            scaled=scaled_decoding,
-            seed=tf.stack([tf.constant(seed, tf.int64), number]),
-        )
+    place = partial(random_windows, seed=seed, crop_area=crop_area, crop_ratio=crop_ratio)
+    parse = decoding.parser(manifest)
+
+    def parse_and_place(records: tf.Tensor, numbers: tf.Tensor) -> dict[str, tf.Tensor]:
+        columns = parse(records, numbers)
+        # Of many images together: TensorFlow's operations on each take longer than its decoding.
+        window = tf.numpy_function(place, [columns["image/encoded"], numbers], tf.int32, stateful=False)
+        return columns | {"image/window": tf.ensure_shape(window, [None, 6])}
+
+    def crop(encoded: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+        return decode_window(encoded, window, image_size, antialias, scaled_decoding)
 
     def chunks(step: int) -> Iterator[Chunk]:
         epoch, skip = divmod(step * batch_size, sum(counts))
@@ -104,7 +105,7 @@ def batches(
     crop_or_black = decoding.or_black(crop, image_size)
     size = int(is_local.sum())
     return decoding.decoded(
-        chunks, decoding.parser(manifest), crop_or_black, directory, described, corrupt, first_step, size, threads
+        chunks, parse_and_place, crop_or_black, directory, described, corrupt, first_step, size, threads
     )
 
 
@@ -140,7 +141,7 @@ def validation_batches(
         except DAMAGE as error:
             raise tf.errors.InvalidArgumentError(None, None, "no whole JPEG or PNG image") from error
 
-    def crop(encoded: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
+    def crop(encoded: tf.Tensor) -> tf.Tensor:
         return tf.numpy_function(pixels, [encoded], tf.uint8)
 
     def chunks(step: int) -> Iterator[Chunk]:

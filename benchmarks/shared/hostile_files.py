@@ -187,8 +187,8 @@ def _read_for_labels(directory: Path) -> None:
             except BadPost:
                 continue
             assert 0 <= digest < 2**64
-            how = {"seed": 0, "crop_area": (0.5, 1.0), "crop_ratio": (0.8, 1.2)}
-            (window,) = random_windows([encoded], np.array([1]), **how)
+            numbers = np.array([1])
+            (window,) = random_windows([encoded], numbers, seed=0, crop_area=(0.5, 1.0), crop_ratio=(0.8, 1.2))
             assert decode_window(tf.constant(encoded), tf.constant(window), 8, antialias=False).shape == (8, 8, 3)
 
 

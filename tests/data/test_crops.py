@@ -20,7 +20,8 @@ def random_crop(
 
 def box_of(width: int, height: int, seed: int) -> tuple[int, int, int, int]:
     """Return the box of a random crop with the default area and ratio, in Pillow's order."""
-    bits = crops.split_mix(int(crops.split_mix(7, np.uint64(0))), np.arange(40, dtype=np.uint64) + np.uint64(40 * seed))
+    stream = int(crops.split_mix(7, np.zeros(1, np.uint64))[0])
+    bits = crops.split_mix(stream, np.arange(40, dtype=np.uint64) + np.uint64(40 * seed))
     draws = (bits >> np.uint64(11)) / 2**53
     return augmented.random_resized_crop_box(width, height, (0.08, 1.0), (3 / 4, 4 / 3), draws.reshape(4, 10).T.ravel())
 

@@ -43,7 +43,8 @@ def random_windows(
     """
     shapes = np.array([image_shape(file) for file in encoded], np.int32)
     places = numbers.astype(np.uint64)[:, None] * np.uint64(_TRIES * _OF_A_TRY)
-    bits = split_mix(int(split_mix(seed, np.uint64(0))), places + np.arange(_TRIES * _OF_A_TRY, dtype=np.uint64))
+    (stream,) = split_mix(seed, np.zeros(1, np.uint64)).tolist()
+    bits = split_mix(stream, places + np.arange(_TRIES * _OF_A_TRY, dtype=np.uint64))
     draws = (bits >> np.uint64(11)) * 2.0**-53
     boxes = random_crop_boxes(shapes.astype(float), crop_area, crop_ratio, draws.reshape(-1, _OF_A_TRY, _TRIES))
     return np.concatenate([boxes, shapes], 1)
@@ -80,7 +81,7 @@ def random_crop_boxes(
     low, high = math.log(crop_ratio[0]), math.log(crop_ratio[1])
     aspect = np.exp(low + (high - low) * of_ratio)
     sizes = np.round(np.sqrt([area / aspect, area * aspect]))  # [2, R, 10]
-    fits = ((sizes >= 1) & (sizes <= shapes.T[:, :, None])).all(0)
+    fits = np.logical_and.reduce((sizes >= 1) & (sizes <= shapes.T[:, :, None]))
     # Of equal values the first.
     rows, first = np.arange(len(shapes)), fits.argmax(1)
     drawn = sizes[:, rows, first].T
@@ -90,7 +91,9 @@ def random_crop_boxes(
         [np.minimum(height, np.round(width / crop_ratio[0])), np.minimum(width, np.round(height * crop_ratio[1]))], 1
     )
     central = np.concatenate([(shapes - largest) // 2, largest], 1)
-    return np.where(fits.any(1)[:, None], np.concatenate([start, drawn], 1), central).astype(np.int32)
+    return np.where(np.logical_or.reduce(fits, axis=1)[:, None], np.concatenate([start, drawn], 1), central).astype(
+        np.int32
+    )
 
 
 def decode_window(

@@ -1,5 +1,6 @@
 """Decode records of engagement shards into batches, with tf.data."""
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,10 @@ _FEATURES = {
     "reactions/label": tf.io.FixedLenFeature([], tf.int64, -1),
 }
 _PARSED_TOGETHER = 128
+# Images are decoded side by side: operations that divide the work on one of them wait for each other's threads. A
+# program that has used TensorFlow before keeps its own setting.
+with contextlib.suppress(RuntimeError):
+    tf.config.threading.set_intra_op_parallelism_threads(1)
 
 
 def parser(manifest: dict[str, Any]) -> Parse:

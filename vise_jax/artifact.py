@@ -36,7 +36,7 @@ from vise_jax.errors import Interrupted, UserError
 # Object stores, with the extra that each needs.
 _STORES = {"gs": "gcs", "s3": "s3"}
 # Requests in flight, and what the store's library needs to have as many.
-IN_FLIGHT = 64
+IN_FLIGHT = 128
 _OPTIONS: dict[str, dict[str, Any]] = {"gs": {}, "s3": {"config_kwargs": {"max_pool_connections": IN_FLIGHT}}}
 # Packages whose errors are those of a store.
 _LIBRARIES = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs")

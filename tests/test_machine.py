@@ -1,7 +1,10 @@
-"""CPUs that a process may use."""
+"""CPUs and memory of a process."""
 
 import math
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -43,3 +46,29 @@ def test_a_group_above_limits_too(tmp_path, monkeypatch):
     (mount / "jobs" / "mine" / "cpu.max").write_text("100000 100000")
     assert machine.available_cpus(mount, own) == 1
     assert machine.available_cpus(mount, tmp_path / "none") == 128
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_kept():
+    script = """
+import resource, sys, threading
+from vise_jax import machine
+def work():
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    for _ in range(50):
+        blocks = [bytearray(b"x") * 2**20 for _ in range(4)]
+        del blocks
+    print((resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before) * resource.getpagesize() >> 20)
+if sys.argv[1] == "keep":
+    machine.keep_freed_memory()
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+    cleared = {
+        how: int(subprocess.run([sys.executable, "-c", script, how], capture_output=True, check=True).stdout)
+        for how in ("keep", "give back")
+    }
+    # Megabytes: four at a time, of 200 in all.
+    assert cleared["keep"] < 10
+    assert cleared["give back"] > 100

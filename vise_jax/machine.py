@@ -1,5 +1,6 @@
-"""Resources of this machine that are available to the process."""
+"""Resources of this machine: the CPUs that the process may use, and its memory."""
 
+import ctypes
 import math
 import os
 from pathlib import Path
@@ -40,3 +41,20 @@ def _quota(cgroup: Path) -> float:
         return math.inf if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
     except (OSError, ValueError, ZeroDivisionError):
         return math.inf
+
+
+# Parameters of glibc's mallopt, with the largest block that is not a mapping of its own (32 MiB is the most it takes),
+# the free memory at an arena's end that is kept, and what an arena grows by.
+_MALLOC = {-3: 32 << 20, -1: 1 << 30, -2: 64 << 20}
+
+
+def keep_freed_memory() -> None:
+    """Keep freed memory in the process where the C library is glibc.
+
+    By default blocks as large as an image go back to the kernel, which clears each page of them when they are next
+    used: for pages of an image that takes as long as to decode it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in _MALLOC.items():
+            mallopt(parameter, value)

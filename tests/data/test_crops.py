@@ -8,7 +8,7 @@ import tensorflow as tf
 from pictures import KINDS, encode, picture
 from PIL import Image
 
-from vise_jax.data import augmented, crops
+from vise_jax.data import augmented, crops, formats
 
 
 def random_crop(
@@ -30,6 +30,20 @@ def test_random_numbers_are_those_of_split_mix():
     # The first of its stream from 1234567, as published with its code in C.
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
     np.testing.assert_array_equal(crops.split_mix(1234567, np.arange(4, dtype=np.uint64)), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": b"Exif\0\0" + b"x" * 5000, "comment": b"c"}])
+def test_the_shape_in_the_header_is_pillows(options):
+    file = io.BytesIO()
+    picture(91, 67).save(file, "JPEG", **options)
+    encoded = file.getvalue()
+    assert formats.image_shape(encoded) == (67, 91)
+    # Fill bytes may come before a marker.
+    assert formats.image_shape(encoded[:2] + b"\xff\xff" + encoded[2:]) == (67, 91)
+    assert formats.image_shape(encode(picture(91, 67), "png")) == (67, 91)
+    start = encoded.index(b"\xff\xc2" if options.get("progressive") else b"\xff\xc0")
+    for damaged in (b"", b"GIF89a", encoded[:start], encoded[: start + 6], formats.PNG + b"\0" * 8):
+        assert formats.image_shape(damaged) == (0, 0)
 
 
 def test_windows_do_not_depend_on_what_is_beside_them():

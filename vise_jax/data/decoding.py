@@ -13,7 +13,7 @@ import tensorflow as tf
 from vise_jax.data.records import CorruptExamples
 from vise_jax.data.shards import MADE_BY
 from vise_jax.errors import UserError
-from vise_jax.machine import available_cpus
+from vise_jax.machine import available_cpus, keep_freed_memory
 
 Batch = dict[str, np.ndarray]
 # Records, [R] bytes, empty for a corrupt or deleted one; the number of each example in the run, int64 [R]; and its
@@ -37,6 +37,7 @@ _PARSED_TOGETHER = 128
 # program that has used TensorFlow before keeps its own setting.
 with contextlib.suppress(RuntimeError):
     tf.config.threading.set_intra_op_parallelism_threads(1)
+keep_freed_memory()
 
 
 def parser(manifest: dict[str, Any]) -> Parse:

@@ -1,7 +1,7 @@
 """Time training input and labeling from an object store with a latency, beside the same from the local disk.
 
     python benchmarks/object_stores.py
-    python benchmarks/object_stores.py --size 1024,768 --latency 0.1
+    python benchmarks/object_stores.py --width 1024 --height 768 --latency 0.1
 
 The store is a server on this machine that answers S3's requests from the same files after a latency (50 ms). It has one
 core, and what is timed another one, from the disk as from the store: a store elsewhere takes no cores. Training input:
@@ -42,7 +42,8 @@ LATENCY = flags.DEFINE_float("latency", 0.05, "Seconds before each answer.", 0.0
 EXAMPLES = flags.DEFINE_integer("examples", None, "Images; 3,000 if not said.", 64)
 ROUNDS = flags.DEFINE_integer("rounds", None, "Turns that each takes; 5 if not said.", 1)
 BATCHES = flags.DEFINE_integer("batches", None, "Batches of 64 in a turn; 25 if not said.", 1)
-SIZE = flags.DEFINE_list("size", ["400", "300"], "Width and height of the photographs in pixels.")
+WIDTH = flags.DEFINE_integer("width", 400, "Width of the photographs in pixels.", 1)
+HEIGHT = flags.DEFINE_integer("height", 300, "Their height.", 1)
 
 
 def main(words: list[str]) -> None:
@@ -57,7 +58,7 @@ def main(words: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         total = _write(directory / "bucket", count)
-        print(f"{count:,} images of {' x '.join(SIZE.value)} pixels, {total / count / 1000:.0f} KB", flush=True)
+        print(f"{count:,} images of {WIDTH.value} x {HEIGHT.value} pixels, {total / count / 1000:.0f} KB", flush=True)
         server = Path(__file__).parent / "shared" / "s3_server.py"
         command = [sys.executable, str(server), str(directory / "bucket"), str(LATENCY.value)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
@@ -97,7 +98,7 @@ def main(words: list[str]) -> None:
                 "requests_in_flight": in_flight,
                 "latency": LATENCY.value,
                 "images": count,
-                "size": _size(),
+                "size": [WIDTH.value, HEIGHT.value],
                 "rounds": rounds,
             }
         )
@@ -108,7 +109,7 @@ def _write(bucket: Path, count: int) -> int:
     """Write shards, and posts with images, of the same simulated photographs; return the bytes of the images."""
     draw = np.random.default_rng(0)
     (bucket / "images").mkdir(parents=True)
-    photos = [pattern(draw, 60, _size()) for _ in range(min(count, 500))]
+    photos = [pattern(draw, 60, (WIDTH.value, HEIGHT.value)) for _ in range(min(count, 500))]
     lines = []
     with tarfile.open(bucket / "posts.tar", "w") as archive:
         for number in range(count):
@@ -125,11 +126,6 @@ def _write(bucket: Path, count: int) -> int:
     (bucket / "posts.jsonl").write_text("\n".join(lines) + "\n")
     write_shards(bucket / "shards", lambda n: photos[n % len(photos)], count, 8, comments=50, reactions=10)
     return sum(len(photos[number % len(photos)]) for number in range(count))
-
-
-def _size() -> tuple[int, int]:
-    width, height = map(int, SIZE.value)
-    return width, height
 
 
 def _input(directory: Path, turns: int) -> Callable[[Path, str], float]:

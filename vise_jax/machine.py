@@ -52,7 +52,7 @@ def keep_freed_memory() -> None:
     """Keep freed memory in the process where the C library is glibc.
 
     By default blocks as large as an image go back to the kernel, which clears each page of them when they are next
-    used: for pages of an image that takes as long as to decode it.
+    used. docs/performance.md has what that costs.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -84,7 +84,7 @@ def batches(
 
     def parse_and_place(records: tf.Tensor, numbers: tf.Tensor) -> dict[str, tf.Tensor]:
         columns = parse(records, numbers)
-        # Of many images together: TensorFlow's operations on each take longer than its decoding.
+        # Of many images together: as operations of TensorFlow on each image, this takes as long as to decode it.
         window = tf.numpy_function(place, [columns["image/encoded"], numbers], tf.int32, stateful=False)
         return columns | {"image/window": tf.ensure_shape(window, [None, 6])}
 

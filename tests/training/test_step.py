@@ -41,23 +41,33 @@ def control_inputs() -> dict[str, np.ndarray]:
     }
 
 
-def prepare(devices: int, bn_group: int, microbatches: int = 1, remat: tuple[int, ...] = ()):
+def prepare(
+    devices: int,
+    bn_group: int,
+    microbatches: int = 1,
+    remat: tuple[int, ...] = (),
+    steps: int = 10,
+    learning_rate: float = 0.1,
+):
     config = vise_config.base()
     config.data.image_size = 32
     config.training.batch_size = BATCH
     config.training.microbatches = microbatches
+    config.training.steps = steps
+    config.training.learning_rate = learning_rate
     config.model.bn_group = bn_group
     mesh = sharding.data_mesh(jax.devices()[:devices])
     layout = sharding.layout(BATCH, devices, microbatches=microbatches, bn_group=bn_group)
     model = models.build("tiny", width=4, heads=HEADS, bn_group=layout.bn_group, remat=remat)
-    graphdef, state = train_state.create(model, pretrain.make_optimizer(config.training, 10)[1], layout)
+    _, optimizer = pretrain.make_optimizer(config.training, steps)
+    graphdef, state = train_state.create(model, optimizer, layout)
     state = jax.device_put(state, train_state.shardings(mesh, layout))
     return config, mesh, layout, graphdef, state, compile_step(config, mesh, layout, graphdef)
 
 
 def compile_step(config, mesh, layout, graphdef):
     task = pretrain.make_task(config, {"examples": 100, "validation": {"examples": 0}}, build=None)
-    rate, optimizer = pretrain.make_optimizer(config.training, 10)
+    rate, optimizer = pretrain.make_optimizer(config.training, config.training.steps)
     step = make_train_step(graphdef, task, optimizer, rate, seed=0, mesh=mesh, layout=layout)
     control = sharding.put_batch(mesh, control_inputs())
     return Step(step, control)
@@ -226,3 +236,13 @@ def test_an_evaluation_sums_over_labeled_examples():
     assert sums["top5_reactions"] == known.sum()
     assert sums["labeled_comments"] == (batch["comment_labels"] >= 0).any(1).sum()
     assert 0 < sums["top1_comments"] < sums["top5_comments"] <= sums["labeled_comments"]
+
+
+def test_a_batch_is_learned():
+    _, mesh, _, _, state, step = prepare(devices=1, bn_group=0, steps=30, learning_rate=3.2)
+    batch, losses = sharding.put_batch(mesh, draw_batch(np.random.default_rng(0))), []
+    for _ in range(30):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    # Images of noise cannot be told apart by chance: they are learned by heart.
+    assert losses[-1] < losses[0] / 2

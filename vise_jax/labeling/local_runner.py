@@ -8,6 +8,8 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.sharedctypes import Synchronized
 
+import jax
+
 from vise_jax.errors import Interrupted
 from vise_jax.labeling.input_split import InputSplit
 from vise_jax.progress import Progress
@@ -79,11 +81,14 @@ def _start(counter: Synchronized) -> None:
 
 
 def use_one_core() -> None:
-    """Keep this process to one core and off accelerators. Libraries read these variables when they are first used."""
+    """Keep this process to one core and off accelerators.
+
+    Libraries read the variables when they are first used. JAX has read its own by then, and has used no device.
+    """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Threads that TensorStore has for requests. With one, a request takes two thirds of the CPU time.
     os.environ["TENSORSTORE_HTTP_THREADS"] = "1"
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
     flags = os.environ.get("XLA_FLAGS", "")
     if _ONE_THREAD not in flags:  # a Beam worker calls this for each input split
         os.environ["XLA_FLAGS"] = f"{flags} {_ONE_THREAD}"

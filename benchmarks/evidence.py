@@ -242,11 +242,12 @@ def run(setting: Setting, images: Path, labeled: Path, posts: Path, output: Path
     if REPORT.value:
         cells = [cell for cell in cells if all(encoder_of(cell, seed, output).exists() for seed in seeds)]
     rows: list[dict[str, Any]] = []
-    for cell, seed in itertools.product(cells, seeds):
-        encoder = pretrain_cell(cell, seed, setting, dataset, engagement, output)
-        rows += measure_cell(cell.name, str(encoder), cell == BASE, seed, setting, labeled, output)
-        if cell == BASE:
-            rows += measure_cell("random", f"random:{encoder}", True, seed, setting, labeled, output)
+    for cell in cells:
+        for seed in seeds:
+            encoder = pretrain_cell(cell, seed, setting, dataset, engagement, output)
+            rows += measure_cell(cell.name, str(encoder), cell == BASE, seed, setting, labeled, output)
+            if cell == BASE:
+                rows += measure_cell("random", f"random:{encoder}", True, seed, setting, labeled, output)
         write_report(rows, named, _TUNED, setting.shots, about, output)
     print(json.dumps({**about, "ratios": ratios(rows, setting.shots)}))
 

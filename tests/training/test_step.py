@@ -239,9 +239,9 @@ def test_an_evaluation_sums_over_labeled_examples():
 
 
 def test_a_batch_is_learned():
-    _, mesh, _, _, state, step = prepare(devices=1, bn_group=0, steps=30, learning_rate=3.2)
+    config, mesh, _, _, state, step = prepare(devices=1, bn_group=0, steps=30, learning_rate=3.2)
     batch, losses = sharding.put_batch(mesh, draw_batch(np.random.default_rng(0))), []
-    for _ in range(30):
+    for _ in range(config.training.steps):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     # Images of noise cannot be told apart by chance: they are learned by heart.

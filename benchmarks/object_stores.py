@@ -6,7 +6,8 @@
 The store is a server on this machine that answers S3's requests from the same files after a latency (50 ms). It has one
 core, and what is timed another one, from the disk as from the store: a store elsewhere takes no cores. Training input:
 batches of 224-pixel crops of simulated photographs. Labeling: one worker, from posts to shards on the local disk, where
-the images are in a tar with the posts, or objects of their own, which take a request each. Both places take turns,
+the images are in a tar with the posts, or objects of their own, which take a request each. As many images as in a tar
+of WebDataset (img2dataset's has 10,000), since each file begins with a few requests in turn. Both places take turns,
 round by round.
 Needs `pip install -e '.[s3]'`.
 The last line is one JSON object; a ratio of 1 means as fast as the local disk.
@@ -39,7 +40,7 @@ from vise_jax.labeling.local_runner import use_one_core
 
 QUICK = flags.DEFINE_bool("quick", False, "Few images, 2 rounds: a smoke test.")
 LATENCY = flags.DEFINE_float("latency", 0.05, "Seconds before each answer.", 0.0)
-EXAMPLES = flags.DEFINE_integer("examples", None, "Images; 3,000 if not said.", 64)
+EXAMPLES = flags.DEFINE_integer("examples", None, "Images; 12,000 if not said.", 64)
 ROUNDS = flags.DEFINE_integer("rounds", None, "Turns that each takes; 5 if not said.", 1)
 BATCHES = flags.DEFINE_integer("batches", None, "Batches of 64 in a turn; 25 if not said.", 1)
 WIDTH = flags.DEFINE_integer("width", 400, "Width of the photographs in pixels.", 1)
@@ -53,7 +54,7 @@ def main(words: list[str]) -> None:
     ours, theirs = sorted(os.sched_getaffinity(0))[:2]
     os.sched_setaffinity(0, {ours})
     quick = QUICK.value
-    count = EXAMPLES.value or (300 if quick else 3000)
+    count = EXAMPLES.value or (300 if quick else 12_000)
     rounds, turns = ROUNDS.value or (2 if quick else 5), BATCHES.value or (3 if quick else 25)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)

@@ -46,6 +46,26 @@ def test_whole_shards_are_read_as_tensorflow_wrote_them(shard, wanted):
     assert read_shard(shard, 9, wanted) == ([DATA[number] for number in wanted], {})
 
 
+def test_runs_of_a_shard_in_an_object_store_are_requested_before_the_first_is_awaited(shard, monkeypatch):
+    events: list[str] = []
+
+    def begin_range(path, offset, length):
+        events.append("begin")
+
+        def wait():
+            events.append("wait")
+            return path.read_bytes()[offset : offset + length]
+
+        return wait
+
+    index = read_index(shard, 9)
+    monkeypatch.setattr(records.artifact, "is_remote", lambda path: True)
+    monkeypatch.setattr(records.artifact, "begin_range", begin_range)
+    monkeypatch.setattr(records, "_LARGEST_GAP", 0)
+    assert read_records(shard, index, [0, 3, 4, 8]) == ([DATA[number] for number in (0, 3, 4, 8)], {})
+    assert events == ["begin"] * 3 + ["wait"] * 3
+
+
 @pytest.mark.parametrize("place", [12, 12 + 47, 12 + 48])
 def test_a_flipped_bit_costs_its_record(shard, place):
     # Of record 4, the first and the last of its 48 bytes, and the checksum behind them.

@@ -58,13 +58,13 @@ def read_index(path: Path, examples: int) -> np.ndarray:
     if not 0 <= examples <= _MOST_RECORDS:
         raise UserError(f"{path} can't have {examples:,} records: copy the file that states their number again.")
     try:
-        with _opened(path) as read:
+        with _opened(path) as begin:
             size = artifact.version(path)[0]
             lengths = _lengths_in_table(path, examples, size)
             if lengths is None and not artifact.is_remote(path):
-                lengths = _walk(read, examples, size)
+                lengths = _walk(begin, examples, size)
             if lengths is None:
-                return _salvage(path, read(0, size), examples)
+                return _salvage(path, begin(0, size)(), examples)
     except OSError as error:
         raise _unreadable(path, error) from error
     return np.stack([np.cumsum(lengths + _FRAME) - lengths - _FOOTER.size, lengths], axis=1)
@@ -87,10 +87,14 @@ def read_records(path: Path, index: np.ndarray, wanted: Sequence[int]) -> tuple[
     data: list[bytes] = []
     corrupt: dict[int, str] = {}
     try:
-        with _opened(path) as read:
+        with _opened(path) as begin:
+            # In an object store all of them are in flight.
+            readings = []
             for run in _runs(index, wanted):
                 offset = int(index[run[0], 0])
-                content = read(offset, int(index[run[-1]].sum()) + _FOOTER.size - offset)
+                readings.append((run, offset, begin(offset, int(index[run[-1]].sum()) + _FOOTER.size - offset)))
+            for run, offset, wait in readings:
+                content = wait()
                 for number in run:
                     start, length = int(index[number, 0]) - offset, int(index[number, 1])
                     if length < 0 or start + length + _FOOTER.size > len(content):
@@ -105,18 +109,18 @@ def read_records(path: Path, index: np.ndarray, wanted: Sequence[int]) -> tuple[
     return data, corrupt
 
 
-# Reads bytes from an offset on, fewer at the end of the file.
-_Read = Callable[[int, int], bytes]
+# Begins to read bytes from an offset on, and returns a function that waits for them: fewer at the end of the file.
+_Begin = Callable[[int, int], Callable[[], bytes]]
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[_Read]:
+def _opened(path: Path) -> Iterator[_Begin]:
     """Yield a function that reads a part of a file."""
     if artifact.is_remote(path):
-        yield partial(artifact.read_range, path)
+        yield partial(artifact.begin_range, path)
         return
     with open(path, "rb", buffering=0) as file:
-        yield lambda offset, length: os.pread(file.fileno(), length, offset)
+        yield lambda offset, length: partial(os.pread, file.fileno(), length, offset)
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:
@@ -137,11 +141,11 @@ def _lengths_in_table(path: Path, examples: int, size: int) -> np.ndarray | None
     return lengths if len(lengths) == examples and (lengths + _FRAME).sum() == size else None
 
 
-def _walk(read: _Read, examples: int, size: int) -> np.ndarray | None:
+def _walk(begin: _Begin, examples: int, size: int) -> np.ndarray | None:
     """Return the length of each record by its header, int64 [N]; None where one is damaged or the file is cut off."""
     lengths, offset = np.empty(examples, np.int64), 0
     for number in range(examples):
-        header = read(offset, _HEADER.size)
+        header = begin(offset, _HEADER.size)()
         if not _is_header(header):
             return None
         lengths[number] = _HEADER.unpack(header)[0]

@@ -61,7 +61,7 @@ def test_runs_of_a_shard_in_an_object_store_are_requested_before_the_first_is_aw
     index = read_index(shard, 9)
     monkeypatch.setattr(records.artifact, "is_remote", lambda path: True)
     monkeypatch.setattr(records.artifact, "begin_range", begin_range)
-    monkeypatch.setattr(records, "_LARGEST_GAP", 0)
+    monkeypatch.setattr(records, "_LARGEST_GAP", 16)
     assert read_records(shard, index, [0, 3, 4, 8]) == ([DATA[number] for number in (0, 3, 4, 8)], {})
     assert events == ["begin"] * 3 + ["wait"] * 3
 

@@ -16,6 +16,8 @@ from vise_jax.models import conv_xla
 # drops before it fuses: without them, each user of an activation computes it again, from the convolutions of all blocks
 # before.
 COMPILER_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "", "xla_disable_hlo_passes": "cse_barrier_expander"}
+# Slices that are summed at a time.
+_SLICES = 16
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
@@ -121,18 +123,31 @@ def _batched(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.A
     return jnp.moveaxis(products, 0, 3).reshape(batch, rows, columns, out)
 
 
-def sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Sum arrays [G, B, H, W, C] over examples, height and width: a [G, C] of each.
+def sums(terms: Callable[..., tuple[jax.Array, ...]], *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Sum what `terms` computes from arrays [G, ..., C] over the dimensions between: a [G, C] of each.
 
-    XLA sums one channel after the other, in strides of C. The sum of up to 16 slices is a loop over channels, which
-    also computes the arrays, so that they are never written to memory.
+    XLA sums one channel after the other, in strides of C. The sum of up to 16 slices is a loop over channels, and so
+    is that of the slices of its result. The terms are computed from each slice: XLA would write those of whole arrays
+    to memory first.
     """
-    return tuple(map(_sum, arrays))
+    parts = zip(*map(_slices, arrays), strict=True)
+    return tuple(
+        _sum(functools.reduce(jnp.add, slices)) for slices in zip(*(terms(*part) for part in parts), strict=True)
+    )
+
+
+def _slices(x: jax.Array) -> list[jax.Array]:
+    """Cut [G, ..., C] into up to 16 slices [G, N, C] of equal size."""
+    groups, channels = x.shape[0], x.shape[-1]
+    rows = x.size // (groups * channels)
+    count = max(count for count in range(1, _SLICES + 1) if rows % count == 0)
+    x = x.reshape(groups, count, rows // count, channels)
+    return [x[:, index] for index in range(count)]
 
 
 def _sum(x: jax.Array) -> jax.Array:
-    groups, channels = x.shape[0], x.shape[-1]
-    rows = x.size // (groups * channels)
-    slices = max(count for count in range(1, 17) if rows % count == 0)
-    x = x.reshape(groups, slices, rows // slices, channels)
-    return functools.reduce(jnp.add, (x[:, index] for index in range(slices))).sum(1)
+    """Sum [G, N, C] over N."""
+    # Without the barriers, what is summed would be computed again for each slice, and sums for each of their users.
+    while len(slices := _slices(jax.lax.optimization_barrier(x))) > 1:
+        x = functools.reduce(jnp.add, slices)
+    return jax.lax.optimization_barrier(x.sum(1))

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vise_jax.models import conv_cpu
+from vise_jax.models.conv import kept
+from vise_jax.models.sums import spread, sums
 
 
 class BatchNorm(nnx.Module):
@@ -110,15 +111,18 @@ def _statistics(x: jax.Array, running: jax.Array) -> tuple[jax.Array, jax.Array]
     Values are shifted by the mean of the group's first example. On TPUs it is the running mean [G, C], so that the sums
     are a part of the convolution that computes x.
     """
-    x = x.astype(jnp.float32)
     return _moments(x, jax.lax.platform_dependent(x, running, tpu=_running, default=_of_first))
 
 
 def _moments(x: jax.Array, center: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Compute mean and biased variance from x - center: a small variance would be lost in E[x²] beside a large mean."""
+
+    def terms(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        deviation = x.astype(jnp.float32) - spread(center, x)
+        return deviation, jnp.square(deviation)
+
+    total, squares = sums(terms, x)
     count = x.shape[1] * x.shape[2] * x.shape[3]
-    deviation = x - _spread(center)
-    total, squares = _sums(deviation, jnp.square(deviation))
     return center + total / count, jnp.maximum(squares / count - jnp.square(total / count), 0)
 
 
@@ -127,29 +131,8 @@ def _running(_: jax.Array, running: jax.Array) -> jax.Array:
 
 
 def _of_first(x: jax.Array, _: jax.Array) -> jax.Array:
-    return x[:, 0].mean((1, 2))
-
-
-def _sums(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Sum arrays [G, B, H, W, C] over examples, height and width: a [G, C] of each."""
-    return jax.lax.platform_dependent(*arrays, cpu=conv_cpu.sums, tpu=_sums_apart, default=_sums_at_once)
-
-
-def _sums_apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Sum one array after the other. XLA's TPU compiler fuses these sums itself, and not `_sums_at_once`."""
-    return tuple(x.sum((1, 2, 3)) for x in arrays)
-
-
-def _sums_at_once(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Sum all arrays in one pass over what they are computed from."""
-    zeros = (jnp.zeros((), jnp.float32),) * len(arrays)
-    add = lambda a, b: tuple(map(jnp.add, a, b))  # noqa: E731
-    return tuple(jax.lax.reduce(arrays, zeros, add, (1, 2, 3)))
-
-
-def _spread(values: jax.Array) -> jax.Array:
-    """Reshape [G, C] to [G, 1, 1, 1, C]."""
-    return values[:, None, None, None]
+    (total,) = sums(lambda x: (x.astype(jnp.float32),), x[:, 0])
+    return total / (x.shape[2] * x.shape[3])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -175,12 +158,19 @@ def _forward(epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array, ru
 
 def _backward(epsilon: float, saved: tuple, gradients: tuple) -> tuple:
     x, mean, inverse, scale = saved
-    dy = gradients[0].astype(jnp.float32)
-    normalized = (x.astype(jnp.float32) - _spread(mean)) * _spread(inverse)
-    dbias, dscale = _sums(dy, dy * normalized)
+    dy = kept(gradients[0])
+
+    def normalized(x: jax.Array) -> jax.Array:
+        return (x.astype(jnp.float32) - spread(mean, x)) * spread(inverse, x)
+
+    def terms(x: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        dy = dy.astype(jnp.float32)
+        return dy, dy * normalized(x)
+
+    dbias, dscale = sums(terms, x, dy)
     count = x.shape[1] * x.shape[2] * x.shape[3]
-    dx = dy - _spread(dbias / count) - normalized * _spread(dscale / count)
-    dx = dx * _spread(inverse * scale[None])
+    dx = dy.astype(jnp.float32) - spread(dbias / count, x) - normalized(x) * spread(dscale / count, x)
+    dx = dx * spread(inverse * scale[None], x)
     return dx.astype(x.dtype), dscale.sum(0), dbias.sum(0), jnp.zeros_like(mean)
 
 

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from vise_jax import models
+from vise_jax.models.sums import norm
 from vise_jax.training import sharding
 from vise_jax.training import state as train_state
 from vise_jax.training.optimizer import Rate
@@ -118,8 +119,8 @@ def make_train_step(
             **{f"loss_{name}": term for name, term in terms.items()},
             # A grid of learning rates shares one program: the peak is then part of the state.
             "learning_rate": rate(state.step) * optax.tree.get(opt_state, "peak_rate", 1.0),
-            "gradient_norm": optax.tree.norm(grads),
-            "parameter_norm": optax.tree.norm(params),
+            "gradient_norm": norm(jax.tree.leaves(grads)),
+            "parameter_norm": norm(jax.tree.leaves(params)),
             "corrupt_examples": corrupt_examples,
             "signals": counts["signals"],
         }

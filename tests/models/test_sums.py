@@ -28,4 +28,7 @@ def test_sums_are_those_of_numpy(function, shape):
 def test_norm_is_that_of_numpy():
     arrays = [np.random.default_rng(0).normal(size=shape) for shape in [(3, 3, 8, 16), (16,), (5, 7), (1, 1, 2, 1)]]
     expected = np.linalg.norm(np.concatenate([array.ravel() for array in arrays]))
-    assert float(sums.norm([jnp.asarray(array, jnp.float32) for array in arrays])) == pytest.approx(expected, rel=1e-6)
+    arrays = [jnp.asarray(array, jnp.float32) for array in arrays]
+    assert float(sums.norm(arrays)) == pytest.approx(expected, rel=1e-6)
+    for function in (conv_cpu.sum_of_squares, sums._sum_of_squares):
+        assert float(function(*arrays)) == pytest.approx(expected**2, rel=1e-6)

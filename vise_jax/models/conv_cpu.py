@@ -16,8 +16,10 @@ from vise_jax.models import conv_xla
 # drops before it fuses: without them, each user of an activation computes it again, from the convolutions of all blocks
 # before.
 COMPILER_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "", "xla_disable_hlo_passes": "cse_barrier_expander"}
-# Slices that are summed at a time.
-_SLICES = 16
+# Slices that are summed at a time: as many again take longer to compile, and are no faster.
+_SLICES = 8
+# Rows that XLA sums in one loop; of more it makes windows first.
+_ROWS = 32
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
@@ -126,9 +128,8 @@ def _batched(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.A
 def sums(terms: Callable[..., tuple[jax.Array, ...]], *arrays: jax.Array) -> tuple[jax.Array, ...]:
     """Sum what `terms` computes from arrays [G, ..., C] over the dimensions between: a [G, C] of each.
 
-    XLA sums one channel after the other, in strides of C. The sum of up to 16 slices is a loop over channels, and so
-    is that of the slices of its result. The terms are computed from each slice: XLA would write those of whole arrays
-    to memory first.
+    XLA sums one channel after the other, in strides of C. The sum of a few slices is a loop over channels. The terms
+    are computed from each slice: those of whole arrays XLA would write to memory first.
     """
     parts = zip(*map(_slices, arrays), strict=True)
     return tuple(
@@ -137,7 +138,7 @@ def sums(terms: Callable[..., tuple[jax.Array, ...]], *arrays: jax.Array) -> tup
 
 
 def _slices(x: jax.Array) -> list[jax.Array]:
-    """Cut [G, ..., C] into up to 16 slices [G, N, C] of equal size."""
+    """Cut [G, ..., C] into a few slices [G, N, C] of equal size."""
     groups, channels = x.shape[0], x.shape[-1]
     rows = x.size // (groups * channels)
     count = max(count for count in range(1, _SLICES + 1) if rows % count == 0)
@@ -148,6 +149,11 @@ def _slices(x: jax.Array) -> list[jax.Array]:
 def _sum(x: jax.Array) -> jax.Array:
     """Sum [G, N, C] over N."""
     # Without the barriers, what is summed would be computed again for each slice, and sums for each of their users.
-    while len(slices := _slices(jax.lax.optimization_barrier(x))) > 1:
+    while x.shape[1] > _ROWS and len(slices := _slices(jax.lax.optimization_barrier(x))) > 1:
         x = functools.reduce(jnp.add, slices)
     return jax.lax.optimization_barrier(x.sum(1))
+
+
+def sum_of_squares(*arrays: jax.Array) -> jax.Array:
+    """Sum the squares of all arrays, as products: XLA would write the squares to memory first."""
+    return jnp.stack([jnp.vdot(array, array) for array in arrays]).sum()

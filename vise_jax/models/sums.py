@@ -34,8 +34,11 @@ def spread(values: jax.Array, like: jax.Array) -> jax.Array:
 
 def norm(arrays: list[jax.Array]) -> jax.Array:
     """Return the Euclidean norm of all arrays together, a float32 scalar."""
-    squares = [sums(lambda x: (jnp.square(x),), array.reshape(1, -1, *array.shape[-1:]))[0].sum() for array in arrays]
-    return jnp.sqrt(jnp.stack(squares).sum())
+    return jnp.sqrt(jax.lax.platform_dependent(*arrays, cpu=conv_cpu.sum_of_squares, default=_sum_of_squares))
+
+
+def _sum_of_squares(*arrays: jax.Array) -> jax.Array:
+    return jnp.stack([jnp.square(array).sum() for array in arrays]).sum()
 
 
 def _between(array: jax.Array) -> tuple[int, ...]:

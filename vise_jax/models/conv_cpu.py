@@ -60,7 +60,7 @@ def _grouped_kernel_gradient(x: jax.Array, cotangent: jax.Array, stride: int, gr
 
     def of_group(_: None, operands: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
         images, cotangent = operands
-        patches = jnp.concatenate(_taps(images, shape, stride), axis=-1).reshape(rows, -1)
+        patches = _patches(images, shape, stride).reshape(rows, -1)
         return None, jax.lax.optimization_barrier(patches).T @ cotangent
 
     inputs = jax.lax.optimization_barrier((_padded_groups(x, groups), cotangents))
@@ -110,8 +110,8 @@ def _batched(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.A
     batch, height, width, channels = x.shape
     size, out = channels // groups, kernel.shape[-1]
     rows, columns = -(-height // stride), -(-width // stride)
-    taps = _taps(_padded_groups(x, groups), (rows, columns), stride)  # each [G, B, rows, columns, size]
-    patches = jnp.concatenate(taps, axis=-1).reshape(groups, batch * rows * columns, 9 * size)
+    patches = _patches(_padded_groups(x, groups), (rows, columns), stride)
+    patches = patches.reshape(groups, batch * rows * columns, 9 * size)
     matrices = jnp.moveaxis(kernel.reshape(9 * size, groups, out // groups), 1, 0)
     products = jax.lax.dot_general(patches, matrices, (((2,), (1,)), ((0,), (0,))))
     products = products.reshape(groups, batch, rows, columns, out // groups)
@@ -124,14 +124,11 @@ def _padded_groups(x: jax.Array, groups: int) -> jax.Array:
     return jnp.pad(major, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
 
 
-def _taps(padded: jax.Array, shape: tuple[int, ...], stride: int) -> list[jax.Array]:
-    """Return what each of a 3x3 kernel's nine elements sees of padded images, [..., *shape, S]."""
-    (rows, columns), last = shape, (stride - 1)
-    return [
-        padded[..., i : i + rows * stride - last : stride, j : j + columns * stride - last : stride, :]
-        for i in range(3)
-        for j in range(3)
-    ]
+def _patches(padded: jax.Array, shape: tuple[int, ...], stride: int) -> jax.Array:
+    """Return what the nine elements of a 3x3 kernel see of padded images, side by side: [..., *shape, 9 * S]."""
+    ends = [(size - 1) * stride + 1 for size in shape]
+    taps = [padded[..., i : i + ends[0] : stride, j : j + ends[1] : stride, :] for i in range(3) for j in range(3)]
+    return jnp.concatenate(taps, axis=-1)
 
 
 def sums(terms: Callable[..., tuple[jax.Array, ...]], *arrays: jax.Array) -> tuple[jax.Array, ...]:

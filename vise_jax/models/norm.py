@@ -99,10 +99,8 @@ class FrozenBatchNorm(nnx.Module):
 
 def _affine(x: jax.Array, mean: jax.Array, gain: jax.Array, bias: jax.Array) -> jax.Array:
     """Compute (x - mean) * gain + bias in float32; mean and gain are [C], or [G, C] for x [G, B, H, W, C]."""
-    shape = (*mean.shape[:-1], *(1,) * (x.ndim - mean.ndim), mean.shape[-1])
-    centered = x.astype(jnp.float32) - mean.reshape(shape)
-    bias = bias.reshape((1,) * (x.ndim - 1) + (-1,))
-    return (centered * gain.reshape(shape) + bias).astype(x.dtype)
+    centered = x.astype(jnp.float32) - spread(mean, x)
+    return (centered * spread(gain, x) + spread(bias, x)).astype(x.dtype)
 
 
 def _statistics(x: jax.Array, running: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -28,8 +28,8 @@ def sums(terms: Terms, *arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def spread(values: jax.Array, like: jax.Array) -> jax.Array:
-    """Reshape [G, C] to [G, 1, ..., 1, C], with as many dimensions as `like`."""
-    return values.reshape(values.shape[0], *(1,) * (like.ndim - 2), values.shape[1])
+    """Reshape [G, C] to [G, 1, ..., 1, C], or [C] to [1, ..., 1, C], with as many dimensions as `like`."""
+    return values.reshape(*values.shape[:-1], *(1,) * (like.ndim - values.ndim), values.shape[-1])
 
 
 def norm(arrays: list[jax.Array]) -> jax.Array:

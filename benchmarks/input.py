@@ -36,7 +36,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
 import numpy as np
 from absl import flags
-from measuring import ratio
+from measuring import Prepared, Variant, ratio, take_turns
 from PIL import Image
 
 from vise_jax import cli, config, machine
@@ -86,13 +85,10 @@ def main(words: list[str]) -> None:
         settings = Settings(Path(name), batch_size, THREADS.value, LARGE.value)
         file_bytes = write_photos(settings.directory, count, settings.large)
         print(f"{count} photographs of {file_bytes / count / 1000:.0f} KB", flush=True)
-        crews = {variant: Crew(variant, settings) for variant in installed(settings.large)}
-        seconds: dict[str, list[float]] = {variant: [] for variant in crews}
-        for _ in range(rounds):
-            for variant, crew in crews.items():
-                seconds[variant].append(crew.turn(batches))
-        peaks = {variant: crew.end() for variant, crew in crews.items()}
-    speeds = {variant: batch_size * batches / np.array(times) for variant, times in seconds.items()}
+        variants = {name: Variant(prepare, name, settings) for name in installed(settings.large)}
+        seconds = take_turns(variants, rounds, batches)
+        peaks = {name: variant.end() for name, variant in variants.items()}
+    speeds = {variant: batch_size * batches / times for variant, times in seconds.items()}
     medians = {variant: float(np.median(speed)) for variant, speed in speeds.items()}
     for variant, speed in medians.items():
         print(f"{variant}: {speed:,.0f} images/s, {peaks[variant] / 2**20:,.0f} MiB at most, its processes added up")
@@ -182,45 +178,22 @@ def installed(large: bool = False) -> list[str]:
     return variants
 
 
-class Crew:
-    """A variant in a process of its own, so that no library's threads or memory are another's; returns once it runs."""
+def prepare(variant: str, settings: Settings) -> Prepared:
+    """Return a function that times batches, and one for the peak memory in bytes of this process and its children."""
+    images = _batches(variant, settings)
 
-    def __init__(self, variant: str, settings: Settings):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        # Not a daemon: a DataLoader has children.
-        self._process = context.Process(target=_serve, args=(variant, settings, theirs))
-        self._process.start()
-        theirs.close()
-        self.turn(1)
-
-    def turn(self, batches: int) -> float:
-        """Return the seconds for `batches` batches."""
-        self._pipe.send(batches)
-        return self._pipe.recv()
-
-    def end(self) -> int:
-        """Return the peak memory in bytes of the process and its children."""
-        self._pipe.send(0)
-        peak = self._pipe.recv()
-        self._process.join()
-        return peak
-
-
-def _serve(variant: str, settings: Settings, pipe: Connection) -> None:
-    images = prepare(variant, settings)
-    while batches := pipe.recv():
+    def turn(batches: int) -> float:
         for _ in range(QUEUED):
             next(images)
         start = time.perf_counter()
         for _ in range(batches):
             next(images)
-        pipe.send(time.perf_counter() - start)
-    pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)]
-    pipe.send(sum(map(_peak_bytes, pids)))
+        return time.perf_counter() - start
+
+    return turn, _peak_bytes
 
 
-def prepare(variant: str, settings: Settings) -> Iterator[Any]:
+def _batches(variant: str, settings: Settings) -> Iterator[Any]:
     """Yield batches without end: uint8 [B, S, S, 3], or the output of a decoder alone."""
     return _ours(settings, variant == SCALED) if variant in (OURS, SCALED) else _theirs(variant, settings)
 
@@ -274,7 +247,11 @@ def _decoded_in_threads(paths: list[Path], settings: Settings) -> Iterator[list[
             yield list(pool.map(pixels, itertools.islice(endless, settings.batch_size)))
 
 
-def _peak_bytes(pid: int) -> int:
+def _peak_bytes() -> int:
+    return sum(map(_peak_of, [os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)]))
+
+
+def _peak_of(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
 

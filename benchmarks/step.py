@@ -5,9 +5,10 @@
     python benchmarks/step.py --encoders resnet18 --width 32 --image_size 64 --batch 64   # the demo's encoder
 
 A step is what `train.py` does with a batch: flip and normalize uint8 images, forward, Eq. 1 on two heads, backward,
-SGD with momentum and weight decay; on one device. All variants take turns, round by round, so that a machine that
-slows down slows all of them. The last line is one JSON object; a ratio above 1 means that this project is ahead of
-PyTorch's best variant.
+SGD with momentum and weight decay; on one device. Each variant is a process of its own, which has compiled before a
+clock starts: in one process, PyTorch's and XLA's threads and memory slow each other down. They take turns, round by
+round, so that a machine that slows down slows all of them. The last line is one JSON object; a ratio above 1 means that
+this project is ahead of PyTorch's best variant.
 """
 
 import importlib.metadata
@@ -28,13 +29,14 @@ import jax
 import numpy as np
 import training_step
 from absl import flags
-from measuring import ratio
+from measuring import Prepared, Variant, ratio, take_turns
 
 from vise_jax import cli
 from vise_jax.errors import UserError
 from vise_jax.training import sharding
 from vise_jax.training import state as train_state
 
+OURS = "vise_jax"
 PEERS = ("eager nchw", "eager channels_last", "compiled nchw", "compiled channels_last")
 
 QUICK = flags.DEFINE_bool("quick", False, "ResNet-18, 4 images of 64 pixels, 2 rounds, no torch.compile: a smoke test.")
@@ -49,8 +51,6 @@ PEER_NAMES = flags.DEFINE_list("peers", None, f"PyTorch's variants, of: {', '.jo
 ROUNDS = flags.DEFINE_integer("rounds", None, "Turns that each variant takes; 10 if not said.", 1)
 STEPS = flags.DEFINE_integer("steps", None, "Steps in a turn; 10 on a GPU and 1 elsewhere if not said.", 1)
 
-Step = Callable[[int], None]
-
 
 def main(_: list[str]) -> None:
     on_gpu, quick = jax.default_backend() == "gpu", QUICK.value
@@ -64,20 +64,20 @@ def main(_: list[str]) -> None:
     encoders, ratios = {}, {}
     for name in names:
         batch = training_step.batch(batch_size, image_size)
-        variants = {"vise_jax": prepare(name, WIDTH.value, batch, dtype)}
-        variants |= {f"torch {peer}": _prepare_torch(name, batch, peer, dtype) for peer in peers}
-        seconds = measure({variant: step for variant, (step, _) in variants.items()}, rounds, steps)
-        speeds = {variant: batch_size * steps / np.asarray(times) for variant, times in seconds.items()}
+        variants = {OURS: Variant(prepare, name, WIDTH.value, batch, dtype)}
+        variants |= {f"torch {peer}": Variant(_prepare_torch, name, WIDTH.value, batch, dtype, peer) for peer in peers}
+        seconds = take_turns(variants, rounds, steps)
+        speeds = {variant: batch_size * steps / times for variant, times in seconds.items()}
         encoders[name] = {
-            variant: {"images_per_second": float(np.median(speeds[variant])), "peak_bytes": peak}
-            for variant, (_, peak) in variants.items()
+            variant: {"images_per_second": float(np.median(speeds[variant])), "peak_bytes": process.end()}
+            for variant, process in variants.items()
         }
         for variant, found in encoders[name].items():
             peak = "" if found["peak_bytes"] is None else f", {found['peak_bytes'] / 2**30:.2f} GiB at most"
             print(f"{name}, {variant}: {found['images_per_second']:.2f} images/s{peak}", flush=True)
-        best = max(speeds, key=lambda variant: -1 if variant == "vise_jax" else np.median(speeds[variant]))
-        if best != "vise_jax":
-            ratios[f"torch {name}"] = {"best": best, **ratio(speeds["vise_jax"], speeds[best])}
+        best = max(speeds, key=lambda variant: -1 if variant == OURS else np.median(speeds[variant]))
+        if best != OURS:
+            ratios[f"torch {name}"] = {"best": best, **ratio(speeds[OURS], speeds[best])}
     print(
         json.dumps(
             {
@@ -97,8 +97,8 @@ def main(_: list[str]) -> None:
     )
 
 
-def prepare(name: str, width: int, batch: dict[str, np.ndarray], dtype: str) -> tuple[Step, int | None]:
-    """Compile the training step of `train.py`; return a function that takes a number of steps, and the peak memory."""
+def prepare(name: str, width: int, batch: dict[str, np.ndarray], dtype: str) -> Prepared:
+    """Compile the training step of `train.py`; its description is its peak memory."""
     size, side = batch["images"].shape[:2]
     step, state, mesh, layout = training_step.build(
         name, width=width, batch_size=size, image_size=side, dtype=dtype, devices=jax.devices()[:1]
@@ -117,20 +117,18 @@ def prepare(name: str, width: int, batch: dict[str, np.ndarray], dtype: str) -> 
 
     memory = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return run, held + memory.temp_size_in_bytes
+    return timed(run), lambda: held + memory.temp_size_in_bytes
 
 
-def measure(variants: dict[str, Step], rounds: int, steps: int) -> dict[str, list[float]]:
-    """Return the seconds of each variant for `steps` steps in every round, interleaved, after a warm-up."""
-    for step in variants.values():
-        step(2)
-    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
-    for _ in range(rounds):
-        for variant, step in variants.items():
-            start = time.perf_counter()
-            step(steps)
-            seconds[variant].append(time.perf_counter() - start)
-    return seconds
+def timed(run: Callable[[int], None]) -> Callable[[int], float]:
+    """Return a function that takes a number of steps as `run` does, and returns their seconds."""
+
+    def turn(steps: int) -> float:
+        start = time.perf_counter()
+        run(steps)
+        return time.perf_counter() - start
+
+    return turn
 
 
 def _peers(names: list[str] | tuple[str, ...]) -> list[str]:
@@ -143,14 +141,15 @@ def _peers(names: list[str] | tuple[str, ...]) -> list[str]:
     return list(names)
 
 
-def _prepare_torch(name: str, batch: dict[str, np.ndarray], peer: str, dtype: str) -> tuple[Step, int | None]:
+def _prepare_torch(name: str, width: int, batch: dict[str, np.ndarray], dtype: str, peer: str) -> Prepared:
     sys.path.insert(0, str(Path(__file__).parent / "peers"))
     import torch_step
 
     how, layout = peer.split()
-    return torch_step.prepare(
-        name, training_step.HEADS, batch, layout=layout, compiled=how == "compiled", dtype=dtype, width=WIDTH.value
+    run, peak = torch_step.prepare(
+        name, training_step.HEADS, batch, layout=layout, compiled=how == "compiled", dtype=dtype, width=width
     )
+    return timed(run), lambda: peak
 
 
 def _version(module: str) -> Any:

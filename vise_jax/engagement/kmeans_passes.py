@@ -23,7 +23,7 @@ _CPU_TILE, _ACCELERATOR_TILE = (2**20, 1024), (2**26, 65536)
 _SMALLEST_TILE = 64
 # Bytes of points that go to a device at a time, and the number of blocks that even few points are divided into.
 _BLOCK_BYTES, _LEAST_BLOCKS = 2**26, 4
-# XLA's argmin is a scalar loop on CPU; minima over groups of this many centroids, and then within one group, are not.
+# XLA's argmin is a scalar loop on CPU. Selections between rows, one centroid of each group, are not.
 _GROUP = 32
 
 
@@ -209,17 +209,28 @@ def _work(x: jax.Array, points: jax.Array, centroids: jax.Array, tile: int) -> t
 
 
 def _padded(centroids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return |c|^2 [K] and -2c [D, K], padded to full groups with centroids that nothing is near."""
+    """Return |c|^2 [32, G] and -2c [D, 32 * G] of groups of 32 centroids, the first of all groups first.
+
+    The last group is filled up with centroids that nothing is near.
+    """
     rest = -len(centroids) % _GROUP
     norms = jnp.pad(jnp.sum(centroids * centroids, axis=1), (0, rest), constant_values=jnp.inf)
-    return norms, jnp.pad(-2 * centroids.T, ((0, 0), (0, rest)))
+    table = jnp.pad(-2 * centroids, ((0, rest), (0, 0))).reshape(-1, _GROUP, centroids.shape[1])
+    return norms.reshape(-1, _GROUP).T, table.transpose(2, 1, 0).reshape(centroids.shape[1], -1)
 
 
 def _nearest(x: jax.Array, norms: jax.Array, table: jax.Array) -> jax.Array:
     """Return labels int32 [N], the first of ties: argmin over k of |c|^2 - 2xc."""
-    distances = (norms[None, :] + dot(x, table)).reshape(len(x), -1, _GROUP)
-    group = _first_minimum(jnp.min(distances, axis=2))
-    return group * _GROUP + _first_minimum(jnp.take_along_axis(distances, group[:, None, None], axis=1)[:, 0])
+    products = dot(x, table).reshape(len(x), *norms.shape)
+    smallest = jnp.full((len(x), norms.shape[1]), jnp.inf)
+    number = jnp.zeros(smallest.shape, jnp.int32)
+    for row in range(_GROUP):
+        distances = norms[None, row] + products[:, row]
+        nearer = distances < smallest
+        number = jnp.where(nearer, row, number)
+        smallest = jnp.where(nearer, distances, smallest)
+    group = _first_minimum(smallest)
+    return group * _GROUP + jnp.take_along_axis(number, group[:, None], axis=1)[:, 0]
 
 
 def _first_minimum(values: jax.Array) -> jax.Array:

@@ -4,8 +4,9 @@
     python benchmarks/kmeans.py --points 50000 --dimensions 64 --clusters 500 --rounds 5
 
 Points are overlapping Gaussian blobs scaled to length 1, as phi_C is. Each does the same number of Lloyd
-iterations from the same points; ours and scikit-learn's also compute the final inertia, which faiss does not. They are
-interleaved, round by round. The peak memory is that of a separate process, which fits points from a memory-mapped file.
+iterations from the same points; ours and scikit-learn's also compute the final inertia, which faiss does not. Each is a
+process of its own; they take turns, round by round. The peak memory is that of a process that fits points from a
+memory-mapped file.
 faiss: pip install faiss-cpu.
 The last line is one JSON object; a ratio above 1 means that this project is ahead.
 """
@@ -13,11 +14,11 @@ The last line is one JSON object; a ratio above 1 means that this project is ahe
 import importlib.metadata
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "shared"))
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent / "shared"))
 import jax
 import numpy as np
 from absl import flags
-from measuring import ratio
+from measuring import Prepared, Variant, ratio, take_turns
 
 from vise_jax import cli
 from vise_jax.engagement import kmeans
@@ -39,8 +40,6 @@ ROUNDS = flags.DEFINE_integer("rounds", None, "Turns that each takes; 5 if not s
 DISK_POINTS = flags.DEFINE_integer("disk_points", None, "Points on disk, of 128 dimensions; 2,000,000 if not said.", 1)
 FILE = flags.DEFINE_string("file", None, "For the benchmark itself: fit the points of this file, print peak memory.")
 
-Fit = Callable[[], float]
-
 
 def main(words: list[str]) -> None:
     cli.no_words(words)
@@ -50,20 +49,13 @@ def main(words: list[str]) -> None:
         _fit_file(Path(FILE.value), clusters)
         return
     count, rounds = POINTS.value or (5_000 if quick else 200_000), ROUNDS.value or (2 if quick else 5)
-    x = blobs(count, DIMENSIONS.value, 2 * clusters)
-    start = x[np.random.default_rng(1).choice(count, clusters, replace=False)]
-    fits = variants(x, start, ITERATIONS.value)
-    seconds: dict[str, list[float]] = {name: [] for name in fits}
-    inertia = {name: fit() for name, fit in fits.items()}
-    for _ in range(rounds):
-        for name, fit in fits.items():
-            began = time.perf_counter()
-            fit()
-            seconds[name].append(time.perf_counter() - began)
+    fits = {name: Variant(prepare, name, count, DIMENSIONS.value, clusters, ITERATIONS.value) for name in installed()}
+    seconds = take_turns(fits, rounds, 1)
+    inertia = {name: fit.end() for name, fit in fits.items()}
     for name, times in seconds.items():
         print(f"{name}: {np.median(times):.2f} s, inertia {inertia[name]:.6g}", flush=True)
-    ours = 1 / np.array(seconds.pop("vise_jax"))
-    ratios = {name: ratio(ours, 1 / np.array(times)) for name, times in seconds.items()}
+    ours = 1 / seconds.pop("vise_jax")
+    ratios = {name: ratio(ours, 1 / times) for name, times in seconds.items()}
     for name, found in ratios.items():
         print(f"{found['median']:.2f} times {name} ({found['low']:.2f} to {found['high']:.2f})")
     disk = _on_disk(DISK_POINTS.value or (20_000 if quick else 2_000_000), clusters)
@@ -103,30 +95,48 @@ def blobs(count: int, dimensions: int, centers: int) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def variants(x: np.ndarray, start: np.ndarray, iterations: int) -> dict[str, Fit]:
-    """Return functions that fit with each library and return the inertia of their centroids."""
+def installed() -> list[str]:
+    """Return the libraries that can run here."""
+    if importlib.util.find_spec("faiss"):
+        return ["vise_jax", "scikit-learn", "faiss"]
+    print("faiss is not installed (pip install faiss-cpu): not compared with.")
+    return ["vise_jax", "scikit-learn"]
+
+
+def prepare(name: str, count: int, dimensions: int, clusters: int, iterations: int) -> Prepared:
+    """Return a function that times fits of a library, and one for the inertia of its last centroids."""
+    x = blobs(count, dimensions, 2 * clusters)
+    start = x[np.random.default_rng(1).choice(count, clusters, replace=False)]
+    fit = {"vise_jax": _ours, "scikit-learn": _scikit_learn, "faiss": _faiss}[name]
+    inertia = [math.nan]
+
+    def turn(fits: int) -> float:
+        began = time.perf_counter()
+        for _ in range(fits):
+            inertia[0] = fit(x, start, iterations)
+        return time.perf_counter() - began
+
+    return turn, lambda: inertia[0]
+
+
+def _ours(x: np.ndarray, start: np.ndarray, iterations: int) -> float:
+    return kmeans.fit(x, len(start), init=start, iterations=iterations, seed=0).inertia
+
+
+def _scikit_learn(x: np.ndarray, start: np.ndarray, iterations: int) -> float:
     from sklearn.cluster import KMeans
 
-    def ours() -> float:
-        return kmeans.fit(x, len(start), init=start, iterations=iterations, seed=0).inertia
+    fitted = KMeans(len(start), init=start, n_init=1, max_iter=iterations, tol=0, algorithm="lloyd").fit(x)
+    return float(fitted.inertia_)
 
-    def sklearn() -> float:
-        fitted = KMeans(len(start), init=start, n_init=1, max_iter=iterations, tol=0, algorithm="lloyd").fit(x)
-        return float(fitted.inertia_)
 
-    fits: dict[str, Fit] = {"vise_jax": ours, "scikit-learn": sklearn}
-    if not importlib.util.find_spec("faiss"):
-        print("faiss is not installed (pip install faiss-cpu): not compared with.")
-        return fits
+def _faiss(x: np.ndarray, start: np.ndarray, iterations: int) -> float:
     import faiss
 
-    def faiss_kmeans() -> float:
-        every = {"min_points_per_centroid": 1, "max_points_per_centroid": len(x)}
-        fitted = faiss.Kmeans(x.shape[1], len(start), niter=iterations, **every)
-        fitted.train(x, init_centroids=start)
-        return float(np.asarray(fitted.obj)[-1])
-
-    return {**fits, "faiss": faiss_kmeans}
+    every = {"min_points_per_centroid": 1, "max_points_per_centroid": len(x)}
+    fitted = faiss.Kmeans(x.shape[1], len(start), niter=iterations, **every)
+    fitted.train(x, init_centroids=start)
+    return float(np.asarray(fitted.obj)[-1])
 
 
 def _on_disk(count: int, clusters: int) -> dict[str, float]:

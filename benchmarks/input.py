@@ -180,7 +180,7 @@ def installed(large: bool = False) -> list[str]:
 
 def prepare(variant: str, settings: Settings) -> Prepared:
     """Return a function that times batches, and one for the peak memory in bytes of this process and its children."""
-    images = _batches(variant, settings)
+    images = batches_of(variant, settings)
 
     def turn(batches: int) -> float:
         for _ in range(QUEUED):
@@ -193,7 +193,7 @@ def prepare(variant: str, settings: Settings) -> Prepared:
     return turn, _peak_bytes
 
 
-def _batches(variant: str, settings: Settings) -> Iterator[Any]:
+def batches_of(variant: str, settings: Settings) -> Iterator[Any]:
     """Yield batches without end: uint8 [B, S, S, 3], or the output of a decoder alone."""
     return _ours(settings, variant == SCALED) if variant in (OURS, SCALED) else _theirs(variant, settings)
 

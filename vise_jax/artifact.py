@@ -45,6 +45,8 @@ _LIBRARIES = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs")
 _RENEWED, _ABANDONED = 5.0, 30.0
 # Bytes of an object that are read at a time where it is read in order, and how many of these at most are read ahead.
 _READ_BYTES, _AHEAD = 4 << 20, 16
+# Bytes of a file on disk that are read at a time.
+_BLOCK_BYTES = 256 << 10
 
 
 def location(name: str | Path) -> Path:
@@ -229,15 +231,21 @@ class _Object(io.RawIOBase):
         return self._offset
 
     def readinto(self, buffer: Any) -> int:
-        wanted = self._part(self._offset, len(buffer))
+        content = self.next_bytes(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def next_bytes(self, count: int) -> bytes:
+        """Return a number of bytes, fewer at the end only."""
+        wanted = self._part(self._offset, count)
         if wanted.start == wanted.stop:
-            return 0
+            return b""
         self._in_order = min(self._in_order + 1, _AHEAD) if self._offset == self._end else 0
         if self._ahead and self._ahead[0][0] != wanted:
             self._ahead.clear()
         wait = self._ahead.popleft()[1] if self._ahead else begin_read(self._path, wanted)
         while len(self._ahead) < min(4**self._in_order - 1, _AHEAD):
-            following = self._part(self._ahead[-1][0].stop if self._ahead else wanted.stop, len(buffer))
+            following = self._part(self._ahead[-1][0].stop if self._ahead else wanted.stop, count)
             if following.start == following.stop:
                 break
             self._ahead.append((following, begin_read(self._path, following)))
@@ -247,10 +255,9 @@ class _Object(io.RawIOBase):
             content, generation = b"", None
         if generation != (self._generation or generation) or not content:
             raise UserError(f"{self._path} was changed while it was read: let it rest, and run the same command again.")
-        buffer[: len(content)] = content
         self._offset = self._end = wanted.stop
         self._generation = generation
-        return len(content)
+        return content
 
     def _part(self, offset: int, length: int) -> slice:
         return slice(offset, max(min(offset + length, self._size), offset))
@@ -266,6 +273,21 @@ def open_file(path: Path) -> io.BufferedReader:
     if is_remote(path):
         return io.BufferedReader(_Object(path), _READ_BYTES)
     return open(path, "rb")
+
+
+def blocks(path: Path) -> Iterator[bytes]:
+    """Yield all bytes of a file, up to 4 MiB at a time.
+
+    Raises:
+        OSError: it can't be read.
+        UserError: as `explained`.
+    """
+    if is_remote(path):
+        # Not through `open_file`, whose buffer is one more copy.
+        yield from iter(functools.partial(_Object(path).next_bytes, _READ_BYTES), b"")
+        return
+    with open(path, "rb") as file:
+        yield from iter(functools.partial(file.read, _BLOCK_BYTES), b"")
 
 
 def first_bytes(path: Path, count: int) -> bytes:
@@ -582,8 +604,10 @@ def fingerprint(value: Any) -> str:
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 (hex) of a file's bytes."""
-    with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for block in blocks(path):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ def test_shards_and_files_hold_the_same(benchmark: ModuleType, settings) -> None
 
 
 def test_ours_gives_batches_without_end(benchmark: ModuleType, settings) -> None:
-    for batch in itertools.islice(benchmark.prepare(benchmark.OURS, settings), 5):
+    for batch in itertools.islice(benchmark.batches_of(benchmark.OURS, settings), 5):
         assert (batch.shape, batch.dtype) == ((6, 224, 224, 3), np.uint8)
 
 
@@ -76,7 +76,7 @@ def test_peers_give_batches_without_end(benchmark: ModuleType, torch_input: Modu
     for module in benchmark.DECODERS[decoder]:
         pytest.importorskip(module)
     # Without workers: those would be forked from a process that has JAX's threads.
-    batches = benchmark.prepare(f"torch DataLoader, {decoder}", settings._replace(threads=0))
+    batches = benchmark.batches_of(f"torch DataLoader, {decoder}", settings._replace(threads=0))
     for batch in itertools.islice(batches, 5):
         assert (tuple(batch.shape), str(batch.dtype)) == ((6, 224, 224, 3), "torch.uint8")
 

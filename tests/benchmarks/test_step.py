@@ -1,6 +1,7 @@
 """The benchmark of the training step runs where neither torch nor TensorFlow is, and its last line can be read."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,20 +11,28 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# A module that is None in sys.modules can't be imported; find_spec then says that it isn't there.
+# Python runs it when it starts, in the processes of the variants, too. A module that is None in sys.modules can't be
+# imported; find_spec then says that it isn't there.
 WITHOUT = """
-import importlib.util, runpy, sys
+import importlib.util, sys
 sys.modules["tensorflow"] = sys.modules["vise_jax.data"] = None
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
-sys.argv = ["step.py", "--quick", "--encoders", "resnet18", "--batch", "2", "--image_size", "32", "--rounds", "1"]
-runpy.run_path("benchmarks/step.py", run_name="__main__")
 """
 
 
 @pytest.mark.slow
-def test_quick_run_alone():
-    done = subprocess.run([sys.executable, "-c", WITHOUT], cwd=ROOT, capture_output=True, text=True, timeout=300)
+def test_quick_run_alone(tmp_path: Path):
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT)
+    words = ["--quick", "--encoders", "resnet18", "--batch", "2", "--image_size", "32", "--rounds", "1"]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/step.py", *words],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert "torch is not installed" in done.stdout
     result = json.loads(done.stdout.splitlines()[-1])
@@ -58,6 +67,15 @@ def test_ratio_pairs_the_rounds(step):
 
 def test_variants_take_turns(step):
     calls = []
-    seconds = step.measure({name: lambda n, name=name: calls.append((name, n)) for name in "ab"}, rounds=2, steps=3)
-    assert calls == [("a", 2), ("b", 2), ("a", 3), ("b", 3), ("a", 3), ("b", 3)]
-    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+
+    class Variant:
+        def __init__(self, name: str):
+            self.name = name
+
+        def turn(self, steps: int) -> float:
+            calls.append((self.name, steps))
+            return len(calls)
+
+    seconds = step.take_turns({name: Variant(name) for name in "ab"}, rounds=2, steps=3)
+    assert calls == [("a", 3), ("b", 3), ("a", 3), ("b", 3)]
+    assert {name: values.tolist() for name, values in seconds.items()} == {"a": [1, 3], "b": [2, 4]}

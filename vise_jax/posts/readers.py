@@ -412,16 +412,15 @@ def split_file(path: Path, split_bytes: float) -> tuple[str, list[tuple[Cursor, 
 def _split_lines(path: Path, split_bytes: float) -> tuple[str, list[tuple[Cursor, int | None]]]:
     digest, starts = hashlib.sha256(), [BEGINNING]
     offset = lines = 0
-    with artifact.open_file(path) as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-            while True:
-                newline = block.find(b"\n", max(0, int(starts[-1].offset + split_bytes) - 1 - offset))
-                if newline < 0:
-                    break
-                starts.append(Cursor(offset + newline + 1, lines + block.count(b"\n", 0, newline + 1)))
-            lines += block.count(b"\n")
-            offset += len(block)
+    for block in artifact.blocks(path):
+        digest.update(block)
+        while True:
+            newline = block.find(b"\n", max(0, int(starts[-1].offset + split_bytes) - 1 - offset))
+            if newline < 0:
+                break
+            starts.append(Cursor(offset + newline + 1, lines + block.count(b"\n", 0, newline + 1)))
+        lines += block.count(b"\n")
+        offset += len(block)
     inner = [start for start in starts if start.offset < offset] or [BEGINNING]
     ends = [start.offset for start in inner[1:]]
     return digest.hexdigest(), list(zip(inner, [*ends, offset], strict=True))

@@ -1,8 +1,9 @@
-"""Run the quick form of every benchmark and compare its ratios with `expected.json`.
+"""Run the quick form of each benchmark in `expected.json` and compare its ratios with those there.
 
     python benchmarks/regressions.py
     python benchmarks/regressions.py --only step,kmeans
     python benchmarks/regressions.py --update        # write what was measured to expected.json
+    python benchmarks/regressions.py --update --only object_stores        # another one, too
 
 Ratios are compared, never seconds: both sides of a ratio ran in turns on this machine. Quick forms have few rounds, so
 each benchmark has a tolerance, measured as the spread of repeated runs. A ratio below its expected value by more is a
@@ -27,18 +28,18 @@ EXPECTED = Path(__file__).with_name("expected.json")
 # Largest relative decrease of a ratio that is noise, where `expected.json` names none.
 TOLERANCE = 0.3
 
-ONLY = flags.DEFINE_list("only", None, "Names of benchmarks; by default all.")
+ONLY = flags.DEFINE_list("only", None, "Names of benchmarks; by default those of expected.json.")
 UPDATE = flags.DEFINE_bool("update", False, "Write the ratios to expected.json instead of comparing them.")
 
 
 def main(words: list[str]) -> None:
     cli.no_words(words)
     here = Path(__file__)
-    names = sorted(path.stem for path in here.parent.glob("*.py") if path != here)
-    if unknown := sorted(set(ONLY.value or ()) - set(names)):
-        raise UserError(f"--only has no {unknown[0]!r}: choose from {', '.join(names)}.")
-    names = ONLY.value or names
+    there = sorted(path.stem for path in here.parent.glob("*.py") if path != here)
+    if unknown := sorted(set(ONLY.value or ()) - set(there)):
+        raise UserError(f"--only has no {unknown[0]!r}: choose from {', '.join(there)}.")
     expected = json.loads(EXPECTED.read_text())
+    names = ONLY.value or sorted(expected)
     measured = {name: ratios_of(name) for name in names}
     if UPDATE.value:
         for name, ratios in measured.items():
@@ -65,7 +66,7 @@ def ratios_of(name: str) -> dict[str, float]:
     """Run the quick form of a benchmark and return its ratios by peer.
 
     Raises:
-        UserError: the benchmark fails.
+        UserError: the benchmark fails, or has no ratios.
     """
     command = [sys.executable, str(EXPECTED.with_name(f"{name}.py")), "--quick"]
     print(" ".join(command[1:]), flush=True)
@@ -73,6 +74,8 @@ def ratios_of(name: str) -> dict[str, float]:
     if run.returncode:
         raise UserError(f"{command[1]} --quick failed with status {run.returncode}: see above.")
     found = json.loads(run.stdout.splitlines()[-1])
+    if "ratios" not in found:
+        raise UserError(f"{command[1]} compares nothing: leave it out.")
     return {peer: round(ratio["median"], 3) for peer, ratio in found["ratios"].items()}
 
 

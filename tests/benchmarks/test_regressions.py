@@ -1,5 +1,11 @@
 """What counts as a regression."""
 
+import json
+
+import pytest
+
+from vise_jax.errors import UserError
+
 
 def test_a_ratio_below_the_tolerance_is_a_regression(load_benchmark):
     regressions = load_benchmark("regressions")
@@ -19,3 +25,17 @@ def test_a_benchmark_without_expectations_has_none_to_miss(load_benchmark):
     assert regressions.compare({"step": {"torch": 0.1}}, {"step": {}}) == [
         ("step", "torch", "not measured", "0.10", "")
     ]
+
+
+def test_benchmarks_that_compare_nothing_are_left_out(load_benchmark, monkeypatch: pytest.MonkeyPatch):
+    regressions = load_benchmark("regressions")
+    bounds = regressions.EXPECTED.with_name("bounds.py")
+    assert bounds.exists()
+    assert "bounds" not in json.loads(regressions.EXPECTED.read_text())
+    monkeypatch.setattr(regressions.subprocess, "run", lambda command, **_: Done())
+    with pytest.raises(UserError, match=r"bounds\.py compares nothing: leave it out"):
+        regressions.ratios_of("bounds")
+
+
+class Done:
+    returncode, stdout = 0, '{"benchmark": "bounds"}'

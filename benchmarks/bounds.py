@@ -22,7 +22,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).parent / "shared"))
+
 from absl import flags
+from measuring import peak_bytes
 from rich.console import Console
 from rich.table import Table
 
@@ -223,17 +226,12 @@ def _measure(name: str, path: Path, results: Any) -> None:
         __import__(package)
     # Reset the peak.
     Path("/proc/self/clear_refs").write_text("5")
-    before, began = _peak(), time.monotonic()
+    before, began = peak_bytes(), time.monotonic()
     try:
         what = _CASES[name].read(path)
     except UserError as error:
         what = str(error)
-    results.put((_peak() - before, time.monotonic() - began, what.replace(str(path), path.name)))
-
-
-def _peak() -> float:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
+    results.put(((peak_bytes() - before) / 2**20, time.monotonic() - began, what.replace(str(path), path.name)))
 
 
 def main(words: list[str]) -> None:

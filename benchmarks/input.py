@@ -44,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
 import numpy as np
 from absl import flags
-from measuring import Prepared, Variant, ratio, take_turns
+from measuring import Prepared, Variant, peak_bytes, ratio, take_turns
 from PIL import Image
 
 from vise_jax import cli, config, machine
@@ -190,7 +190,7 @@ def prepare(variant: str, settings: Settings) -> Prepared:
             next(images)
         return time.perf_counter() - start
 
-    return turn, _peak_bytes
+    return turn, _peaks_of_all
 
 
 def batches_of(variant: str, settings: Settings) -> Iterator[Any]:
@@ -247,13 +247,9 @@ def _decoded_in_threads(paths: list[Path], settings: Settings) -> Iterator[list[
             yield list(pool.map(pixels, itertools.islice(endless, settings.batch_size)))
 
 
-def _peak_bytes() -> int:
-    return sum(map(_peak_of, [os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)]))
-
-
-def _peak_of(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
+def _peaks_of_all() -> int:
+    children = [child.pid for child in multiprocessing.active_children() if child.pid]
+    return sum(map(peak_bytes, [os.getpid(), *children]))
 
 
 def _version(module: str) -> str | None:

@@ -14,7 +14,6 @@ The last line is one JSON object; a ratio above 1 means that this project is ahe
 import importlib.metadata
 import importlib.util
 import json
-import math
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent / "shared"))
 import jax
 import numpy as np
 from absl import flags
-from measuring import Prepared, Variant, ratio, take_turns
+from measuring import Prepared, Variant, peak_bytes, ratio, take_turns, timed
 
 from vise_jax import cli
 from vise_jax.engagement import kmeans
@@ -108,15 +107,12 @@ def prepare(name: str, count: int, dimensions: int, clusters: int, iterations: i
     x = blobs(count, dimensions, 2 * clusters)
     start = x[np.random.default_rng(1).choice(count, clusters, replace=False)]
     fit = {"vise_jax": _ours, "scikit-learn": _scikit_learn, "faiss": _faiss}[name]
-    inertia = [math.nan]
+    inertia: list[float] = []
 
-    def turn(fits: int) -> float:
-        began = time.perf_counter()
-        for _ in range(fits):
-            inertia[0] = fit(x, start, iterations)
-        return time.perf_counter() - began
+    def run(fits: int) -> None:
+        inertia.extend(fit(x, start, iterations) for _ in range(fits))
 
-    return turn, lambda: inertia[0]
+    return timed(run), lambda: inertia[-1]
 
 
 def _ours(x: np.ndarray, start: np.ndarray, iterations: int) -> float:
@@ -156,18 +152,12 @@ def _on_disk(count: int, clusters: int) -> dict[str, float]:
 def _fit_file(path: Path, clusters: int) -> None:
     x = np.load(path, mmap_mode="r")
     jax.block_until_ready(jax.numpy.zeros(1))
-    idle = _peak_bytes()
+    idle = peak_bytes()
     began = time.perf_counter()
     fitted = kmeans.fit(x, clusters, init=np.array(x[:clusters]), iterations=ITERATIONS.value, seed=0)
     seconds = time.perf_counter() - began
     found = {"points": len(x), "seconds": seconds, "inertia": fitted.inertia}
-    print(json.dumps({**found, "peak_bytes": _peak_bytes(), "idle_bytes": idle}))
-
-
-def _peak_bytes() -> int:
-    """Return the peak memory of this process since it started its program; getrusage counts that of its parent, too."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
+    print(json.dumps({**found, "peak_bytes": peak_bytes(), "idle_bytes": idle}))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent / "shared"))
 
 import numpy as np
 from absl import flags
-from measuring import ratio
+from measuring import peak_bytes, ratio
 
 from vise_jax import cli, config
 from vise_jax.engagement import kmeans
@@ -316,10 +316,8 @@ def _label(start: int, stop: int) -> np.ndarray:
 
 
 def _peak_bytes() -> int:
-    # getrusage would count what this process's parent held when it was started.
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    if Path("/proc/self/status").exists():
+        return peak_bytes()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -6,8 +6,8 @@
 The store is a server on this machine that answers S3's requests from the same files after a latency (50 ms). It has one
 core, and what is timed another one, from the disk as from the store: a store elsewhere takes no cores. Training input:
 batches of 224-pixel crops of simulated photographs. Labeling: one worker, from posts to shards on the local disk, where
-the images are in a tar with the posts, or objects of their own, which take a request each. There are about as many as
-in a WebDataset tar (10,000 by img2dataset), since each file begins with a few requests in turn. Both places take turns,
+the images are in a tar with the posts, or objects of their own, which take a request each. Their number is about that
+of a WebDataset tar (10,000 by img2dataset), since each file begins with a few requests in turn. Both places take turns,
 round by round.
 Needs `pip install -e '.[s3]'`.
 The last line is one JSON object; a ratio of 1 means as fast as the local disk.

@@ -16,8 +16,6 @@ import importlib.util
 import json
 import os
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ import jax
 import numpy as np
 import training_step
 from absl import flags
-from measuring import Prepared, Variant, ratio, take_turns
+from measuring import Prepared, Variant, ratio, take_turns, timed
 
 from vise_jax import cli
 from vise_jax.errors import UserError
@@ -118,17 +116,6 @@ def prepare(name: str, width: int, batch: dict[str, np.ndarray], dtype: str) -> 
     memory = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return timed(run), lambda: held + memory.temp_size_in_bytes
-
-
-def timed(run: Callable[[int], None]) -> Callable[[int], float]:
-    """Return a function that takes a number of steps as `run` does, and returns their seconds."""
-
-    def turn(steps: int) -> float:
-        start = time.perf_counter()
-        run(steps)
-        return time.perf_counter() - start
-
-    return turn
 
 
 def _peers(names: list[str] | tuple[str, ...]) -> list[str]:

@@ -1,8 +1,10 @@
 """What benchmarks share."""
 
 import multiprocessing
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,23 @@ def ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     draws = np.random.default_rng(0).integers(0, len(ratios), (10_000, len(ratios)))
     low, high = np.quantile(np.median(ratios[draws], axis=1), (0.025, 0.975))
     return {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}
+
+
+def timed(run: Callable[[int], None]) -> Callable[[int], float]:
+    """Return a function that takes a number of steps as `run` does, and returns their seconds."""
+
+    def turn(steps: int) -> float:
+        start = time.perf_counter()
+        run(steps)
+        return time.perf_counter() - start
+
+    return turn
+
+
+def peak_bytes(process: int | str = "self") -> int:
+    """Return the peak memory of a process since it started its program; getrusage counts that of its parent, too."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 class Variant:

@@ -1,6 +1,7 @@
 """What counts as a regression."""
 
 import json
+import subprocess
 
 import pytest
 
@@ -27,15 +28,17 @@ def test_a_benchmark_without_expectations_has_none_to_miss(load_benchmark):
     ]
 
 
+# The last line of a benchmark without ratios.
+FOUND = '{"benchmark": "bounds"}'
+
+
 def test_benchmarks_that_compare_nothing_are_left_out(load_benchmark, monkeypatch: pytest.MonkeyPatch):
     regressions = load_benchmark("regressions")
     bounds = regressions.EXPECTED.with_name("bounds.py")
     assert bounds.exists()
     assert "bounds" not in json.loads(regressions.EXPECTED.read_text())
-    monkeypatch.setattr(regressions.subprocess, "run", lambda command, **_: Done())
+    monkeypatch.setattr(
+        regressions.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, FOUND)
+    )
     with pytest.raises(UserError, match=r"bounds\.py compares nothing: leave it out"):
         regressions.ratios_of("bounds")
-
-
-class Done:
-    returncode, stdout = 0, '{"benchmark": "bounds"}'

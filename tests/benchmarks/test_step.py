@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,18 @@ def test_ratio_pairs_the_rounds(step):
     noisy = step.ratio(np.array([1.0, 1.2, 0.9, 1.1, 3.0]), np.ones(5))
     assert noisy["median"] == 1.1
     assert noisy["low"] < 1.0 < 1.2 < noisy["high"]
+
+
+def test_a_variant_is_warm_before_its_first_turn(step, monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    measuring = sys.modules[step.Variant.__module__]
+    monkeypatch.setattr(measuring, "ProcessPoolExecutor", lambda count, _, **keys: ThreadPoolExecutor(count, **keys))
+    monkeypatch.setattr(measuring, "_prepared", [])
+    variant = step.Variant(lambda unit: (lambda steps: calls.append(steps) or unit * steps, lambda: "about"), 0.5)
+    assert calls == [2]
+    assert variant.turn(3) == 1.5
+    assert calls == [2, 3]
+    assert variant.end() == "about"
 
 
 def test_variants_take_turns(step):

@@ -80,11 +80,7 @@ def put_points(x: np.ndarray, k: int, devices: list[jax.Device], process: int, p
     def put() -> Iterator[tuple[jax.Array, int]]:
         for number in mine:
             part = np.asarray(x[number * size : (number + 1) * size])
-            # A full block in memory needs no copy; the pages of one that is mapped are released.
-            if len(part) < size or isinstance(x, np.memmap):
-                padded = np.pad(part, ((0, size - len(part)), (0, 0)))
-            else:
-                padded = part
+            padded = np.pad(part, ((0, size - len(part)), (0, 0)))
             yield jax.device_put(padded, devices[number % len(devices)]), len(part)
             release(x)
 

@@ -210,8 +210,8 @@ def begin_range(path: Path, offset: int, length: int) -> Callable[[], bytes]:
 class _Object(io.RawIOBase):
     """An object in an object store, read by ranges. The longer it is read in order, the more ranges are read ahead."""
 
-    def __init__(self, path: Path):
-        self._path, self._size, self._offset = path, version(path)[0], 0
+    def __init__(self, path: Path, size: int | None = None):
+        self._path, self._size, self._offset = path, version(path)[0] if size is None else size, 0
         self._ahead: deque[tuple[slice, Reading]] = deque()
         # Reading from the beginning is in order.
         self._end = self._in_order = 0
@@ -263,20 +263,28 @@ class _Object(io.RawIOBase):
         return slice(offset, max(min(offset + length, self._size), offset))
 
 
-def open_file(path: Path) -> io.BufferedReader:
+def open_file(path: Path, size: int | None = None) -> io.BufferedReader:
     """Open a file to read bytes.
+
+    Args:
+        path: the file.
+        size: of the file in bytes, where it is known: an object store is not asked for it.
 
     Raises:
         OSError: it can't be read.
         UserError: as `explained`.
     """
     if is_remote(path):
-        return io.BufferedReader(_Object(path), _READ_BYTES)
+        return io.BufferedReader(_Object(path, size), _READ_BYTES)
     return open(path, "rb")
 
 
-def blocks(path: Path) -> Iterator[bytes]:
+def blocks(path: Path, size: int | None = None) -> Iterator[bytes]:
     """Yield all bytes of a file, up to 4 MiB at a time.
+
+    Args:
+        path: the file.
+        size: as of `open_file`.
 
     Raises:
         OSError: it can't be read.
@@ -284,7 +292,7 @@ def blocks(path: Path) -> Iterator[bytes]:
     """
     if is_remote(path):
         # Not through `open_file`, whose buffer is one more copy.
-        yield from iter(functools.partial(_Object(path).next_bytes, _READ_BYTES), b"")
+        yield from iter(functools.partial(_Object(path, size).next_bytes, _READ_BYTES), b"")
         return
     with open(path, "rb") as file:
         yield from iter(functools.partial(file.read, _BLOCK_BYTES), b"")

@@ -1,6 +1,7 @@
 """Files, directories and locks in object stores."""
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -13,7 +14,7 @@ import botocore.exceptions
 import google.auth.exceptions
 import pytest
 
-from vise_jax import artifact
+from vise_jax import artifact, posts
 from vise_jax.errors import UserError
 
 
@@ -47,6 +48,18 @@ def test_the_last_bytes_of_an_object_are_kept(store, end: bytes, tmp_path: Path)
     assert path.read_bytes() == b"content" + end
     path.write_bytes(end + b"content" + end)
     assert path.read_bytes() == end + b"content" + end
+
+
+def test_a_file_of_known_size_takes_one_request(store) -> None:
+    path, line = artifact.location(f"{store.root}/posts.jsonl"), b'{"post_id": "1"}\n'
+    path.write_bytes(line)
+    before = store.faults.requests
+    with artifact.open_file(path, len(line)) as file:
+        assert file.read() == line
+    assert list(artifact.blocks(path, len(line))) == [line]
+    assert posts.split_file(path, 2**20, len(line)) == (hashlib.sha256(line).hexdigest(), [((0, 0), len(line))])
+    assert [post.post_id for post in posts.read(path, posts.RejectLog(path), size=len(line))] == ["1"]
+    assert store.faults.requests - before == 4
 
 
 def test_nothing_is_written_where_the_block_fails(store) -> None:

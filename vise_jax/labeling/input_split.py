@@ -25,7 +25,7 @@ from vise_jax.errors import UserError
 from vise_jax.labeling.images import Ahead, read_image
 from vise_jax.labeling.tables import write_table
 from vise_jax.machine import available_cpus
-from vise_jax.posts import BadPost, Buttons, Cursor, Limits, Post, RejectLog, is_empty, read, split_file
+from vise_jax.posts import BadPost, Cursor, Limits, Post, RejectLog, is_empty, read, split_file
 from vise_jax.progress import Progress
 
 # Posts whose comments are encoded at a time.
@@ -110,7 +110,7 @@ def split_posts_file(path: Path, labels: ConfigDict) -> list[InputSplit]:
         UserError: the file can't be read.
     """
     version = _version(path)
-    sha256, ranges = split_file(path, labels.split_megabytes * 2**20)
+    sha256, ranges = split_file(path, labels.split_megabytes * 2**20, version[0])
     return [InputSplit(path, sha256, number, start, end, version) for number, (start, end) in enumerate(ranges)]
 
 
@@ -184,12 +184,19 @@ def label_input_split(
         return
     input_split.check_unchanged()
     buttons = reactions.buttons(labeler.labels)
-    posts = _Stream(
-        read(input_split.path, reject_log, cursor, input_split.end, buttons, limits(labels)), cursor, after_post
+    read_posts = partial(
+        read,
+        input_split.path,
+        start=cursor,
+        end=input_split.end,
+        buttons=buttons,
+        limits=limits(labels),
+        size=input_split.version[0],
     )
+    posts = _Stream(read_posts(reject_log), cursor, after_post)
     secret = checked_salt(labeler, labels)
     rules = _Rules(labeler, labels, secret, excluded)
-    with_image = _with_image(input_split, cursor, buttons, rules)
+    with_image = _with_image(input_split.path, read_posts, rules)
     for number in itertools.count(len(done)):
         if posts.cursor is None:
             return
@@ -255,12 +262,12 @@ class _Rules:
         return hashing.split(post.post_id, self.secret, *fractions)
 
 
-def _with_image(input_split: InputSplit, cursor: Cursor, buttons: Buttons, rules: _Rules) -> Callable[[Post], Post]:
+def _with_image(path: Path, read_posts: Callable[[RejectLog], Iterator[Post]], rules: _Rules) -> Callable[[Post], Post]:
     """Return a function from a post to that with its image, from an object store; posts on disk stay as they are."""
-    if not artifact.is_remote(input_split.path):
+    if not artifact.is_remote(path):
         return lambda post: post
     # A second reader of the posts, since the first one's cursor and counts may not run ahead.
-    coming = read(input_split.path, RejectLog(input_split.path), cursor, input_split.end, buttons, limits(rules.labels))
+    coming = read_posts(RejectLog(path))
     needed = (post for post in coming if post.image and not post.image_bytes and rules.split_of(post) in _WITH_IMAGES)
     return Ahead(needed).with_image
 

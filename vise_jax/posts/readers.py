@@ -7,10 +7,10 @@ import io
 import itertools
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import zstandard
 
@@ -27,6 +27,7 @@ _BLOCK_BYTES = 2**20
 _PACKED_BYTES = 2**12
 MAX_WINDOW = 2**31
 _PARQUET_NEEDS = ("post_id", "comments", "reactions")
+_MAGIC_BYTES = 4
 _GZIP, _ZSTANDARD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".tar")
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
@@ -75,6 +76,7 @@ def read(
     end: int | None = None,
     buttons: Buttons = THE_PAPERS,
     limits: Limits = LIMITS,
+    size: int | None = None,
 ) -> Iterator[Post]:
     """Stream the posts of one file. Malformed ones are counted in `reject_log`.
 
@@ -88,11 +90,12 @@ def read(
         end: offset; posts that start at or after it are not read.
         buttons: reactions to count.
         limits: of lines and comments.
+        size: of the file, as of `artifact.open_file`.
 
     Raises:
         UserError: the file is missing, of another kind, truncated or corrupt, or too many posts are malformed.
     """
-    for record, after in _records(path, start, end, limits.line_bytes):
+    for record, after in _records(path, start, end, limits.line_bytes, size):
         reject_log.posts += 1
         try:
             if isinstance(record, BadPost):
@@ -107,36 +110,39 @@ def read(
     reject_log.check()
 
 
-def _kind(path: Path) -> str:
-    """Return the `kind` of a posts file."""
-    if not path.name.endswith(SUFFIXES):
-        raise UserError(f"{path} is no posts file by its name: it has to end in {', '.join(SUFFIXES)}.")
-    return kind(path)
-
-
 def kind(path: Path) -> str:
     """Return "parquet" or "tar" by the name of a file; else "plain", "gzip", "zstandard" or "parquet" by its content.
 
     Raises:
         UserError: the file can't be read.
     """
-    if path.name.endswith(".tar"):
-        return "tar"
     with explained(path):
-        first = artifact.first_bytes(path, 4)
-    if path.name.endswith(".parquet"):
-        return "parquet"
+        return _kind(path, artifact.first_bytes(path, _MAGIC_BYTES))
+
+
+def _kind(path: Path, first: bytes) -> str:
+    if path.suffix in (".parquet", ".tar"):
+        return path.suffix[1:]
     kinds = {_GZIP: "gzip", _ZSTANDARD: "zstandard", _PARQUET: "parquet"}
     return next((kind for magic, kind in kinds.items() if first.startswith(magic)), "plain")
 
 
-def _records(path: Path, start: Cursor, end: int | None, line_bytes: int) -> Iterator[_Record]:
-    with explained(path):
-        kind = _kind(path)
-        if kind == "parquet":
+def _check_name(path: Path) -> None:
+    if not path.name.endswith(SUFFIXES):
+        raise UserError(f"{path} is no posts file by its name: it has to end in {', '.join(SUFFIXES)}.")
+
+
+def _records(path: Path, start: Cursor, end: int | None, line_bytes: int, size: int | None = None) -> Iterator[_Record]:
+    _check_name(path)
+    with explained(path), artifact.open_file(path, size) as raw:
+        # A reader that starts at the beginning needs these bytes, too.
+        found = kind(path) if start.offset or path.suffix == ".parquet" else _kind(path, raw.peek(_MAGIC_BYTES))
+        if found == "parquet":
             yield from _parquet_records(path, start, end)
+        elif found == "tar":
+            yield from _tar_records(raw, start, end, line_bytes)
         else:
-            yield from (_tar_records if kind == "tar" else json_records)(path, start, end, line_bytes)
+            yield from _lines(_unpacked(raw, path, found, start.offset), start, end, line_bytes)
 
 
 @contextlib.contextmanager
@@ -158,24 +164,26 @@ def _whole(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(path: Path, offset: int = 0) -> "Iterator[gzip.GzipFile | io.BufferedReader[Any]]":
-    """Open a plain, gzip or Zstandard file to read unpacked bytes from `offset` on.
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a plain, gzip or Zstandard file to read unpacked bytes.
 
     Raises:
         UserError: the file can't be read, or is truncated or corrupt.
     """
-    packed = kind(path)
-    with explained(path):
-        if packed == "zstandard":
-            with artifact.open_file(path) as raw, io.BufferedReader(_Unpacked(raw, path), _BLOCK_BYTES) as stream:
-                while offset:
-                    offset -= len(stream.read(min(offset, _BLOCK_BYTES))) or offset
-                yield stream
-        else:
-            with artifact.open_file(path) as raw:
-                file = gzip.GzipFile(fileobj=raw) if packed == "gzip" else raw
-                file.seek(offset)
-                yield file
+    with explained(path), artifact.open_file(path) as raw:
+        yield _unpacked(raw, path, _kind(path, raw.peek(_MAGIC_BYTES)), 0)
+
+
+def _unpacked(raw: io.BufferedReader, path: Path, packed: str, offset: int) -> IO[bytes]:
+    """Return the unpacked bytes of an open file from `offset` on."""
+    if packed != "zstandard":
+        file = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if packed == "gzip" else raw
+        file.seek(offset)
+        return file
+    stream = io.BufferedReader(_Unpacked(raw, path), _BLOCK_BYTES)
+    while offset:
+        offset -= len(stream.read(min(offset, _BLOCK_BYTES))) or offset
+    return stream
 
 
 class _Unpacked(io.RawIOBase):
@@ -214,35 +222,32 @@ class _Unpacked(io.RawIOBase):
         return count
 
 
-def json_records(
-    path: Path, start: Cursor = BEGINNING, end: int | None = None, line_bytes: int = LIMITS.line_bytes
-) -> Iterator[_Record]:
+def json_records(path: Path) -> Iterator[_Record]:
     """Yield the decoded lines of a file, or why one can't be decoded, with the cursor after it.
-
-    Args:
-        path: the file.
-        start: where to start, at the beginning of a line.
-        end: offset; lines that start at or after it are not read.
-        line_bytes: longer lines are skipped unread.
 
     Raises:
         UserError: the file can't be read, or is truncated or corrupt.
     """
-    with opened(path, start.offset) as file:
-        offset, number = start
-        while (end is None or offset < end) and (raw := file.readline(line_bytes)):
-            number += 1
-            offset += len(raw)
-            if len(raw) == line_bytes and not raw.endswith(b"\n"):
-                while rest := file.readline(line_bytes):
-                    offset += len(rest)
-                    if rest.endswith(b"\n"):
-                        break
-                yield BadPost("line_too_long"), Cursor(offset, number)
-                continue
-            raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-            if raw.strip():
-                yield _decode(raw), Cursor(offset, number)
+    with opened(path) as file:
+        yield from _lines(file, BEGINNING, None, LIMITS.line_bytes)
+
+
+def _lines(file: IO[bytes], start: Cursor, end: int | None, line_bytes: int) -> Iterator[_Record]:
+    """Yield the decoded lines of a file that is open at `start`; those of more than `line_bytes` are skipped unread."""
+    offset, number = start
+    while (end is None or offset < end) and (raw := file.readline(line_bytes)):
+        number += 1
+        offset += len(raw)
+        if len(raw) == line_bytes and not raw.endswith(b"\n"):
+            while rest := file.readline(line_bytes):
+                offset += len(rest)
+                if rest.endswith(b"\n"):
+                    break
+            yield BadPost("line_too_long"), Cursor(offset, number)
+            continue
+        raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+        if raw.strip():
+            yield _decode(raw), Cursor(offset, number)
 
 
 def _decode(raw: bytes) -> object:
@@ -271,42 +276,41 @@ def _parquet_records(path: Path, start: Cursor, end: int | None) -> Iterator[_Re
                     yield _parquet_row(batch.slice(row, 1)), Cursor(number, number)
 
 
-def _tar_records(path: Path, start: Cursor, end: int | None, line_bytes: int) -> Iterator[_Record]:
+def _tar_records(file: IO[bytes], start: Cursor, end: int | None, line_bytes: int) -> Iterator[_Record]:
     """Yield the samples of a WebDataset tar: members in a row with one key, up to the first dot of the name.
 
     A sample is KEY.json, with the fields of a post but the image, and KEY.jpg or another image. The key is the post's
     id if the JSON has none. The offset of a cursor is that of the next sample's header.
     """
-    with artifact.open_file(path) as file:
-        file.seek(start.offset)
-        number, key, offset = start.line, ("", ""), start.offset
-        sample: dict[str, bytes | None] = {}
-        with tarfile.open(fileobj=file, mode="r|") as archive:
-            for member in archive:
-                if not member.isfile():
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                stem, _, suffix = name.partition(".")
-                # Offsets of the archive are those in the stream.
-                begins = start.offset + member.offset
-                if (folder, stem) != key:
-                    if sample:
-                        number += 1
-                        yield _of_sample(key[1], sample), Cursor(begins, number)
-                        sample = {}
-                    if end is not None and begins >= end:
-                        return
-                    key = folder, stem
-                content = archive.extractfile(member) if member.size <= line_bytes else None
-                sample[suffix.lower()] = content.read() if content else None
-                offset = start.offset + archive.offset
-            ends = start.offset + archive.offset
-        # The library takes a file that was cut between two members for a whole one.
-        file.seek(ends)
-        if any(marker := file.read(tarfile.BLOCKSIZE)) or len(marker) < tarfile.BLOCKSIZE:
-            raise EOFError("the archive has no end")
-        if sample:
-            yield _of_sample(key[1], sample), Cursor(offset, number + 1)
+    file.seek(start.offset)
+    number, key, offset = start.line, ("", ""), start.offset
+    sample: dict[str, bytes | None] = {}
+    with tarfile.open(fileobj=file, mode="r|") as archive:
+        for member in archive:
+            if not member.isfile():
+                continue
+            folder, _, name = member.name.rpartition("/")
+            stem, _, suffix = name.partition(".")
+            # Offsets of the archive are those in the stream.
+            begins = start.offset + member.offset
+            if (folder, stem) != key:
+                if sample:
+                    number += 1
+                    yield _of_sample(key[1], sample), Cursor(begins, number)
+                    sample = {}
+                if end is not None and begins >= end:
+                    return
+                key = folder, stem
+            content = archive.extractfile(member) if member.size <= line_bytes else None
+            sample[suffix.lower()] = content.read() if content else None
+            offset = start.offset + archive.offset
+        ends = start.offset + archive.offset
+    # The library takes a file that was cut between two members for a whole one.
+    file.seek(ends)
+    if any(marker := file.read(tarfile.BLOCKSIZE)) or len(marker) < tarfile.BLOCKSIZE:
+        raise EOFError("the archive has no end")
+    if sample:
+        yield _of_sample(key[1], sample), Cursor(offset, number + 1)
 
 
 def _of_sample(key: str, sample: dict[str, bytes | None]) -> object:
@@ -377,7 +381,7 @@ def is_empty(path: Path) -> bool:
     return next(_records(path, BEGINNING, None, LIMITS.line_bytes), None) is None
 
 
-def split_file(path: Path, split_bytes: float) -> tuple[str, list[tuple[Cursor, int | None]]]:
+def split_file(path: Path, split_bytes: float, size: int | None = None) -> tuple[str, list[tuple[Cursor, int | None]]]:
     """Cut a posts file into input splits that can be read independently.
 
     JSONL is cut at line ends, Parquet between row groups (by their unpacked size). Compressed JSONL is one split.
@@ -385,6 +389,7 @@ def split_file(path: Path, split_bytes: float) -> tuple[str, list[tuple[Cursor, 
     Args:
         path: the file.
         split_bytes: minimum size of a split; the last one may be smaller.
+        size: of the file, as of `artifact.open_file`.
 
     Returns:
         SHA-256 (hex) of the file, and `start` and `end` of each split, as `read` takes them.
@@ -392,27 +397,33 @@ def split_file(path: Path, split_bytes: float) -> tuple[str, list[tuple[Cursor, 
     Raises:
         UserError: the file can't be read.
     """
-    kind = _kind(path)
+    _check_name(path)
     with explained(path):
-        if kind == "plain":
-            return _split_lines(path, split_bytes)
-        sha256 = artifact.file_sha256(path)
-    if kind != "parquet":
+        blocks = artifact.blocks(path, size)
+        first = next(blocks, b"")
+        blocks, found = itertools.chain([first], blocks), _kind(path, first)
+        if found == "plain":
+            return _split_lines(blocks, split_bytes)
+        digest = hashlib.sha256()
+        for block in blocks:
+            digest.update(block)
+        sha256 = digest.hexdigest()
+    if found != "parquet":
         return sha256, [(BEGINNING, None)]
     with _posts_of_parquet(path) as file:
-        rows, starts, size = _row_groups(file), [0], 0
+        rows, starts, unpacked = _row_groups(file), [0], 0
         for group in range(file.num_row_groups):
-            if size >= split_bytes:
+            if unpacked >= split_bytes:
                 starts.append(rows[group])
-                size = 0
-            size += file.metadata.row_group(group).total_byte_size
+                unpacked = 0
+            unpacked += file.metadata.row_group(group).total_byte_size
     return sha256, [(Cursor(first, first), end) for first, end in itertools.pairwise([*starts, rows[-1]])]
 
 
-def _split_lines(path: Path, split_bytes: float) -> tuple[str, list[tuple[Cursor, int | None]]]:
+def _split_lines(blocks: Iterable[bytes], split_bytes: float) -> tuple[str, list[tuple[Cursor, int | None]]]:
     digest, starts = hashlib.sha256(), [BEGINNING]
     offset = lines = 0
-    for block in artifact.blocks(path):
+    for block in blocks:
         digest.update(block)
         while True:
             newline = block.find(b"\n", max(0, int(starts[-1].offset + split_bytes) - 1 - offset))

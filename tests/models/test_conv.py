@@ -64,9 +64,13 @@ def test_every_path_is_the_definition(path, kernel_size, stride, groups, side):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("kernel_size", "stride", "groups", "side"), CASES)
-def test_every_path_has_the_gradients_of_xla(kernel_size, stride, groups, side):
-    x, kernel = jnp.asarray(_images(side, 12)), jnp.asarray(_weights(kernel_size, groups))
+# Channels on both sides of `conv_cpu._CHANNELS`.
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "groups", "side", "channels"),
+    [(*case, channels) for case in CASES for channels in ((12, 66) if case[:2] == (3, 2) else (12,))],
+)
+def test_every_path_has_the_gradients_of_xla(kernel_size, stride, groups, side, channels):
+    x, kernel = jnp.asarray(_images(side, channels)), jnp.asarray(_weights(kernel_size, groups, channels))
     y, pull = jax.vjp(lambda x, kernel: conv_xla.convolve(x, kernel, stride, groups), x, kernel)
     cotangent = jnp.asarray(np.random.default_rng(2).normal(size=y.shape).astype(np.float32))
     _, chosen = jax.vjp(lambda x, kernel: convolve(x, kernel, stride, groups), x, kernel)

@@ -16,6 +16,9 @@ from vise_jax.models import conv_xla
 # drops before it fuses: without them, each user of an activation computes it again, from the convolutions of all blocks
 # before.
 COMPILER_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "", "xla_disable_hlo_passes": "cse_barrier_expander"}
+# Channels from which the images' gradient of a strided convolution is computed by parity: of fewer, putting its parts
+# in order takes longer than the products that it saves.
+_CHANNELS = 64
 # Slices that are summed at a time: as many again take longer to compile, and are no faster.
 _SLICES = 8
 # Rows that XLA sums in one loop; of more it makes windows first.
@@ -41,12 +44,42 @@ def gradients(
     if len(kernel) == 1:
         return _pointwise_gradients(x, kernel, cotangent, stride)
     # The gradient of the images is a convolution of the cotangent.
-    of_images = _batched if groups > 1 and stride > 1 else _convolution(cotangent, kernel)
-    (dx,) = jax.vjp(lambda x: of_images(x, kernel, stride, groups), x)[1](cotangent)
+    of_images = _convolution(cotangent, kernel)
+    if of_images is conv_xla.convolve and len(kernel) == 3 and stride == 2 and x.shape[-1] >= _CHANNELS:
+        dx = _images_gradient(x.shape[1:3], kernel, cotangent, groups)
+    else:
+        (dx,) = jax.vjp(lambda x: of_images(x, kernel, stride, groups), x)[1](cotangent)
     if groups > 1:
         return dx, _grouped_kernel_gradient(x, cotangent, stride, groups)
     (dkernel,) = jax.vjp(lambda kernel: conv_xla.convolve(x, kernel, stride), kernel)[1](cotangent)
     return dx, dkernel
+
+
+def _images_gradient(shape: tuple[int, ...], kernel: jax.Array, cotangent: jax.Array, groups: int) -> jax.Array:
+    """Return the images' gradient of a 3x3 convolution of stride 2: [B, H, W, C].
+
+    Rows and columns of even number see one element of the kernel, those of odd number two: four convolutions of the
+    cotangent, and nine products a position of it. XLA fills in zeros between its positions, for 36 products.
+
+    Args:
+        shape: H and W.
+        kernel: [3, 3, C / groups, D].
+        cotangent: [B, ceil(H / 2), ceil(W / 2), D].
+        groups: number of groups.
+    """
+    by_group = kernel.reshape(*kernel.shape[:3], groups, -1)
+    turned = by_group[::-1, ::-1].swapaxes(2, 4).reshape(3, 3, -1, kernel.shape[2] * groups)
+    parts = [[_valid(cotangent, turned[1 - i :: 2, 1 - j :: 2], groups) for j in range(2)] for i in range(2)]
+    rows = jnp.stack([jnp.stack(part, axis=3) for part in parts], axis=2)
+    batch, height, _, width, _, channels = rows.shape
+    return rows.reshape(batch, 2 * height, 2 * width, channels)[:, : shape[0], : shape[1]]
+
+
+def _valid(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
+    """Convolve with a kernel of any sides, and zeros only behind the images, so that they keep their size."""
+    behind = [(0, side - 1) for side in kernel.shape[:2]]
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), behind, dimension_numbers=layout, feature_group_count=groups)
 
 
 def _grouped_kernel_gradient(x: jax.Array, cotangent: jax.Array, stride: int, groups: int) -> jax.Array:
@@ -161,5 +194,6 @@ def _sum(x: jax.Array) -> jax.Array:
 
 
 def sum_of_squares(*arrays: jax.Array) -> jax.Array:
-    """Sum the squares of all arrays, as products: XLA would write the squares to memory first."""
-    return jnp.stack([jnp.vdot(array, array) for array in arrays]).sum()
+    """Sum the squares of all arrays."""
+    rows = [array.reshape(1, -1, array.shape[-1] if array.ndim else 1) for array in arrays]
+    return jnp.stack([sums(lambda part: (part * part,), row)[0].sum() for row in rows]).sum()

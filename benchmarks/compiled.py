@@ -79,15 +79,12 @@ _PLACED = re.compile(r"\b[a-z]\w*\[[\d,]*\](\{[^}]*\})?")
 _ON_CHIP = "S(1)"
 
 
-class Program(NamedTuple):
-    """What a compiled step does, per device.
+class Operations(NamedTuple):
+    """What the operations of a compiled step do, per device.
 
     Attributes:
-        bytes: read and written, as the compiler counts them: also those that stay on the chip.
+        bytes: of operands and results.
         main_memory: bytes of them that are read from main memory, or written to it.
-        temporary: bytes of its temporary memory.
-        held: bytes of arguments, results and temporary memory.
-        flops: as the compiler counts them; None if it does not.
         fusions: number of fusions.
         libraries: number of calls by library function.
         collectives: number and bytes of collectives.
@@ -96,13 +93,28 @@ class Program(NamedTuple):
 
     bytes: int
     main_memory: int
-    temporary: int
-    held: int
-    flops: float | None
     fusions: int
     libraries: dict[str, int]
     collectives: tuple[int, int]
     conversions: int
+
+
+class Program(NamedTuple):
+    """What a compiled step does, per device.
+
+    Attributes:
+        bytes: read and written, as the compiler counts them: also those that stay on the chip.
+        temporary: bytes of its temporary memory.
+        held: bytes of arguments, results and temporary memory.
+        flops: as the compiler counts them; None if it does not.
+        operations: None where this jaxlib can't read them, as those of a TPU v5p or v6e.
+    """
+
+    bytes: int
+    temporary: int
+    held: int
+    flops: float | None
+    operations: Operations | None
 
 
 def main(_: list[str]) -> None:
@@ -128,7 +140,10 @@ def main(_: list[str]) -> None:
             }
             for variant, program in programs.items():
                 print(f"{target}, {name}, {images} images, {variant}: {described(program, images)}", flush=True)
-            found[f"{target} {name}"] = {"images": images} | {key: one._asdict() for key, one in programs.items()}
+            found[f"{target} {name}"] = {"images": images} | {
+                key: one._asdict() | {"operations": one.operations and one.operations._asdict()}
+                for key, one in programs.items()
+            }
             if PLAIN.value:
                 ratio = programs["flax.linen"].bytes / programs["vise_jax"].bytes
                 ratios[f"flax.linen {target} {name}"] = {"median": ratio, "low": ratio, "high": ratio}
@@ -205,8 +220,27 @@ def compile_plain(name: str, devices: list[jax.Device], images: int, side: int) 
 
 
 def counted(compiled: Any) -> Program:
-    """Count the operations of a compiled step."""
-    text = compiled.as_text()
+    """Count what a compiled step does."""
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    try:
+        operations = _operations(compiled.as_text())
+    except jax.errors.JaxRuntimeError as error:
+        if "bytes accessed" not in cost:
+            raise
+        print(f"Its operations can't be read: {str(error).splitlines()[0][:200]}", flush=True)
+        operations = None
+    return Program(
+        int(cost["bytes accessed"] if operations is None else cost.get("bytes accessed", operations.bytes)),
+        memory.temp_size_in_bytes,
+        held + memory.temp_size_in_bytes,
+        cost.get("flops"),
+        operations,
+    )
+
+
+def _operations(text: str) -> Operations:
+    """Count the operations of an optimized program."""
     sliced = _sliced_parameters(text)
     entry = text.split("\nENTRY ")[1].split("\n}")[0]
     results: dict[str, str] = {}
@@ -237,20 +271,7 @@ def counted(compiled: Any) -> Program:
             r"(loop_|input_|wrapped_)?(convert|copy|transpose)[\w.]*$", name
         ):
             conversions += size
-    memory = compiled.memory_analysis()
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    cost = compiled.cost_analysis() or {}
-    return Program(
-        int(cost.get("bytes accessed", total)),
-        main_memory,
-        memory.temp_size_in_bytes,
-        held + memory.temp_size_in_bytes,
-        cost.get("flops"),
-        fusions,
-        dict(libraries),
-        (collectives, collective_bytes),
-        conversions,
-    )
+    return Operations(total, main_memory, fusions, dict(libraries), (collectives, collective_bytes), conversions)
 
 
 def _in_main_memory(operation: str, shape: str, operands: list[str], size: int) -> int:
@@ -321,14 +342,18 @@ def _elements(shape: str) -> int:
 
 def described(program: Program, images: int) -> str:
     """Describe a program in one line, per image where that makes sense."""
-    count, size = program.collectives
-    libraries = ", ".join(f"{number} {name}" for name, number in sorted(program.libraries.items())) or "none"
     flops = "" if program.flops is None else f"{program.flops / images / 1e9:.1f} GFLOP, "
+    memory = f"{program.temporary / 2**30:.2f} GiB temporary, {program.held / 2**30:.2f} held"
+    moved = f"{flops}{program.bytes / images / 1e6:.1f} MB an image"
+    if program.operations is None:
+        return f"{moved}, {memory}"
+    operations = program.operations
+    count, size = operations.collectives
+    libraries = ", ".join(f"{number} {name}" for name, number in sorted(operations.libraries.items())) or "none"
     return (
-        f"{flops}{program.bytes / images / 1e6:.1f} MB an image ({program.main_memory / images / 1e6:.1f} of main "
-        f"memory, {program.conversions / images / 1e6:.1f} of copies and conversions), "
-        f"{program.temporary / 2**30:.2f} GiB temporary, {program.held / 2**30:.2f} held, "
-        f"{program.fusions} fusions, {count} collectives of {size / 1e6:.0f} MB; library calls: {libraries}"
+        f"{moved} ({operations.main_memory / images / 1e6:.1f} of main memory, "
+        f"{operations.conversions / images / 1e6:.1f} of copies and conversions), {memory}, {operations.fusions} "
+        f"fusions, {count} collectives of {size / 1e6:.0f} MB; library calls: {libraries}"
     )
 
 

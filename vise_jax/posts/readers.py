@@ -117,7 +117,7 @@ def kind(path: Path) -> str:
         UserError: the file can't be read.
     """
     with explained(path):
-        return _kind(path, artifact.first_bytes(path, _MAGIC_BYTES))
+        return _kind(path, b"" if path.suffix == ".tar" else artifact.first_bytes(path, _MAGIC_BYTES))
 
 
 def _kind(path: Path, first: bytes) -> str:
@@ -135,8 +135,9 @@ def _check_name(path: Path) -> None:
 def _records(path: Path, start: Cursor, end: int | None, line_bytes: int, size: int | None = None) -> Iterator[_Record]:
     _check_name(path)
     with explained(path), artifact.open_file(path, size) as raw:
-        # A reader that starts at the beginning needs these bytes, too.
-        found = kind(path) if start.offset or path.suffix == ".parquet" else _kind(path, raw.peek(_MAGIC_BYTES))
+        # Who reads lines from the beginning needs its first bytes, too.
+        lines = not start.offset and path.suffix not in (".parquet", ".tar")
+        found = _kind(path, raw.peek(_MAGIC_BYTES)) if lines else kind(path)
         if found == "parquet":
             yield from _parquet_records(path, start, end)
         elif found == "tar":

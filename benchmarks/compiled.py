@@ -223,15 +223,16 @@ def counted(compiled: Any) -> Program:
     """Count what a compiled step does."""
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    moved, operations = cost.get("bytes accessed"), None
     try:
         operations = _operations(compiled.as_text())
+        moved = operations.bytes if moved is None else moved
     except jax.errors.JaxRuntimeError as error:
-        if "bytes accessed" not in cost:
+        if moved is None:
             raise
         print(f"Its operations can't be read: {str(error).splitlines()[0][:200]}", flush=True)
-        operations = None
     return Program(
-        int(cost["bytes accessed"] if operations is None else cost.get("bytes accessed", operations.bytes)),
+        int(moved),
         memory.temp_size_in_bytes,
         held + memory.temp_size_in_bytes,
         cost.get("flops"),

@@ -612,8 +612,13 @@ def fingerprint(value: Any) -> str:
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 (hex) of a file's bytes."""
+    return sha256_of(blocks(path))
+
+
+def sha256_of(blocks: Iterable[bytes]) -> str:
+    """Return the SHA-256 (hex) of bytes that come block by block."""
     digest = hashlib.sha256()
-    for block in blocks(path):
+    for block in blocks:
         digest.update(block)
     return digest.hexdigest()
 

@@ -69,14 +69,14 @@ def _images_gradient(shape: tuple[int, ...], kernel: jax.Array, cotangent: jax.A
     """
     by_group = kernel.reshape(*kernel.shape[:3], groups, -1)
     turned = by_group[::-1, ::-1].swapaxes(2, 4).reshape(3, 3, -1, kernel.shape[2] * groups)
-    parts = [[_valid(cotangent, turned[1 - i :: 2, 1 - j :: 2], groups) for j in range(2)] for i in range(2)]
+    parts = [[_from_corner(cotangent, turned[1 - i :: 2, 1 - j :: 2], groups) for j in range(2)] for i in range(2)]
     rows = jnp.stack([jnp.stack(part, axis=3) for part in parts], axis=2)
     batch, height, _, width, _, channels = rows.shape
     return rows.reshape(batch, 2 * height, 2 * width, channels)[:, : shape[0], : shape[1]]
 
 
-def _valid(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
-    """Convolve with a kernel of any sides, and zeros only behind the images, so that they keep their size."""
+def _from_corner(x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
+    """Convolve by a kernel whose first element is at the position: zeros are only behind the images."""
     behind = [(0, side - 1) for side in kernel.shape[:2]]
     layout = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), behind, dimension_numbers=layout, feature_group_count=groups)

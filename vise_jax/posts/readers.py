@@ -116,15 +116,19 @@ def kind(path: Path) -> str:
     Raises:
         UserError: the file can't be read.
     """
+    if path.name.endswith(".tar"):
+        return "tar"
     with explained(path):
-        return _kind(path, b"" if path.suffix == ".tar" else artifact.first_bytes(path, _MAGIC_BYTES))
+        return _kind(path, artifact.first_bytes(path, _MAGIC_BYTES))
 
 
 def _kind(path: Path, first: bytes) -> str:
-    if path.suffix in (".parquet", ".tar"):
-        return path.suffix[1:]
     kinds = {_GZIP: "gzip", _ZSTANDARD: "zstandard", _PARQUET: "parquet"}
-    return next((kind for magic, kind in kinds.items() if first.startswith(magic)), "plain")
+    return _by_name(path) or next((kind for magic, kind in kinds.items() if first.startswith(magic)), "plain")
+
+
+def _by_name(path: Path) -> str | None:
+    return next((kind for kind in ("parquet", "tar") if path.name.endswith(f".{kind}")), None)
 
 
 def _check_name(path: Path) -> None:
@@ -136,10 +140,9 @@ def _records(path: Path, start: Cursor, end: int | None, line_bytes: int, size: 
     _check_name(path)
     with explained(path), artifact.open_file(path, size) as raw:
         # Who reads lines from the beginning needs its first bytes, too.
-        lines = not start.offset and path.suffix not in (".parquet", ".tar")
-        found = _kind(path, raw.peek(_MAGIC_BYTES)) if lines else kind(path)
+        found = _by_name(path) or (kind(path) if start.offset else _kind(path, raw.peek(_MAGIC_BYTES)))
         if found == "parquet":
-            yield from _parquet_records(path, start, end)
+            yield from _parquet_records(path, start, end, size)
         elif found == "tar":
             yield from _tar_records(raw, start, end, line_bytes)
         else:
@@ -262,8 +265,8 @@ def _decode(raw: bytes) -> object:
         return BadPost("malformed_json")
 
 
-def _parquet_records(path: Path, start: Cursor, end: int | None) -> Iterator[_Record]:
-    with _posts_of_parquet(path) as file:
+def _parquet_records(path: Path, start: Cursor, end: int | None, size: int | None) -> Iterator[_Record]:
+    with _posts_of_parquet(path, size) as file:
         wanted = [name for name in (*_PARQUET_NEEDS, "image", "image_bytes") if name in file.schema_arrow.names]
         groups = _row_groups(file)
         selected = [group for group in range(file.num_row_groups) if groups[group + 1] > start.line]
@@ -333,8 +336,12 @@ def _row_groups(file: Any) -> list[int]:
 
 
 @contextlib.contextmanager
-def parquet_file(path: Path) -> Iterator[Any]:
+def parquet_file(path: Path, size: int | None = None) -> Iterator[Any]:
     """Open a Parquet file.
+
+    Args:
+        path: the file.
+        size: of the file, as of `artifact.open_file`.
 
     Raises:
         UserError: it can't be read as one.
@@ -343,7 +350,7 @@ def parquet_file(path: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        with artifact.open_file(path) as raw, pyarrow.parquet.ParquetFile(raw) as file:
+        with artifact.open_file(path, size) as raw, pyarrow.parquet.ParquetFile(raw) as file:
             yield file
     # Damaged pages are an OSError, a damaged column name a UnicodeDecodeError.
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -352,8 +359,8 @@ def parquet_file(path: Path) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _posts_of_parquet(path: Path) -> Iterator[Any]:
-    with parquet_file(path) as file:
+def _posts_of_parquet(path: Path, size: int | None) -> Iterator[Any]:
+    with parquet_file(path, size) as file:
         missing = [name for name in _PARQUET_NEEDS if name not in file.schema_arrow.names]
         if missing:
             raise UserError(f"{path} has no column {missing[0]}: add it, a posts file has {', '.join(_PARQUET_NEEDS)}.")
@@ -405,13 +412,10 @@ def split_file(path: Path, split_bytes: float, size: int | None = None) -> tuple
         blocks, found = itertools.chain([first], blocks), _kind(path, first)
         if found == "plain":
             return _split_lines(blocks, split_bytes)
-        digest = hashlib.sha256()
-        for block in blocks:
-            digest.update(block)
-        sha256 = digest.hexdigest()
+        sha256 = artifact.sha256_of(blocks)
     if found != "parquet":
         return sha256, [(BEGINNING, None)]
-    with _posts_of_parquet(path) as file:
+    with _posts_of_parquet(path, size) as file:
         rows, starts, unpacked = _row_groups(file), [0], 0
         for group in range(file.num_row_groups):
             if unpacked >= split_bytes:

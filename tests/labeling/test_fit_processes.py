@@ -32,6 +32,9 @@ def fit(posts: Path, output: Path, processes: int, devices: int, *keys: str) -> 
     environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     started = []
     for index in range(processes):
+        # They share nothing but the output.
+        environment["TMPDIR"] = str(output.parent / "temporary" / str(index))
+        Path(environment["TMPDIR"]).mkdir(parents=True, exist_ok=True)
         where = f"--distributed=localhost:{port},{processes},{index}" if processes > 1 else "--distributed=off"
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         started.append(subprocess.Popen([*command, where], cwd=ROOT, env=environment, text=True, **pipes))
@@ -55,7 +58,8 @@ def test_processes_and_devices_decide_nothing_of_a_labeler(posts: Path, tmp_path
     assert one.fitted == three.fitted
     np.testing.assert_array_equal(one.comment_centroids, three.comment_centroids)
     np.testing.assert_array_equal(one.reaction_centroids, three.reaction_centroids)
-    assert {path.name for path in tmp_path.iterdir()} == {"one", "three"}
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "three", "temporary"}
+    assert not list((tmp_path / "temporary").glob("*/vise_jax-*"))
 
 
 @pytest.mark.slow

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,14 @@ from vise_jax.data.records import CorruptExamples
 from vise_jax.demo.corpus import make_corpus
 from vise_jax.engagement import Labeler, hashing
 from vise_jax.errors import UserError
+from vise_jax.labeling import beam_runner
 from vise_jax.labeling.delete import delete
 from vise_jax.labeling.fit import fit
 from vise_jax.labeling.images import Ahead
 from vise_jax.labeling.label import label
 from vise_jax.posts import BadPost, Post, expand
+
+ROOT = Path(__file__).parents[2]
 
 # Each starts a job in a bucket.
 pytestmark = pytest.mark.slow
@@ -114,8 +120,49 @@ def test_workers_of_beam_use_the_bucket(store: Any, on_disk: Path) -> None:
         pytest.skip("what differs between the stores is in the tests of files")
     paths, output = expand(upload(store, on_disk)), artifact.location(f"{store.root}/shards")
     options = ["--runner=DirectRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
-    label(paths, on_disk / "labeler", make_labels(), output, beam_options=options)
+    options += [f"--temp_location={store.root}/temporary"]
+    labeler = artifact.location(f"{store.root}/labeler")
+    fit(paths, make_labels(), labeler, beam_options=options)
+    assert bytes_of(labeler) == bytes_of(on_disk / "labeler")
+    assert not artifact.tree(artifact.location(f"{store.root}/temporary"))
+    label(paths, labeler, make_labels(), output, beam_options=options)
     assert bytes_of(output) == bytes_of(on_disk / "shards")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], "/work/statistics.json.gz"),
+        (["--temp_location=/tmp/beam"], "/work/statistics.json.gz"),
+        (["--temp_location=hdfs://node/tmp"], "/work/statistics.json.gz"),
+        (["--temp_location", "BUCKET/tmp"], "BUCKET/tmp/vise_jax-"),
+    ],
+)
+def test_statistics_pass_through_the_temporary_bucket_of_beam(store: Any, options: list[str], expected: str) -> None:
+    options = [option.replace("BUCKET", store.root) for option in options]
+    found = beam_runner._seen_by_workers(Path("/work/statistics.json.gz"), options)
+    assert str(found).startswith(expected.replace("BUCKET", store.root))
+
+
+def test_processes_that_share_only_the_bucket_fit_as_one(
+    store: Any, on_disk: Path, tmp_path: Path, free_port: int
+) -> None:
+    if store.scheme == "gs":
+        pytest.skip("what differs between the stores is in the tests of files")
+    posts, keys = upload(store, on_disk), {"comment_clusters": 4, "reaction_clusters": 3, "cluster_fraction": 0.3}
+    keys |= {"comment_dim": 6, "min_comment_count": 2, "min_posts_to_stop": 0}
+    command = [sys.executable, str(ROOT / "scripts" / "label.py"), "fit", "--config=configs/demo.py", "--posts", posts]
+    command += [f"--config.labels.{key}={value}" for key, value in keys.items()]
+    started, labelers = [], []
+    for index, where in enumerate([f"localhost:{free_port},2,{index}" for index in range(2)] + ["off"]):
+        temporary = tmp_path / str(index)
+        temporary.mkdir()
+        labelers.append(f"{store.root}/{'one' if where == 'off' else 'two'}")
+        words = [*command, f"--distributed={where}", f"--output={labelers[-1]}"]
+        started.append(subprocess.Popen(words, cwd=ROOT, env={**os.environ, "TMPDIR": str(temporary)}))
+    assert [process.wait(timeout=240) for process in started] == [0, 0, 0]
+    assert bytes_of(artifact.location(labelers[0])) == bytes_of(artifact.location(labelers[2]))
+    assert not list(tmp_path.glob("*/vise_jax-*"))
 
 
 def test_a_store_that_fails_now_and_then_changes_no_byte(

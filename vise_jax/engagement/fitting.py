@@ -47,14 +47,14 @@ def fit_labeler(posts: Iterable[Post | Mapping], labels: ConfigDict) -> Labeler:
 def fit_corpus(corpus: Corpus | None, labels: ConfigDict, work: Path | None = None) -> Labeler | None:
     """Fit a labeler on the gathered statistics of posts.
 
-    All processes of `jax.distributed` call it alike, with a directory that they share. Only the first has the corpus;
-    the others take part in K-means.
+    All processes of `jax.distributed` call it alike. Only the first has the corpus; it sends what is clustered to the
+    others, which take part in K-means.
 
     Args:
         corpus: of all posts; None on the other processes.
         labels: the `labels` section of a config.
-        work: a directory for the vectors of the comments and the state of K-means, so that they need no memory and an
-            interrupted fit resumes.
+        work: a directory of this process for the vectors of the comments and the state of K-means, so that they need no
+            memory and an interrupted fit resumes.
 
     Returns:
         The labeler; None on the other processes.
@@ -276,7 +276,7 @@ def _cluster(
         work: directory for the state of K-means.
         counts: of the rows, which are sorted by language; on the first process.
     """
-    phi = _shared(points, kind, work)
+    phi = _on_all(points, kind, work)
     if not len(phi):
         return np.zeros((0, phi.shape[1]), np.float32), {"clusters": 0}
     k = labels[f"{kind}_clusters"]
@@ -341,21 +341,23 @@ def _kmeans(
             raise UserError(f"{key if title == name else f'{key} ({title})'}: {error}") from error
 
 
-def _shared(points: np.ndarray | None, kind: str, work: Path | None) -> np.ndarray:
-    """Return the first process's points, float32 [N, D], on every process: the others map its file."""
+def _on_all(points: np.ndarray | None, kind: str, work: Path | None) -> np.ndarray:
+    """Return the first process's points, float32 [N, D], on every process: the others keep a copy on their disks."""
     if jax.process_count() == 1:
         return cast(np.ndarray, points)
-    path = _points_file(cast(Path, work), kind)
-
-    def write() -> None:
-        if points is not None and not isinstance(points, np.memmap):
-            with artifact.atomic_file(path) as file:
-                file.write(points.tobytes())
-
-    hosts.on_first(write)
     rows, dimensions = hosts.gather(np.array((0, 0) if points is None else points.shape))[0].tolist()
-    if points is not None or not rows:
-        return np.zeros((0, dimensions), np.float32) if points is None else points
+    starts = range(0, rows, _ROWS)
+    if points is not None:
+        for start in starts:
+            hosts.send_from_first({"points": points[start : start + _ROWS]})
+        return points
+    if not rows:
+        return np.zeros((0, dimensions), np.float32)
+    path = _points_file(cast(Path, work), kind)
+    with artifact.atomic_file(path) as file:
+        for start in starts:
+            empty = np.empty((min(_ROWS, rows - start), dimensions), np.float32)
+            file.write(hosts.send_from_first({"points": empty})["points"].tobytes())
     return np.memmap(path, np.float32, "r", shape=(rows, dimensions))
 
 

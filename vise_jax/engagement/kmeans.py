@@ -84,11 +84,15 @@ def fit(
         raise ValueError(f"init has to be {(k, x.shape[1])}, but is {np.shape(init)}")
     points = _put(x, k)
     job = "" if state is None else _fingerprint(x, k, init, seed, batch_size)
-    run = _read_state(state, job) if state is not None and state.exists() else None
-    if run is None:
+
+    def begin() -> _Run:
+        if state is not None and state.exists():
+            return _read_state(state, job)
         start = _start(x, k, seed) if init is None else np.array(init, np.float32)
-        run = _Run(start, np.zeros(k, np.int64), 0, np.inf, False)
-    run = _from_first(run)
+        return unmoved._replace(centroids=start)
+
+    unmoved = _Run(np.zeros((k, x.shape[1]), np.float32), np.zeros(k, np.int64), 0, np.inf, False)
+    run = _from_first(hosts.on_first(begin) or unmoved)
     advance = _mini_batches(x, batch_size, seed) if batch_size else _lloyd(x, points, tolerance)
     while run.iteration < iterations and not run.finished:
         run = advance(run)

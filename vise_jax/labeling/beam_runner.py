@@ -1,6 +1,7 @@
 """The labeling jobs on Apache Beam: the same functions in a `Map`, and sums in a `Combine`.
 
-The workers of any runner must see the posts and the output under the same paths as this machine.
+The workers of any runner must see the posts and the output under the same paths as this machine. Statistics come back
+to this machine through the pipeline's `--temp_location` if that is in an object store.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vise_jax import artifact
 from vise_jax.engagement.fit_statistics import Corpus, Lowest
 from vise_jax.errors import Interrupted, UserError
 from vise_jax.labeling import local_runner
@@ -53,14 +55,14 @@ def gather(
         work: gathers the statistics of an input split; importable.
         input_splits: the input splits.
         labels: the `labels` section of a config.
-        path: the file that `Corpus.save` writes.
+        path: the file that `Corpus.save` writes. Without an object store as `--temp_location`, a worker writes it.
         options: of the pipeline.
 
     Raises:
         UserError: Beam is not installed or refuses its options, or `work` raised it.
     """
     beam = import_beam()
-    plain = labels.to_dict()
+    plain, written = labels.to_dict(), _seen_by_workers(path, options)
     log.info(f"reading {len(input_splits):,} input splits on Apache Beam")
     with _pipeline(options) as pipeline:
         corpora = _map(pipeline, input_splits, partial(_gather, work), "gather")
@@ -78,9 +80,13 @@ def gather(
         ]
         _ = (
             pipeline
-            | "once" >> beam.Create([str(path)])
+            | "once" >> beam.Create([str(written)])
             | "save" >> beam.Map(_save, plain, *map(beam.pvalue.AsSingleton, (counters, *samples)))
         )
+    if written != path:
+        with artifact.atomic_file(path) as file:
+            file.write(artifact.read_object(written))
+        artifact.remove_tree(written)
 
 
 def import_beam() -> Any:
@@ -139,6 +145,20 @@ def _pipeline(options: Sequence[str]) -> Iterator[Any]:
         raise kind(match[1]) from error
 
 
+def _seen_by_workers(path: Path, options: Sequence[str]) -> Path:
+    """Return the path of a file that workers on any machine can write: in the pipeline's bucket for temporary files.
+
+    What the workers exchange passes through it anyway. Without one, it is the path itself.
+    """
+    import_beam()
+    from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
+
+    directory = PipelineOptions([*options]).view_as(GoogleCloudOptions).temp_location
+    if directory is None or not directory.startswith(("gs://", "s3://")):
+        return path
+    return artifact.location(directory) / f"vise_jax-{artifact.fingerprint(str(path))[:16]}.json.gz"
+
+
 def _call(work: local_runner.Work, input_split: InputSplit) -> None:
     local_runner.use_one_core()
     work(input_split, lambda: None)
@@ -188,4 +208,4 @@ def _save(
     counts: list[dict[str, int]] = [{}, {}, {}, {}]
     for (kind, name), count in counters.items():
         counts[kind][name] = count
-    Corpus.from_json([*counts, comments, reactions], ConfigDict(labels)).save(Path(path))
+    Corpus.from_json([*counts, comments, reactions], ConfigDict(labels)).save(artifact.location(path))

@@ -62,11 +62,12 @@ def fit(
 ) -> Labeler:
     """Fit a labeler on posts files and save it, unless `output` holds the labeler of the same files and keys.
 
-    Several processes call it alike, with directories that they share: the first reads the posts, all run K-means.
+    Several processes call it alike, with an output that they share: the first reads the posts, all run K-means.
 
     The statistics of the input splits and the state of K-means are kept in a directory `.NAME.fit` beside the output
     until the labeler is saved; in the directory for temporary files where the output is in an object store. Only the
-    owner can read it, since it holds words of comments.
+    owner can read it, since it holds words of comments. The other processes keep the vectors of the comments in their
+    directories for temporary files.
 
     Args:
         paths: posts files.
@@ -85,6 +86,8 @@ def fit(
     output = output.absolute()
     work = _work(output)
     with contextlib.ExitStack() as stack:
+        if jax.process_index() > 0:
+            stack.callback(shutil.rmtree, work, ignore_errors=True)
         begun = hosts.on_first(lambda: _begin(paths, labels, output, work, exclude, workers, beam_options, stack))
         if hosts.from_first(begun is not None):
             labeler = fit_corpus(begun and begun.corpus, labels, work)
@@ -100,14 +103,10 @@ def fit(
 
 
 def _work(output: Path) -> Path:
-    """Return the directory of what is kept during a fit: beside the output, or for an object store on this machine."""
-    if not artifact.is_remote(output):
-        return output.with_name(f".{output.name}.fit")
-    if jax.process_count() > 1:
-        raise UserError(
-            f"--output={output} is in an object store: fit on several processes into a directory they share."
-        )
-    return artifact.scratch(output, "fit")
+    """Return the directory of what this process keeps during a fit: the first one's is beside an output on disk."""
+    if jax.process_index() > 0 or artifact.is_remote(output):
+        return artifact.scratch(output, f"fit-{jax.process_index()}")
+    return output.with_name(f".{output.name}.fit")
 
 
 class _Begun(NamedTuple):

@@ -41,6 +41,8 @@ IN_FLIGHT = 128
 _OPTIONS: dict[str, dict[str, Any]] = {"gs": {}, "s3": {"config_kwargs": {"max_pool_connections": IN_FLIGHT}}}
 # Packages whose errors are those of a store.
 _LIBRARIES = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs")
+# What S3 answers to a request in another region than the bucket's.
+_OTHER_REGION = re.compile(r"the region '.+' is wrong|location constraint is incompatible|using the specified endpoint")
 # Seconds after which a lock in an object store is renewed, and after which one that was not is a killed process's.
 _RENEWED, _ABANDONED = 5.0, 30.0
 # Bytes of an object that are read at a time where it is read in order, and how many of these at most are read ahead.
@@ -99,14 +101,18 @@ def explained(path: Path, what: str = "read") -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise UserError(f"{path} can't be {what}, there is no such bucket or object: check the URL.") from error
-    except PermissionError as error:
-        raise UserError(
-            f"{path} can't be {what} with these credentials ({error}): give them the permission, or use others."
-        ) from error
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in _LIBRARIES:
             raise
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        if _OTHER_REGION.search(reason):
+            raise UserError(
+                f"{path} can't be {what}: the bucket is in another region ({reason}): name it in AWS_DEFAULT_REGION."
+            ) from error
+        if isinstance(error, PermissionError):
+            raise UserError(
+                f"{path} can't be {what} with these credentials ({reason}): give them the permission, or use others."
+            ) from error
         if "redential" in f"{type(error).__name__} {error}":
             raise UserError(f"{path} can't be {what}: there are no credentials ({reason}): sign in first.") from error
         raise UserError(

@@ -92,6 +92,31 @@ def test_the_join_is_that_in_memory(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")) == [".import.lock"]
 
 
+def test_answers_to_answers_are_comments_of_the_photo_above_them(tmp_path):
+    draw, above, lines = random.Random(3), {"photo0": None, "photo1": None}, []
+    for number in range(200):
+        # A chain of 100, then anywhere; some answer a post that is not there.
+        parent = f"reply{number - 1}" if 0 < number < 100 else draw.choice([*above, "elsewhere"])
+        above[f"photo{number}" if number > 1 and number % 40 == 0 else f"reply{number}"] = parent
+    above |= {"loop0": "loop2", "loop1": "loop0", "loop2": "loop1"}
+    for name, parent in above.items():
+        line = {"id": name, "in_reply_to_id": parent, "created_at": "2024", "content": f"<p>I am {name}</p>"}
+        line["media_attachments"] = [{"id": "1", "type": "image"}] if name.startswith("photo") else []
+        lines.append(json.dumps(line))
+    draw.shuffle(lines)
+    (tmp_path / "a.jsonl").write_text("\n".join(lines[::2]))
+    (tmp_path / "b.jsonl").write_text("\n".join(lines[1::2]))
+    expected = {name: [] for name in sorted(above) if name.startswith("photo")}
+    for name, parent in sorted(above.items()):
+        while parent in above and not parent.startswith(("photo", "loop")):
+            parent = above[parent]
+        if parent in expected:
+            expected[parent].append(f"I am {name}")
+    importer.import_posts([tmp_path / "a.jsonl", tmp_path / "b.jsonl"], kinds.KINDS["fediverse"], tmp_path / "out")
+    assert {post.post_id: list(post.comments) for post in posts_of(tmp_path / "out")} == expected
+    assert sum(map(len, expected.values())) > 60
+
+
 class Killed(BaseException):
     pass
 

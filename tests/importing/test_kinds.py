@@ -118,7 +118,7 @@ def test_mastodon():
     reply = {**status, "id": "110", "in_reply_to_id": "109", "media_attachments": []}
     reply["content"] = f"<p>{mention} so calm &amp; blue {tag}<br/>yes</p>"
     [comment] = kinds.fediverse(reply)
-    assert comment == Comment("109", "2024-01-01T00:00:00.000Z 110", "so calm & blue #sea\nyes")
+    assert comment == Comment("109", "2024-01-01T00:00:00.000Z 110", "so calm & blue #sea\nyes", "110")
     assert kinds.fediverse({"id": "9", "reblog": status})[0].post_id == "109"
 
 
@@ -140,7 +140,7 @@ def test_misskey():
         Clicks("9abc", "blobfox", "", 2),
     ]
     reply = {**note, "id": "9abd", "replyId": "9abc", "files": []}
-    assert kinds.fediverse(reply) == [Comment("9abc", "2024-01-01T00:00:00.000Z 9abd", "look")]
+    assert kinds.fediverse(reply) == [Comment("9abc", "2024-01-01T00:00:00.000Z 9abd", "look", "9abd")]
 
 
 ROOT = "at://did:plc:aaa/app.bsky.feed.post/3k1"

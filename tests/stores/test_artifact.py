@@ -232,7 +232,15 @@ def test_an_unknown_scheme_and_missing_libraries_are_named(store, monkeypatch: p
         (PermissionError("denied"), "with these credentials"),
         (botocore.exceptions.NoCredentialsError(), "there are no credentials"),
         (google.auth.exceptions.DefaultCredentialsError("none"), "there are no credentials"),
-        (aiohttp.ClientConnectionError("the region is another"), "refused or failed .the region is another"),
+        (aiohttp.ClientConnectionError("no answer"), "refused or failed .no answer"),
+        (
+            OSError(
+                22, "The authorization header is malformed; the region 'us-east-1' is wrong; expecting 'eu-west-1'"
+            ),
+            "in another region .*expecting 'eu-west-1'.*: name it in AWS_DEFAULT_REGION",
+        ),
+        (OSError(78, "The bucket must be addressed using the specified endpoint."), "in another region"),
+        (PermissionError("The eu-west-1 location constraint is incompatible for this region."), "in another region"),
     ],
 )
 def test_what_a_store_refuses_is_one_sentence(store, error: Exception, sentence: str) -> None:

@@ -41,6 +41,14 @@ _SCHEMA = """
 CREATE TABLE progress (file VARCHAR, records BIGINT, finished BOOLEAN);
 CREATE TABLE written (number BIGINT, last VARCHAR, counts VARCHAR);
 """
+# An answer to a comment becomes one to what that comment answers: in each round the way to the post is half as long.
+_SHORTEN = """
+UPDATE comments SET post_id = answered.post_id
+FROM (SELECT own_id, min(post_id) AS post_id FROM comments WHERE own_id <> '' GROUP BY own_id) AS answered
+WHERE comments.post_id = answered.own_id AND comments.post_id NOT IN (SELECT post_id FROM photos)
+"""
+# Enough for threads of 65,000 answers. Comments that answer each other would take rounds without an end.
+_ROUNDS = 16
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,12 @@ _TABLES: dict[type, tuple[str, pa.Schema]] = {
             ]
         ),
     ),
-    Comment: ("comments", pa.schema([("post_id", pa.string()), ("key", pa.string()), ("text", pa.string())])),
+    Comment: (
+        "comments",
+        pa.schema(
+            [("post_id", pa.string()), ("key", pa.string()), ("text", pa.string()), ("own_id", pa.string())],
+        ),
+    ),
     Clicks: (
         "clicks",
         pa.schema([("post_id", pa.string()), ("button", pa.string()), ("key", pa.string()), ("count", pa.int64())]),
@@ -125,6 +138,7 @@ def import_posts(
         with _database(work, output, key) as database:
             for path in paths:
                 _read(database, path, export, after_record)
+            _join_threads(database)
             about = _write(database, output, _Images(output, of_images))
         about = {"import": key, "source": export.title, "files": sorted(path.name for path in paths), **about}
         artifact.write_json(output / DESCRIPTION, about)
@@ -225,6 +239,14 @@ def _storable(value: Any) -> Any:
     return [without_surrogates(one) for one in value] if isinstance(value, tuple) else value
 
 
+def _join_threads(database: duckdb.DuckDBPyConnection) -> None:
+    """Make the answers to comments comments of the photo above them."""
+    for _ in range(_ROUNDS):
+        moved = database.execute(_SHORTEN).fetchone()
+        if moved is None or not moved[0]:
+            return
+
+
 def _write(database: duckdb.DuckDBPyConnection, output: Path, images: "_Images") -> dict[str, Any]:
     """Write the posts files that are missing; return the counts of all."""
     state = database.execute("SELECT number, last FROM written ORDER BY number DESC LIMIT 1").fetchone()
@@ -272,7 +294,8 @@ def _posts(
     photos = _stream(database, "SELECT * FROM photos WHERE post_id > ? ORDER BY ALL", after)
     comments = _groups(
         database,
-        f"SELECT * FROM comments WHERE post_id > ? AND post_id IN ({of_photos}) ORDER BY post_id, key, text",
+        f"SELECT post_id, key, text FROM comments WHERE post_id > ? AND post_id IN ({of_photos}) "
+        "ORDER BY post_id, key, text",
         after,
     )
     clicks = _groups(

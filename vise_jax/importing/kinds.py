@@ -101,8 +101,8 @@ def _reddit_comment(record: Record) -> list[Row]:
 def fediverse(record: Record) -> list[Row]:
     """Return the rows of a Mastodon status or a Misskey note.
 
-    A reply is a comment of what it replies to. Favourites are the button "favourite", emoji reactions are buttons by
-    their emoji, or by their name for custom ones.
+    A reply is a comment of the photo above it in the thread. Favourites are the button "favourite", emoji reactions are
+    buttons by their emoji, or by their name for custom ones.
     """
     if isinstance(record.get("reblog"), Mapping):
         record = record["reblog"]
@@ -112,7 +112,8 @@ def fediverse(record: Record) -> list[Row]:
     if parent:
         text = without_tags(_text(record["content"])) if "content" in record else _text(record.get("text") or "")
         if text.strip():
-            rows.append(Comment(str(parent), f"{record.get('created_at') or record.get('createdAt')} {post_id}", text))
+            key = f"{record.get('created_at') or record.get('createdAt')} {post_id}"
+            rows.append(Comment(str(parent), key, text, post_id))
     media = [*_list(record.get("media_attachments")), *_list(record.get("files"))]
     pictures = [one for one in media if str(one.get("type")).split("/")[0] == "image"]
     if pictures:

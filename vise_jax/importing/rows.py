@@ -22,17 +22,19 @@ class Photo:
 
 @dataclass(frozen=True)
 class Comment:
-    """An answer to a post.
+    """An answer to a post, or to another comment of it.
 
     Attributes:
-        post_id: of the post.
+        post_id: of the post, or `own_id` of the comment that it answers.
         key: distinguishes the comments of a post, and orders them. The same key twice is the same comment.
         text: what was written.
+        own_id: of the comment, where others may answer it by this id; "" otherwise.
     """
 
     post_id: str
     key: str
     text: str
+    own_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """What benchmarks share."""
 
 import multiprocessing
+import os
+import platform
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -36,6 +38,16 @@ def peak_bytes(process: int | str = "self") -> int:
     """Return the peak memory of a process since it started its program; getrusage counts that of its parent, too."""
     status = Path(f"/proc/{process}/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+def processor() -> str:
+    """Return what distinguishes this machine's processor in measurements: its number of cores, vendor and model."""
+    file = Path("/proc/cpuinfo")
+    lines = [line.partition(":") for line in file.read_text().split("\n\n")[0].splitlines()] if file.exists() else []
+    about = {name.strip(): value.strip() for name, _, value in lines}
+    if not {"vendor_id", "cpu family", "model"} <= about.keys():
+        return f"{os.cpu_count()} x {platform.processor() or platform.machine()}"
+    return f"{os.cpu_count()} x {about['vendor_id']}, family {about['cpu family']}, model {about['model']}"
 
 
 class Variant:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from vise_jax.errors import UserError
 from vise_jax.labeling import beam_runner
 from vise_jax.labeling.delete import delete
 from vise_jax.labeling.fit import fit
-from vise_jax.labeling.images import Ahead
+from vise_jax.labeling.images import begin_image, with_image
 from vise_jax.labeling.label import label
-from vise_jax.posts import BadPost, Post, expand
+from vise_jax.posts import BadPost, Post, RejectLog, expand, read
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,6 +48,9 @@ def on_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("disk")
     make_corpus(directory, posts=60, labeled=1)
     (directory / "truth.csv").unlink()
+    path = min(directory.glob("posts/*.jsonl"))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:9], "{malformed\n", *lines[9:], '{"post_id": 1}\n']))
     labels, paths = make_labels(), expand(f"{directory}/posts/*.jsonl")
     fit(paths, labels, directory / "labeler")
     label(paths, directory / "labeler", labels, directory / "shards")
@@ -87,6 +91,8 @@ def test_the_job_gives_the_bytes_of_the_disk(store: Any, on_disk: Path, tmp_path
     assert bytes_of(output.parent / "labeler") == bytes_of(on_disk / "labeler")
     assert Labeler.load(output.parent / "labeler").fingerprint == Labeler.load(on_disk / "labeler").fingerprint
     assert shards.read_manifest(output) == shards.read_manifest(on_disk / "shards")
+    records = [json.loads(content) for content in artifact.read_files(output / "records", ".json").values()]
+    assert sum((Counter(record["rejected"]) for record in records), Counter())["malformed_json"] == 1
     # The same commands again find everything done, and other keys are refused.
     label(expand(f"{store.root}/posts/*.jsonl"), output.parent / "labeler", make_labels(), output)
     with pytest.raises(UserError, match="of another labeler or other labels keys"):
@@ -94,8 +100,7 @@ def test_the_job_gives_the_bytes_of_the_disk(store: Any, on_disk: Path, tmp_path
             expand(f"{store.root}/posts/*.jsonl"), output.parent / "labeler", make_labels(transcode_quality=50), output
         )
     # A post is taken out as on disk.
-    post = json.loads(next(on_disk.glob("posts/*.jsonl")).read_text().splitlines()[0])["post_id"]
-    posts = [json.loads(line)["post_id"] for path in on_disk.glob("posts/*.jsonl") for line in path.open()]
+    posts = [post.post_id for path in on_disk.glob("posts/*.jsonl") for post in read(path, RejectLog(path))]
     post = next(name for name in posts if hashing.split(name, hashing.salt("", 0), 0.3) == "train")
     (tmp_path / "list").write_text(post)
     copied = tmp_path / "shards"
@@ -108,11 +113,11 @@ def test_the_job_gives_the_bytes_of_the_disk(store: Any, on_disk: Path, tmp_path
 def test_a_path_of_an_image_is_that_of_the_disk(store: Any) -> None:
     root = artifact.location(f"{store.root}/posts")
     artifact.write_text(root / "deep" / "1.jpg", "one")
-    post = Post("a", "./deep//1.jpg", source=root / "posts.jsonl")
-    assert Ahead(iter([post])).with_image(post).image_bytes == b"one"
-    missing = Post("b", "deep", source=root / "posts.jsonl")
+    post, missing = Post("a", "./deep//1.jpg"), Post("b", "deep")
+    begin = begin_image(root / "posts.jsonl")
+    assert with_image(post, begin(post)).image_bytes == b"one"
     with pytest.raises(BadPost, match="image_missing"):
-        Ahead(iter([missing])).with_image(missing)
+        with_image(missing, begin(missing))
 
 
 def test_workers_of_beam_use_the_bucket(store: Any, on_disk: Path) -> None:

@@ -3,8 +3,7 @@
 import io
 import os
 import warnings
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import cast
@@ -77,36 +76,26 @@ def read_image(
         raise BadPost("image_truncated") from error
 
 
-class Ahead:
-    """Images of posts in an object store, read before they are needed, several at a time.
+def begin_image(posts: Path) -> Callable[[Post], artifact.Reading]:
+    """Return a function that begins to read the image of a post of a file in an object store."""
+    begin = artifact.reader(posts.parent)
+    # The schema allows no path that leaves the directory, and there are no links. "./a" is "a".
+    return lambda post: begin(str(PurePosixPath(cast(str, post.image))))
 
-    Args:
-        posts: the posts whose images are needed, in order. At most `artifact.IN_FLIGHT` are read ahead.
+
+def with_image(post: Post, reading: artifact.Reading | None) -> Post:
+    """Return a post with its image, when that has been read.
+
+    Raises:
+        BadPost: `image_missing`.
+        UserError: the object store has failed.
     """
-
-    def __init__(self, posts: Iterator[Post]):
-        self._posts = posts
-        self._coming: deque[artifact.Reading] = deque()
-        self._source: Path | None = None
-
-    def with_image(self, post: Post) -> Post:
-        """Return a post with its image. It has to be the next of the posts that need one.
-
-        Raises:
-            BadPost: `image_missing`.
-            UserError: the object store has failed.
-        """
-        if post.image is None or post.image_bytes is not None:
-            return post
-        while len(self._coming) < artifact.IN_FLIGHT and (coming := next(self._posts, None)) is not None:
-            if coming.source is not self._source:
-                self._source, self._begin = coming.source, artifact.reader(coming.source.parent)
-            # The schema allows no path that leaves the directory, and there are no links. "./a" is "a".
-            self._coming.append(self._begin(str(PurePosixPath(cast(str, coming.image)))))
-        try:
-            return replace(post, image_bytes=self._coming.popleft()()[0])
-        except FileNotFoundError as error:
-            raise BadPost("image_missing") from error
+    if reading is None:
+        return post
+    try:
+        return replace(post, image_bytes=reading()[0])
+    except FileNotFoundError as error:
+        raise BadPost("image_missing") from error
 
 
 def _shrunk(image: Image.Image, side: int) -> Image.Image:

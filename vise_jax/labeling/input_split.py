@@ -5,13 +5,13 @@ holds the cursor after it, from which an interrupted job resumes.
 """
 
 import itertools
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -22,7 +22,7 @@ from vise_jax.data.records import read_index
 from vise_jax.engagement import hashing, reactions
 from vise_jax.engagement.labeler import Labeler
 from vise_jax.errors import UserError
-from vise_jax.labeling.images import Ahead, read_image
+from vise_jax.labeling.images import begin_image, read_image, with_image
 from vise_jax.labeling.tables import write_table
 from vise_jax.machine import available_cpus
 from vise_jax.posts import BadPost, Cursor, Limits, Post, RejectLog, is_empty, read, split_file
@@ -183,43 +183,26 @@ def label_input_split(
     if cursor is None:
         return
     input_split.check_unchanged()
-    buttons = reactions.buttons(labeler.labels)
-    read_posts = partial(
-        read,
-        input_split.path,
-        start=cursor,
-        end=input_split.end,
-        buttons=buttons,
-        limits=limits(labels),
-        size=input_split.version[0],
-    )
-    posts = _Stream(read_posts(reject_log), cursor, after_post)
-    secret = checked_salt(labeler, labels)
-    rules = _Rules(labeler, labels, secret, excluded)
-    with_image = _with_image(input_split.path, read_posts, rules)
+    rules = _Rules(labeler, labels, checked_salt(labeler, labels), excluded)
+    posts = _Stream(input_split, cursor, rules, reject_log, after_post)
     for number in itertools.count(len(done)):
         if posts.cursor is None:
             return
-        before = RejectLog()
-        before.posts, before.rejected, before.notes = (
-            reject_log.posts,
-            reject_log.rejected.copy(),
-            reject_log.notes.copy(),
-        )
-        reject_log.named = []
+        before, reject_log.named = reject_log.copy(), []
         counts: Counter[str] = Counter()
         excluded_images: Counter[str] = Counter()
         examples: dict[str, list[shards.Example]] = {"train": [], "validation": []}
         size = 0.0
         while posts.cursor is not None and size < labels.shard_megabytes * 2**20:
             room = labels.shard_megabytes * 2**20 - size
-            batch = _batch(posts, room, rules, with_image, reject_log, counts, excluded_images)
+            batch = _batch(posts, room, rules, reject_log, counts, excluded_images)
             for split, example in _examples(batch, rules, reject_log):
                 examples[split].append(example)
                 size += len(example["image/encoded"])
         # The reader checked the limit before the images of the last posts were read.
         reject_log.check()
         input_split.check_unchanged()
+        counted = reject_log.since(before)
         name = f"{input_split.name}-{number:05d}"
         written = {
             split: _write(rows, output, name, split, labels.duplicates == "merge")
@@ -232,14 +215,14 @@ def label_input_split(
                 "file": input_split.path.name,
                 "sha256": input_split.sha256,
                 "part": input_split.number,
-                "posts": reject_log.posts - before.posts,
+                "posts": counted.posts,
                 "splits": {split: counts[split] for split in hashing.SPLITS},
                 "excluded": counts["excluded"],
                 "excluded_images": dict(excluded_images),
                 "shards": written,
-                "rejected": dict(reject_log.rejected - before.rejected),
-                "rejected_posts": reject_log.named,
-                "notes": dict(reject_log.notes - before.notes),
+                "rejected": dict(counted.rejected),
+                "rejected_posts": counted.named,
+                "notes": dict(counted.notes),
                 "behind": posts.cursor,
             },
         )
@@ -260,16 +243,6 @@ class _Rules:
             return "excluded"
         fractions = self.labeler.labels["cluster_fraction"], self.labels.validation_fraction, self.labels.train_fraction
         return hashing.split(post.post_id, self.secret, *fractions)
-
-
-def _with_image(path: Path, read_posts: Callable[[RejectLog], Iterator[Post]], rules: _Rules) -> Callable[[Post], Post]:
-    """Return a function from a post to that with its image, from an object store; posts on disk stay as they are."""
-    if not artifact.is_remote(path):
-        return lambda post: post
-    # A second reader of the posts, since the first one's cursor and counts may not run ahead.
-    coming = read_posts(RejectLog(path))
-    needed = (post for post in coming if post.image and not post.image_bytes and rules.split_of(post) in _WITH_IMAGES)
-    return Ahead(needed).with_image
 
 
 def checked_salt(labeler: Labeler, labels: ConfigDict) -> bytes:
@@ -325,19 +298,82 @@ def parse_record(content: bytes, path: Path) -> dict[str, Any]:
     return dict(record)
 
 
+class _Coming(NamedTuple):
+    """What is read next.
+
+    Attributes:
+        post: None behind the last one.
+        split: of the post.
+        image: its image, if that is being read.
+        counted: what reading has counted since the post before.
+    """
+
+    post: Post | None
+    split: str
+    image: artifact.Reading | None
+    counted: RejectLog
+
+
 class _Stream:
-    """Posts, and the cursor after the last one that was taken; None at the end."""
+    """Posts, and the cursor after the last one that was taken; None at the end.
 
-    def __init__(self, posts: Iterator[Post], cursor: Cursor, after_post: Callable[[], None]):
-        self._posts, self._after_post = posts, after_post
+    Posts that name images in an object store are read ahead, at most `artifact.IN_FLIGHT`. They count when they are
+    taken.
+    """
+
+    def __init__(
+        self,
+        input_split: InputSplit,
+        cursor: Cursor,
+        rules: _Rules,
+        reject_log: RejectLog,
+        after_post: Callable[[], None],
+    ):
         self.cursor: Cursor | None = cursor
+        self._rules, self._reject_log, self._after_post = rules, reject_log, after_post
+        self._begin = begin_image(input_split.path) if artifact.is_remote(input_split.path) else None
+        self._coming: deque[_Coming] = deque()
+        self._log = reject_log.copy()
+        self._posts = read(
+            input_split.path,
+            self._log,
+            cursor,
+            input_split.end,
+            reactions.buttons(rules.labeler.labels),
+            limits(rules.labels),
+            input_split.version[0],
+        )
 
-    def take(self) -> Post | None:
+    def take(self) -> _Coming | None:
+        """Return the next post."""
+        while not self._coming or self._may_read_ahead():
+            self._coming.append(self._next())
+        coming = self._coming.popleft()
+        self._reject_log.add(coming.counted)
+        self._reject_log.check_early()
+        if coming.post is None:
+            self.cursor = None
+            return None
+        self.cursor = coming.post.after
+        self._after_post()
+        return coming
+
+    def _may_read_ahead(self) -> bool:
+        last = self._coming[-1].post
+        is_full = self._begin is None or len(self._coming) == artifact.IN_FLIGHT
+        # Posts that hold their images take memory.
+        return not is_full and last is not None and last.image_bytes is None
+
+    def _next(self) -> _Coming:
+        before, self._log.named = self._log.copy(), []
         post = next(self._posts, None)
-        self.cursor = post.after if post else None
-        if post:
-            self._after_post()
-        return post
+        counted = self._log.since(before)
+        if post is None:
+            return _Coming(None, "", None, counted)
+        split, image = self._rules.split_of(post), None
+        if self._begin and split in _WITH_IMAGES and post.image and post.image_bytes is None:
+            image = self._begin(post)
+        return _Coming(post, split, image, counted)
 
 
 # Post, split, encoded image and its perceptual hash.
@@ -348,7 +384,6 @@ def _batch(
     posts: _Stream,
     room: float,
     rules: _Rules,
-    with_image: Callable[[Post], Post],
     reject_log: RejectLog,
     counts: Counter[str],
     excluded_images: Counter[str],
@@ -356,14 +391,14 @@ def _batch(
     """Take posts with valid images until they have `room` bytes. A shard ends between two batches."""
     batch: list[_Usable] = []
     labels, excluded = rules.labels, rules.excluded
-    while room > 0 and len(batch) < _BATCH_POSTS and (post := posts.take()) is not None:
-        split = rules.split_of(post)
+    while room > 0 and len(batch) < _BATCH_POSTS and (coming := posts.take()) is not None:
+        post, split = cast(Post, coming.post), coming.split
         counts[split] += 1
         if split not in _WITH_IMAGES:
             continue
         try:
             encoded, image_hash = read_image(
-                with_image(post),
+                with_image(post, coming.image),
                 labels.max_image_pixels,
                 labels.transcode_quality,
                 labels.link_roots,

@@ -19,7 +19,6 @@ from vise_jax.errors import UserError
 from vise_jax.posts.reject_log import RejectLog
 from vise_jax.posts.schema import BEGINNING, LIMITS, THE_PAPERS, BadPost, Buttons, Cursor, Limits, Post, parse
 
-_POSTS_BEFORE_FIRST_CHECK = 1_000
 _PARQUET_ROWS = 256
 _BLOCK_BYTES = 2**20
 # Zstandard: packed bytes that are unpacked at a time, to 128 MiB at most, and the largest window, that of Pushshift's
@@ -105,8 +104,7 @@ def read(
             reject_log.reject(after.line, bad.reason)
         else:
             yield replace(post, source=path, line=after.line, after=after)
-        if reject_log.posts >= _POSTS_BEFORE_FIRST_CHECK:
-            reject_log.check()
+        reject_log.check_early()
     reject_log.check()
 
 

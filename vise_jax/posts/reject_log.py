@@ -10,6 +10,7 @@ from vise_jax.errors import UserError
 HARMLESS = frozenset({"no_image", "no_label"})
 # Rejected posts located per reason; beyond that they are only counted.
 MAX_NAMED = 1_000
+_POSTS_BEFORE_FIRST_CHECK = 1_000
 
 
 class RejectLog:
@@ -36,6 +37,26 @@ class RejectLog:
         self.named: list[dict[str, str | int]] = []
         self.notes: Counter[str] = Counter()
 
+    def copy(self) -> "RejectLog":
+        """Return a log that goes on from here, without the rejected posts that this one has named."""
+        log = RejectLog(self.source, self.max_rejected_fraction, self.min_posts)
+        log.posts, log.rejected, log.notes = self.posts, self.rejected.copy(), self.notes.copy()
+        return log
+
+    def since(self, before: "RejectLog") -> "RejectLog":
+        """Return what was counted since `before` was a copy of this."""
+        log = RejectLog(self.source)
+        log.posts, log.named = self.posts - before.posts, self.named
+        log.rejected, log.notes = self.rejected - before.rejected, self.notes - before.notes
+        return log
+
+    def add(self, other: "RejectLog") -> None:
+        """Add what another log has counted."""
+        self.posts += other.posts
+        self.rejected.update(other.rejected)
+        self.notes.update(other.notes)
+        self.named += other.named
+
     def reject(self, line: int, reason: str) -> None:
         """Count a rejected post."""
         self.rejected[reason] += 1
@@ -57,6 +78,15 @@ class RejectLog:
                 f"than labels.max_rejected_fraction={self.max_rejected_fraction} allows: correct the file, or raise "
                 "that key."
             )
+
+    def check_early(self) -> None:
+        """Check the fraction of malformed posts before the end, when enough posts were read.
+
+        Raises:
+            UserError: see `check`.
+        """
+        if self.posts >= _POSTS_BEFORE_FIRST_CHECK:
+            self.check()
 
 
 def summary(counts: Mapping[str, int]) -> str:

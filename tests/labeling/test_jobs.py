@@ -510,9 +510,12 @@ def test_statistics_count_the_examples_labels(corpus: tuple[list[Path], Path], t
     lengths = [len(example["comments/labels"]) for example in examples]
     assert counted["labels_per_post"].tolist() == [lengths.count(length) for length in range(max(lengths) + 1)]
     assert counted["reactions"].sum() == manifest["labeled"]["reactions"] == len(examples)
-    (tmp_path / "shards" / "statistics.safetensors").write_bytes(b"half of it")
-    with pytest.raises(UserError, match=r"statistics\.safetensors is missing or damaged"):
-        shards.read_statistics(tmp_path / "shards", manifest)
+    path = tmp_path / "shards" / "statistics.safetensors"
+    content = path.read_bytes()
+    for damaged in (content[:-1] + bytes([content[-1] ^ 1]), b"half of it"):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"statistics\.safetensors is missing or damaged"):
+            shards.read_statistics(tmp_path / "shards", manifest)
 
 
 def test_two_jobs_in_one_directory(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:

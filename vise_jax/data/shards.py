@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
-import safetensors.numpy
 from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter
-from safetensors import SafetensorError
 from typing_extensions import TypedDict
 
-from vise_jax import artifact
+from vise_jax import arrays, artifact
 from vise_jax.data import records
 from vise_jax.errors import UserError
 
@@ -326,10 +324,10 @@ def read_statistics(directory: Path | str, manifest: Mapping[str, Any]) -> dict[
     path = artifact.location(directory) / STATISTICS
     try:
         with artifact.explained(path):
-            counts = safetensors.numpy.load(path.read_bytes())
+            counts, _ = arrays.from_safetensors(path.read_bytes())
         shape = manifest["classes"]["comments"], manifest["classes"]["reactions"]
         if counts["pairs"].shape != shape or counts["labels_per_post"].sum() != manifest["examples"]:
             raise ValueError
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is missing or damaged: copy it again, or make it with `{MADE_BY}`.") from error
     return counts

@@ -4,11 +4,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import safetensors.numpy
 import scipy.special
-from safetensors import SafetensorError
 
-from vise_jax import artifact
+from vise_jax import arrays, artifact
 from vise_jax.errors import UserError
 
 
@@ -46,7 +44,7 @@ def path_of(result: Path, seed: int) -> Path:
 def write(path: Path, head: Head) -> None:
     """Write a head atomically, as safetensors."""
     with artifact.atomic_file(path) as file:
-        file.write(safetensors.numpy.save({name: np.ascontiguousarray(x) for name, x in head._asdict().items()}))
+        file.write(arrays.to_safetensors(head._asdict()))
 
 
 def read(path: Path) -> Head:
@@ -56,10 +54,10 @@ def read(path: Path) -> Head:
         UserError: no such file, or one that is damaged.
     """
     try:
-        tensors = safetensors.numpy.load(path.read_bytes())
+        tensors, _ = arrays.from_safetensors(path.read_bytes())
         head = Head(**{name: tensors[name] for name in Head._fields})
         dim, classes = head.kernel.shape
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} holds no linear head: run evaluate.py again with the linear protocol.") from error
     if (head.bias.shape, head.mean.shape, head.scale.shape) != ((classes,), (dim,), (dim,)):
         raise UserError(f"{path} holds no linear head: run evaluate.py again with the linear protocol.")

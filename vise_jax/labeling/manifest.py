@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 import vise_jax
-from vise_jax import artifact
+from vise_jax import arrays, artifact
 from vise_jax.data import deletions, shards
 from vise_jax.errors import UserError
 from vise_jax.labeling import duplicates
@@ -77,7 +76,7 @@ def finish(
     written = [record["shards"]["train"] for record in records if "train" in record["shards"]]
     statistics = shards.count_labels((read_table(output / "records" / shard["table"]) for shard in written), classes)
     with artifact.atomic_file(output / shards.STATISTICS) as file:
-        file.write(safetensors.numpy.save(statistics))
+        file.write(arrays.to_safetensors(statistics))
     labels_per_post = statistics["labels_per_post"]
     manifest["labeled"] = {
         "comments": int(labels_per_post[1:].sum()),

@@ -233,7 +233,15 @@ def test_a_head_is_read_as_it_was_written(tmp_path):
     np.testing.assert_allclose(heads.logits(head, features), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("break_it", [lambda path: path.unlink(), lambda path: path.write_bytes(b"no head")])
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "break_it", [lambda path: path.unlink(), lambda path: path.write_bytes(b"no head"), flip_a_bit]
+)
 def test_a_head_that_is_missing_or_damaged(break_it, tmp_path):
     path = tmp_path / "head.safetensors"
     heads.write(path, heads.Head(*(np.zeros(shape, np.float32) for shape in ((5, 3), 3, 5, 5))))

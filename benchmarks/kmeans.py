@@ -30,7 +30,7 @@ from measuring import Prepared, Variant, peak_bytes, ratio, take_turns, timed
 from vise_jax import cli
 from vise_jax.engagement import kmeans
 
-QUICK = flags.DEFINE_bool("quick", False, "Few points, 2 rounds: a smoke test.")
+QUICK = flags.DEFINE_bool("quick", False, "Few points: a smoke test.")
 POINTS = flags.DEFINE_integer("points", None, "Points; 200,000 if not said.", 1)
 DIMENSIONS = flags.DEFINE_integer("dimensions", 256, "Their dimensions.", 1)
 CLUSTERS = flags.DEFINE_integer("clusters", None, "Clusters; 1,000 if not said.", 1)
@@ -47,7 +47,7 @@ def main(words: list[str]) -> None:
     if FILE.value:
         _fit_file(Path(FILE.value), clusters)
         return
-    count, rounds = POINTS.value or (5_000 if quick else 200_000), ROUNDS.value or (2 if quick else 5)
+    count, rounds = POINTS.value or (5_000 if quick else 200_000), ROUNDS.value or (15 if quick else 5)
     fits = {name: Variant(prepare, name, count, DIMENSIONS.value, clusters, ITERATIONS.value) for name in installed()}
     seconds = take_turns(fits, rounds, 1)
     inertia = {name: fit.end() for name, fit in fits.items()}

@@ -137,15 +137,15 @@ def test_workers_of_beam_use_the_bucket(store: Any, on_disk: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ([], "/work/statistics.json.gz"),
-        (["--temp_location=/tmp/beam"], "/work/statistics.json.gz"),
-        (["--temp_location=hdfs://node/tmp"], "/work/statistics.json.gz"),
+        ([], "/somewhere/statistics.json.gz"),
+        (["--temp_location=/tmp/beam"], "/somewhere/statistics.json.gz"),
+        (["--temp_location=hdfs://node/tmp"], "/somewhere/statistics.json.gz"),
         (["--temp_location", "BUCKET/tmp"], "BUCKET/tmp/vise_jax-"),
     ],
 )
 def test_statistics_pass_through_the_temporary_bucket_of_beam(store: Any, options: list[str], expected: str) -> None:
     options = [option.replace("BUCKET", store.root) for option in options]
-    found = beam_runner._seen_by_workers(Path("/work/statistics.json.gz"), options)
+    found = beam_runner._seen_by_workers(Path("/somewhere/statistics.json.gz"), options)
     assert str(found).startswith(expected.replace("BUCKET", store.root))
 
 

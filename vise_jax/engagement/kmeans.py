@@ -220,23 +220,29 @@ def _fingerprint(x: np.ndarray, k: int, init: np.ndarray | None, seed: int, batc
 
 
 def _from_first(run: _Run) -> _Run:
-    centroids, seen, *scalars = (hosts.gather(np.asarray(value))[0] for value in run)
-    return _Run(centroids, seen, *(scalar.item() for scalar in scalars))
+    return _from_arrays(hosts.send_from_first(_to_arrays(run)))
+
+
+def _to_arrays(run: _Run) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in run._asdict().items()}
+
+
+def _from_arrays(found: dict[str, np.ndarray]) -> _Run:
+    scalars = (found[name].item() for name in ("iteration", "inertia", "finished"))
+    return _Run(found["centroids"], found["seen"], *scalars)
 
 
 def _write_state(path: Path, job: str, run: _Run) -> None:
-    tensors = {name: np.asarray(value) for name, value in run._asdict().items()}
     with artifact.atomic_file(path) as file:
-        file.write(arrays.to_safetensors(tensors, {"job": job}))
+        file.write(arrays.to_safetensors(_to_arrays(run), {"job": job}))
 
 
 def _read_state(path: Path, job: str) -> _Run:
     try:
-        result, about = arrays.from_safetensors(path.read_bytes())
+        found, about = arrays.from_safetensors(path.read_bytes())
         if about["job"] != job:
             raise UserError(f"{path} holds the state of another K-means: delete it, or name another file.")
-        scalars = (result[name].item() for name in ("iteration", "inertia", "finished"))
-        return _Run(result["centroids"], result["seen"], *scalars)
+        return _from_arrays(found)
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} holds no state of a K-means ({error}): delete it, or name another file.") from error
 

@@ -72,12 +72,7 @@ _TABLES: dict[type, tuple[str, pa.Schema]] = {
             ]
         ),
     ),
-    Comment: (
-        "comments",
-        pa.schema(
-            [("post_id", pa.string()), ("key", pa.string()), ("text", pa.string()), ("own_id", pa.string())],
-        ),
-    ),
+    Comment: ("comments", pa.schema([(name, pa.string()) for name in ("post_id", "key", "text", "own_id")])),
     Clicks: (
         "clicks",
         pa.schema([("post_id", pa.string()), ("button", pa.string()), ("key", pa.string()), ("count", pa.int64())]),

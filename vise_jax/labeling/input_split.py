@@ -305,13 +305,13 @@ class _Coming(NamedTuple):
         post: None behind the last one.
         split: of the post.
         image: its image, if that is being read.
-        counted: what reading has counted since the post before.
+        counted: what reading has counted since the post before; None where it counts at once.
     """
 
     post: Post | None
     split: str
     image: artifact.Reading | None
-    counted: RejectLog
+    counted: RejectLog | None
 
 
 class _Stream:
@@ -333,7 +333,7 @@ class _Stream:
         self._rules, self._reject_log, self._after_post = rules, reject_log, after_post
         self._begin = begin_image(input_split.path) if artifact.is_remote(input_split.path) else None
         self._coming: deque[_Coming] = deque()
-        self._log = reject_log.copy()
+        self._log = reject_log.copy() if self._begin else reject_log
         self._posts = read(
             input_split.path,
             self._log,
@@ -349,8 +349,9 @@ class _Stream:
         while not self._coming or self._may_read_ahead():
             self._coming.append(self._next())
         coming = self._coming.popleft()
-        self._reject_log.add(coming.counted)
-        self._reject_log.check_early()
+        if coming.counted:
+            self._reject_log.add(coming.counted)
+            self._reject_log.check_early()
         if coming.post is None:
             self.cursor = None
             return None
@@ -364,10 +365,16 @@ class _Stream:
         # Posts that hold their images take memory.
         return not is_full and last is not None and last.image_bytes is None
 
-    def _next(self) -> _Coming:
+    def _read(self) -> tuple[Post | None, RejectLog | None]:
+        """Return the next post, and what reading it has counted if it is read ahead."""
+        if self._begin is None:
+            return next(self._posts, None), None
         before, self._log.named = self._log.copy(), []
         post = next(self._posts, None)
-        counted = self._log.since(before)
+        return post, self._log.since(before)
+
+    def _next(self) -> _Coming:
+        post, counted = self._read()
         if post is None:
             return _Coming(None, "", None, counted)
         split, image = self._rules.split_of(post), None

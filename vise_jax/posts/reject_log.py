@@ -38,7 +38,7 @@ class RejectLog:
         self.notes: Counter[str] = Counter()
 
     def copy(self) -> "RejectLog":
-        """Return a log that goes on from here, without the rejected posts that this one has named."""
+        """Return a log of the same counts and limits. The rejected posts that this one names are not in it."""
         log = RejectLog(self.source, self.max_rejected_fraction, self.min_posts)
         log.posts, log.rejected, log.notes = self.posts, self.rejected.copy(), self.notes.copy()
         return log

@@ -5,7 +5,7 @@
 # make convert  torch, to convert encoders from and to PyTorch
 # make lint     format, lint, types
 # make docs     the docs site, in ./site
-# make bench    the benchmarks, quick, compared with what was measured before
+# make bench    the benchmarks, quick, compared with what was measured before; installs their peers
 # make lock     constraints.txt, after requirements have changed (make lock UPGRADE=--upgrade: to the newest versions)
 # make audit    known vulnerabilities of what constraints.txt names
 # make sbom     bill of materials of .venv (CycloneDX), in build/sbom.json
@@ -16,6 +16,8 @@ DEMO ?= demo
 SEED ?= 0
 # Builds for CPUs and GPUs have other hashes.
 TORCH ?= torch==2.13.0
+# What benchmarks compare with, beside it.
+PEERS := faiss-cpu==1.15.1 opencv-python-headless==5.0.0.93 simplejpeg==1.9.0
 
 .PHONY: setup convert demo test test-all lint docs bench lock audit sbom clean-demo
 
@@ -65,7 +67,9 @@ lint: setup
 docs: setup
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: setup
+# A peer that can't be installed is not measured.
+bench: convert
+	-$(BIN)/pip install --quiet $(PEERS)
 	$(BIN)/python benchmarks/regressions.py
 
 .tools/ready:

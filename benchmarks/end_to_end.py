@@ -37,7 +37,7 @@ from vise_jax.preprocessing import Preprocessing
 from vise_jax.training import loop, pretrain, sharding, step
 from vise_jax.training.state import TrainState
 
-QUICK = flags.DEFINE_bool("quick", False, "A small encoder and 3 short rounds: a smoke test.")
+QUICK = flags.DEFINE_bool("quick", False, "A small encoder and 15 short rounds: a smoke test.")
 ENCODER = flags.DEFINE_string("encoder", "resnet18", "Encoder.")
 WIDTH = flags.DEFINE_integer("width", None, "Width of its stem; 32 if not said.", 1)
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 64, "Side of the crops in pixels.", 32)
@@ -52,7 +52,7 @@ _IMAGES = 512
 
 def main(words: list[str]) -> None:
     cli.no_words(words)
-    steps, rounds = STEPS.value or (4 if QUICK.value else 20), ROUNDS.value or (3 if QUICK.value else 9)
+    steps, rounds = STEPS.value or (4 if QUICK.value else 20), ROUNDS.value or (15 if QUICK.value else 9)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         draw, side = np.random.default_rng(0), IMAGE_SIZE.value * 8 // 7

@@ -1,14 +1,21 @@
 """The join of an import against one in memory; interruptions, refusals, and what must not be in the output."""
 
+import bz2
 import gzip
 import json
+import lzma
 import random
+import shutil
 from collections import defaultdict
+from pathlib import Path
 
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from vise_jax.errors import UserError
+from vise_jax.errors import Interrupted, UserError
 from vise_jax.importing import importer, kinds
 from vise_jax.posts import Buttons, RejectLog, read
 
@@ -242,3 +249,92 @@ def test_windows_that_are_too_large(tmp_path, monkeypatch):
     monkeypatch.setattr("vise_jax.posts.readers.MAX_WINDOW", 2**20)
     with pytest.raises(UserError, match=r"RS\.zst needs a larger window than 1 MiB"):
         importer.import_posts([path], kinds.KINDS["reddit"], tmp_path / "out")
+
+
+def test_a_row_for_each_comment(tmp_path):
+    (tmp_path / "t.csv").write_text("post,text\np1,first\np2,x\np1,second\np1,first\n")
+    kind = kinds.of_table({"post_id": "post", "comments": "text"})
+    about = importer.import_posts([tmp_path / "t.csv"], kind, tmp_path / "out")
+    assert {post.post_id: sorted(post.comments) for post in posts_of(tmp_path / "out")} == {
+        "p1": ["first", "second"],
+        "p2": ["x"],
+    }
+    assert about["counts"]["comments_twice"] == 1
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.jsonl"])
+def test_columns_with_dots_in_their_names(tmp_path, name):
+    rows = [{"id": "1", "reactions.love": 3, "of": {"text": "a"}}]
+    if name == "t.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    else:
+        (tmp_path / name).write_text(json.dumps(rows[0]))
+    kind = kinds.of_table({"post_id": "id", "comments": "of.text", "reactions.love": "reactions.love"})
+    importer.import_posts([tmp_path / name], kind, tmp_path / "out")
+    [post] = posts_of(tmp_path / "out")
+    assert (post.comments, post.reactions) == (("a",), (0, 0, 0, 0, 3))
+
+
+def test_an_import_that_follows_one_that_was_given_up(tmp_path, monkeypatch):
+    paths, _ = dumps(tmp_path)
+    real = importer.artifact.write_json
+    monkeypatch.setattr(importer.artifact, "write_json", lambda path, value: killed())
+    with pytest.raises(Killed):
+        importer.import_posts(paths, kinds.KINDS["reddit"], tmp_path / "out")
+    monkeypatch.setattr(importer.artifact, "write_json", real)
+    assert len(list((tmp_path / "out").glob("*.jsonl"))) > 1
+    # As the message of the refusal says.
+    shutil.rmtree(tmp_path / "out" / ".import")
+    (tmp_path / "t.csv").write_text("id,file,texts,hearts\n1,,a,2\n")
+    importer.import_posts([tmp_path / "t.csv"], TABLE, tmp_path / "out")
+    assert [post.post_id for post in posts_of(tmp_path / "out")] == ["1"]
+
+
+def test_a_path_spelled_in_another_way_is_not_read_again(tmp_path, monkeypatch):
+    paths, _ = dumps(tmp_path)
+    whole = importer.import_posts(paths, kinds.KINDS["reddit"], tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(importer, "_join_threads", lambda database: killed())
+        with pytest.raises(Killed):
+            importer.import_posts(paths, kinds.KINDS["reddit"], tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    resumed = importer.import_posts([Path(path.name) for path in paths], kinds.KINDS["reddit"], tmp_path / "out")
+    assert resumed == whole
+
+
+def test_an_export_of_another_kind(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"other": 1}\n' * 3)
+    with pytest.raises(UserError, match=r"No post was found, and 3 records were rejected \(id_missing 3\)"):
+        importer.import_posts([tmp_path / "t.jsonl"], kinds.KINDS["fediverse"], tmp_path / "out")
+    # The corrected command may follow.
+    (tmp_path / "t.csv").write_text("id,file,texts,hearts\n1,,a,2\n")
+    importer.import_posts([tmp_path / "t.csv"], TABLE, tmp_path / "out")
+
+
+@pytest.mark.parametrize("pack", [bz2.compress, lzma.compress])
+def test_packings_that_are_not_read(tmp_path, pack):
+    (tmp_path / "RS_2010-01").write_bytes(pack(b'{"id": "a"}\n'))
+    with pytest.raises(UserError, match="RS_2010-01 is packed with bzip2, xz or zip, which are not read"):
+        importer.import_posts([tmp_path / "RS_2010-01"], kinds.KINDS["reddit"], tmp_path / "out")
+
+
+@pytest.mark.parametrize("first", ["Jane Doe,call me at 555-0100 please do", "17,yes", "a person,what a day!"])
+def test_words_of_a_table_without_a_header_are_not_shown(tmp_path, first):
+    (tmp_path / "t.csv").write_text(f"{first}\nJohn Doe,b\n")
+    with pytest.raises(UserError, match="has values in its first line") as error:
+        importer.import_posts([tmp_path / "t.csv"], TABLE, tmp_path / "out")
+    assert first.split(",")[1] not in str(error.value)
+
+
+def test_a_disk_that_is_full(tmp_path, monkeypatch):
+    paths, _ = dumps(tmp_path)
+
+    def full(*args):
+        raise duckdb.TransactionException("Failed to commit: Could not write file: No space left on device")
+
+    whole = importer.import_posts(paths, kinds.KINDS["reddit"], tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(importer, "_join_threads", full)
+        with pytest.raises(Interrupted, match="free some space on its disk"):
+            importer.import_posts(paths, kinds.KINDS["reddit"], tmp_path / "out")
+    assert importer.import_posts(paths, kinds.KINDS["reddit"], tmp_path / "out") == whole

@@ -1,11 +1,13 @@
 """Each kind of export, on records in the layout that its source documents; the texts are made up."""
 
+import hashlib
+
 import pytest
 
 from vise_jax.errors import UserError
 from vise_jax.importing import kinds
 from vise_jax.importing.rows import Clicks, Comment, Photo
-from vise_jax.posts import BadPost
+from vise_jax.posts import BadPost, parse
 
 CROWDTANGLE = {
     "Page Name": "A PERSON",
@@ -30,7 +32,7 @@ def test_crowdtangle():
     assert kinds.crowdtangle(CROWDTANGLE) == [
         Photo("1015222", names=("1015222",)),
         Comment("1015222", "", "a lighthouse"),
-        Clicks("1015222", "likes", "", 1000),
+        Clicks("1015222", "like", "", 1000),
         Clicks("1015222", "love", "", 12),
         Clicks("1015222", "sad", "", 3),
         Clicks("1015222", "care", "", 2),
@@ -53,13 +55,16 @@ def test_ids_in_addresses(address, post_id):
     assert kinds.crowdtangle(CROWDTANGLE | {"URL": address})[0] == Photo(post_id, names=(post_id,))
 
 
-@pytest.mark.parametrize("text", ["1,234,567", "1.234.567", "1 234 567", "1'234'567", "1\u202f234\u202f567", "1234567"])
+@pytest.mark.parametrize(
+    "text",
+    ["1,234,567", "1.234.567", "1 234 567", "1'234'567", "1\u202f234\u202f567", "1234567", "1234567.0", 1234567.0],
+)
 def test_thousands_separators(text):
-    [found] = [row for row in kinds.crowdtangle(CROWDTANGLE | {"Likes": text}) if row.__dict__.get("button") == "likes"]
+    [found] = [row for row in kinds.crowdtangle(CROWDTANGLE | {"Likes": text}) if row.__dict__.get("button") == "like"]
     assert found.count == 1234567
 
 
-@pytest.mark.parametrize("text", ["1,23", "1.5", "-3", "12,34,567,"])
+@pytest.mark.parametrize("text", ["1,23", "1.5", "-3", "12,34,567,", "0.500", "1_000", 2.5, True])
 def test_numbers_that_are_none(text):
     with pytest.raises(BadPost, match="count_no_number"):
         kinds.crowdtangle(CROWDTANGLE | {"Likes": text})
@@ -130,17 +135,24 @@ def test_misskey():
         "user": {"username": "a_person"},
         "text": "look",
         "cw": None,
-        "reactions": {"👍": 5, ":blobcat@.:": 1, ":blobfox@remote.example:": 2},
+        "reactions": {"👍": 5, ":blobcat@.:": 1, ":blobfox@remote.example:": 2, ":blobcat@remote.example:": 3},
         "files": [{"id": "f1", "type": "image/webp", "isSensitive": True}],
     }
     assert kinds.fediverse(note) == [
         Photo("9abc", names=("f1", "9abc"), sensitive=True),
         Clicks("9abc", "👍", "", 5),
-        Clicks("9abc", "blobcat", "", 1),
+        Clicks("9abc", "blobcat", "", 4),
         Clicks("9abc", "blobfox", "", 2),
     ]
-    reply = {**note, "id": "9abd", "replyId": "9abc", "files": []}
-    assert kinds.fediverse(reply) == [Comment("9abc", "2024-01-01T00:00:00.000Z 9abd", "look", "9abd")]
+    reply = {
+        **note,
+        "id": "9abd",
+        "replyId": "9abc",
+        "files": [],
+        "text": "@a_person look @b@host.example, a@b.example",
+    }
+    [comment] = kinds.fediverse(reply)
+    assert comment == Comment("9abc", "2024-01-01T00:00:00.000Z 9abd", " look , a@b.example", "9abd")
 
 
 ROOT = "at://did:plc:aaa/app.bsky.feed.post/3k1"
@@ -188,16 +200,74 @@ def test_a_table_by_its_map():
     kind = kinds.of_table(
         {"post_id": "id", "image": "media.file", "comments": "replies[].text", "reactions.love": "hearts"}
     )
-    assert kind.columns == ("id", "media", "replies", "hearts")
+    assert kind.columns == ("id", "media.file", "replies[].text", "hearts")
     record = {"id": 7, "media": {"file": "a/7.jpg"}, "replies": [{"text": "one"}, {"text": None}], "hearts": "1,000"}
     assert kind.read(record) == [
         Photo("7", "a/7.jpg", ("7",)),
-        Comment("7", "00000000", "one"),
+        Comment("7", f"00000000 {hashlib.blake2b(b'one', digest_size=12).hexdigest()}", "one"),
         Clicks("7", "love", "", 1000),
     ]
+    # A column may have dots in its name.
+    assert kinds.of_table({"post_id": "a.b", "comments": "c.d"}).read({"a.b": 1, "c.d": ["x"]})[1].text == "x"
     assert kinds.of_table({"post_id": "id", "comments": "text"}).read({"id": "a", "text": "one"})[1].text == "one"
     with pytest.raises(BadPost, match="post_id_missing"):
         kind.read({"id": None})
     for fields, message in (({"image": "a"}, "no post_id"), ({"post_id": "a", "author": "b"}, "no field 'author'")):
         with pytest.raises(UserError, match=message):
             kinds.of_table(fields)
+
+
+@pytest.mark.parametrize(
+    ("value", "hidden"),
+    [
+        ("False", False),
+        ("0", False),
+        ("no", False),
+        ("", False),
+        (0, False),
+        ("true", True),
+        ("1", True),
+        ("war", True),
+    ],
+)
+def test_a_table_says_what_is_sensitive(value, hidden):
+    [photo] = kinds.of_table({"post_id": "id", "sensitive": "cw"}).read({"id": 1, "cw": value})
+    assert photo.sensitive == hidden
+
+
+def test_images_of_hugging_face_in_a_table():
+    kind = kinds.of_table({"post_id": "id", "image": "image"})
+    assert kind.read({"id": 1, "image": {"bytes": b"x", "path": "1.jpg"}}) == [Photo("1", "1.jpg", ("1",))]
+    assert kind.read({"id": 1, "image": {"bytes": b"x", "path": None}}) == [Photo("1", "", ("1",))]
+    with pytest.raises(BadPost, match="image_no_path"):
+        kind.read({"id": 1, "image": b"x"})
+
+
+@pytest.mark.parametrize("body", ["[deleted]", "[removed]", "[ Removed by Reddit ]", " [removed] "])
+def test_comments_that_reddit_removed(body):
+    with pytest.raises(BadPost, match="comment_deleted"):
+        kinds.reddit(REPLY | {"body": body})
+    assert kinds.reddit(REPLY | {"body": "removed"})[0].text == "removed"
+
+
+def test_html_that_the_library_refuses(monkeypatch):
+    reply = {"id": "2", "in_reply_to_id": "1", "created_at": "2024", "content": "<![x]> a"}
+
+    def refuse(reader, markup):
+        # As it does in Python 3.11.
+        raise AssertionError("unknown marked section")
+
+    monkeypatch.setattr("html.parser.HTMLParser.feed", refuse)
+    with pytest.raises(BadPost, match="content_no_html"):
+        kinds.fediverse(reply)
+
+
+def test_buttons_of_exports_that_the_papers_network_has_are_no_reason_to_reject():
+    rows = [
+        *kinds.crowdtangle(CROWDTANGLE),
+        *kinds.bluesky({"uri": ROOT, "likeCount": 1, "record": {"embed": {"images": [{}]}}}),
+    ]
+    buttons = {row.button: row.count for row in rows if isinstance(row, Clicks)}
+    assert buttons.keys() == {"like", "love", "sad", "care"}
+    post = parse({"post_id": "1", "comments": [], "reactions": buttons})
+    assert sum(post.reactions) == 15

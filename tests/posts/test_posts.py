@@ -184,6 +184,7 @@ def test_a_path_that_exists_is_taken_literally(tmp_path: Path) -> None:
     assert posts.expand(f"{tmp_path}/posts [2020].jsonl") == [tmp_path / "posts [2020].jsonl"]
     assert posts.expand(f"{tmp_path}/a,b.jsonl") == [tmp_path / "a,b.jsonl"]
     assert posts.expand(f"{tmp_path}/a,b.jsonl,{tmp_path}/c.jsonl") == [tmp_path / "a,b.jsonl", tmp_path / "c.jsonl"]
+    assert posts.expand(",".join([f"{tmp_path}/c.jsonl"] * 500)) == [tmp_path / "c.jsonl"]
 
 
 def test_few_posts_do_not_stop_the_reading() -> None:
@@ -293,7 +294,7 @@ def test_webdataset_tars(tmp_path: Path) -> None:
     )
     found, reject_log = read(path)
     assert [(post.post_id, post.image_bytes, post.image, post.comments, post.line) for post in found] == [
-        ("1", b"one", None, ("hi",), 1),
+        ("000/1", b"one", None, ("hi",), 1),
         ("own", b"another three", None, (), 4),
         (long, b"long", None, (), 6),
     ]
@@ -309,6 +310,23 @@ def test_webdataset_tars(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"p\.tar is truncated"):
             read(path)
     assert [one.name for one in tmp_path.iterdir()] == ["p.tar"]
+
+
+def test_names_of_tars_that_begin_with_a_dot_are_no_samples(tmp_path: Path) -> None:
+    names = (
+        "._1.jpg",
+        "./1.jpg",
+        "._1.json",
+        "./1.json",
+        "a/._1.jpg",
+        "a/1.jpg",
+        "a/._1.json",
+        "a/1.json",
+        "a/.DS_Store",
+    )
+    found, reject_log = read(samples(tmp_path / "p.tar", *((name, b"{}") for name in names)))
+    assert [post.post_id for post in found] == ["1", "a/1"]
+    assert not reject_log.rejected
 
 
 def test_members_of_tars_are_bounded(tmp_path: Path) -> None:

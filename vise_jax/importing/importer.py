@@ -1,15 +1,17 @@
 """Import posts: read rows, join them out of core, and write posts files.
 
 Rows go into a DuckDB database beside the output, a batch per transaction with the place where reading resumes. Sorted
-by post, they are merged to posts and written to files of 50,000. Memory is bounded by DuckDB's limit and one post.
+by post, they are merged to posts and written to files of 50,000. Memory is bounded by DuckDB's limit, a batch of rows
+and one post.
 """
 
 import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,19 +21,21 @@ import duckdb
 import pyarrow as pa
 
 from vise_jax import artifact
-from vise_jax.errors import UserError
+from vise_jax.errors import Interrupted, UserError
 from vise_jax.importing.kinds import Kind
 from vise_jax.importing.records import records
 from vise_jax.importing.rows import Clicks, Comment, Photo, Row
 from vise_jax.posts import BadPost, Buttons, parse
 from vise_jax.posts.readers import explained
+from vise_jax.posts.reject_log import summary
 from vise_jax.posts.schema import without_surrogates
 
 DESCRIPTION = "import.json"
 _WORK = ".import"
 _LOCK = ".import.lock"
 _MEMORY = "512MB"
-_BATCH = 20_000
+# Rows and records of a transaction, and rows that are read at a time.
+_BATCH = 50_000
 _POSTS_PER_FILE = 50_000
 # Comments of a post beyond these, the first ones, are left out; `labels.max_comments` samples fewer.
 _MAX_COMMENTS = 10_000
@@ -131,10 +135,17 @@ def import_posts(
             shutil.rmtree(work, ignore_errors=True)
             return done
         with _database(work, output, key) as database:
-            for path in paths:
-                _read(database, path, export, after_record)
+            for path, of_file in zip(paths, files, strict=True):
+                # Not by its path: a directory may be named in two ways.
+                _read(database, path, " ".join(map(str, of_file)), export, after_record)
             _join_threads(database)
             about = _write(database, output, _Images(output, of_images))
+        if not about["counts"] and about["rejected"]:
+            shutil.rmtree(work)
+            raise UserError(
+                f"No post was found, and {sum(about['rejected'].values()):,} records were rejected "
+                f"({summary(about['rejected'])}): check --from and --input."
+            )
         about = {"import": key, "source": export.title, "files": sorted(path.name for path in paths), **about}
         artifact.write_json(output / DESCRIPTION, about)
         shutil.rmtree(work)
@@ -160,42 +171,50 @@ def _database(work: Path, output: Path, key: str) -> Iterator[duckdb.DuckDBPyCon
                 _from_arrow(fresh, f"CREATE TABLE {name} AS", schema.empty_table())
         artifact.write_text(marker, key)
     settings: dict[str, Any] = {"memory_limit": _MEMORY, "temp_directory": str(work / "spilled"), "threads": 2}
-    with duckdb.connect(work / "rows.duckdb", config=settings) as database:
-        try:
-            yield database
-        except UserError:
-            # Nothing is there to resume: another command may take its place.
-            if not database.execute("SELECT * FROM progress").fetchone():
-                shutil.rmtree(work)
-            raise
+    try:
+        with duckdb.connect(work / "rows.duckdb", config=settings) as database:
+            try:
+                yield database
+            except UserError:
+                # Nothing is there to resume: another command may take its place.
+                if not database.execute("SELECT * FROM progress").fetchone():
+                    shutil.rmtree(work)
+                raise
+    except (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.TransactionException) as error:
+        raise Interrupted(
+            f"The rows in {work} can't be written ({type(error).__name__}): free some space on its disk, and run the "
+            "same command again."
+        ) from error
 
 
-def _read(database: duckdb.DuckDBPyConnection, path: Path, export: Kind, after_record: Callable[[], None]) -> None:
-    """Add the rows of a file from where reading stopped."""
-    state = database.execute("SELECT max(records), bool_or(finished) FROM progress WHERE file = ?", [str(path)])
+def _read(
+    database: duckdb.DuckDBPyConnection, path: Path, name: str, export: Kind, after_record: Callable[[], None]
+) -> None:
+    """Add the rows of a file from where reading stopped; `name` tells it from others."""
+    state = database.execute("SELECT max(records), bool_or(finished) FROM progress WHERE file = ?", [name])
     done, finished = state.fetchone() or (None, None)
     if finished:
         return
-    done = done or 0
-    rest = itertools.islice(records(path, export.columns), done, None)
-    while batch := list(itertools.islice(rest, _BATCH)):
-        rows: dict[type, list[Row | _Rejected]] = {kind: [] for kind in _TABLES}
-        for line, record in batch:
-            after_record()
-            try:
-                if isinstance(record, BadPost):
-                    raise record
-                if not isinstance(record, Mapping):
-                    raise BadPost("no_object")
-                found = export.read(record)
-            except BadPost as bad:
-                rows[_Rejected].append(_Rejected(path.name, line, bad.reason))
-            else:
-                for row in found:
-                    rows[type(row)].append(row)
-        done += len(batch)
-        _add(database, rows, (str(path), done, False))
-    _add(database, {}, (str(path), done, True))
+    done, size = done or 0, 0
+    rows: dict[type, list[Row | _Rejected]] = defaultdict(list)
+    for line, record in itertools.islice(records(path, export.columns), done, None):
+        after_record()
+        try:
+            if isinstance(record, BadPost):
+                raise record
+            if not isinstance(record, Mapping):
+                raise BadPost("no_object")
+            found: Sequence[Row | _Rejected] = export.read(record)
+        except BadPost as bad:
+            found = [_Rejected(path.name, line, bad.reason)]
+        for row in found:
+            rows[type(row)].append(row)
+        done, size = done + 1, size + 1 + len(found)
+        if size >= _BATCH:
+            _add(database, rows, (name, done, False))
+            rows.clear()
+            size = 0
+    _add(database, rows, (name, done, True))
 
 
 def _add(
@@ -205,10 +224,9 @@ def _add(
 ) -> None:
     database.begin()
     for of_kind, chosen in rows.items():
-        if chosen:
-            name, schema = _TABLES[of_kind]
-            columns = [_array([getattr(row, field.name) for row in chosen], field.type) for field in schema]
-            _from_arrow(database, f"INSERT INTO {name}", pa.Table.from_arrays(columns, schema=schema))
+        name, schema = _TABLES[of_kind]
+        columns = [_array([getattr(row, field.name) for row in chosen], field.type) for field in schema]
+        _from_arrow(database, f"INSERT INTO {name}", pa.Table.from_arrays(columns, schema=schema))
     database.execute("INSERT INTO progress VALUES (?, ?, ?)", progress)
     database.commit()
 
@@ -259,6 +277,7 @@ def _write(database: duckdb.DuckDBPyConnection, output: Path, images: "_Images")
         # A cursor of its own: the streams of posts are open.
         with database.cursor() as cursor:
             cursor.execute("INSERT INTO written VALUES (?, ?, ?)", [number, last, json.dumps(counts)])
+    _remove_later(output, number)
     total: Counter[str] = Counter()
     for (text,) in database.execute("SELECT counts FROM written").fetchall():
         total.update(json.loads(text))
@@ -276,6 +295,14 @@ def _write(database: duckdb.DuckDBPyConnection, output: Path, images: "_Images")
         "rejected": reasons,
         "rejected_records": [dict(zip(("file", "line", "reason"), row, strict=True)) for row in named],
     }
+
+
+def _remove_later(output: Path, number: int) -> None:
+    """Remove posts files after the last one: an import of more posts that was given up has left them."""
+    for name in artifact.entries(output):
+        if re.fullmatch(r"\d{5}\.jsonl", name) and int(name.removesuffix(".jsonl")) > number:
+            with artifact.explained(output / name, "removed"):
+                (output / name).unlink()
 
 
 def _posts(

@@ -16,8 +16,10 @@ import html
 import html.parser
 import re
 import urllib.parse
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from vise_jax.errors import UserError
@@ -46,9 +48,15 @@ class Kind:
 
 
 # Buttons by column of CrowdTangle. Exports of before 2020 have no "Care".
-_CROWDTANGLE = {name: name.lower() for name in ("Likes", "Love", "Wow", "Haha", "Sad", "Angry", "Care")}
+_CROWDTANGLE = {"Likes": "like"} | {name: name.lower() for name in ("Love", "Wow", "Haha", "Sad", "Angry", "Care")}
 _CROWDTANGLE_IMAGES = ("Photo", "photo")
-_REDDIT_DELETED = frozenset({"[deleted]", "[removed]", ""})
+_REDDIT_DELETED = frozenset({"", "[deleted]", "[removed]", "[removed by reddit]"})
+# Misskey's mentions, in plain text: @name and @name@host.
+_MENTION = re.compile(r"(?<![\w@/.])@[\w-]+(?:@[\w.-]*\w)?")
+# A count in text: with separators of thousands, or as tables write integers of a column with gaps.
+_GROUPED, _WHOLE = re.compile(r"[1-9]\d{0,2}(?:[,. '\u00a0\u202f]\d{3})+"), re.compile(r"(\d+)(?:\.0+)?")
+# Text that says no, of a column of yes and no.
+_NO = frozenset({"", "0", "0.0", "false", "f", "no", "n"})
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -88,7 +96,7 @@ def reddit(record: Record) -> list[Row]:
 def _reddit_comment(record: Record) -> list[Row]:
     author = str(record.get("author") or "").lower()
     body = _text(record.get("body") or "")
-    if body in _REDDIT_DELETED:
+    if body.strip().lower().replace("[ ", "[").replace(" ]", "]") in _REDDIT_DELETED:
         raise BadPost("comment_deleted")
     if author == "automoderator" or author.endswith("bot"):
         raise BadPost("comment_of_bot")
@@ -110,7 +118,8 @@ def fediverse(record: Record) -> list[Row]:
     rows: list[Row] = []
     parent = record.get("in_reply_to_id") or record.get("replyId")
     if parent:
-        text = without_tags(_text(record["content"])) if "content" in record else _text(record.get("text") or "")
+        content = record.get("content")
+        text = _MENTION.sub("", _text(record.get("text") or "")) if content is None else without_tags(_text(content))
         if text.strip():
             key = f"{record.get('created_at') or record.get('createdAt')} {post_id}"
             rows.append(Comment(str(parent), key, text, post_id))
@@ -121,23 +130,26 @@ def fediverse(record: Record) -> list[Row]:
         hidden = warned or any(one.get("isSensitive") for one in pictures)
         names = tuple(str(one["id"]) for one in pictures[:1] if "id" in one)
         rows.append(Photo(post_id, names=(*names, post_id), sensitive=bool(hidden)))
-        rows += [Clicks(post_id, button, "", count) for button, count in _fediverse_clicks(record).items() if count]
+        rows += [Clicks(post_id, button, "", count) for button, count in _fediverse_clicks(record).items()]
     return rows
 
 
-def _fediverse_clicks(record: Record) -> dict[str, int]:
-    clicks = {"favourite": _count(record.get("favourites_count"))}
-    reactions = record.get("reactions")
-    if isinstance(reactions, Mapping):
-        clicks |= {_emoji(name): _count(count) for name, count in reactions.items()}
-    pleroma = record.get("pleroma")
-    named = [*_list(reactions), *_list(pleroma.get("emoji_reactions") if isinstance(pleroma, Mapping) else None)]
-    return clicks | {_emoji(str(one.get("name"))): _count(one.get("count")) for one in named}
+def _fediverse_clicks(record: Record) -> Counter[str]:
+    favourites = Counter({"favourite": _count(record.get("favourites_count"))})
+    # What two fields say of one button is the same clicks: the larger number counts.
+    return favourites | _emoji(record.get("reactions")) | _emoji(_mapping(record.get("pleroma")).get("emoji_reactions"))
 
 
-def _emoji(name: str) -> str:
-    """Return Misskey's `:name@host:` and `:name:` as `name`."""
-    return name.strip(":").split("@")[0] if name.startswith(":") else name
+def _emoji(reactions: Any) -> Counter[str]:
+    """Return clicks by emoji, of a mapping or of a list of named counts.
+
+    The same custom emoji of several servers, `:name@host:` or `:name:`, is one button.
+    """
+    named = [(str(one.get("name")), one.get("count")) for one in _list(reactions)]
+    clicks: Counter[str] = Counter()
+    for name, count in [*named, *_mapping(reactions).items()]:
+        clicks[name.strip(":").split("@")[0] if name.startswith(":") else name] += _count(count)
+    return clicks
 
 
 def bluesky(record: Record) -> list[Row]:
@@ -200,8 +212,7 @@ def of_table(fields: Mapping[str, str]) -> Kind:
     if "post_id" not in fields:
         raise UserError("--map has no post_id: give it the name of the field that identifies a post.")
 
-    columns = tuple(dict.fromkeys(re.split(r"[.\[]", place)[0] for place in fields.values()))
-    return Kind("a table", lambda record: _of_table(fields, record), columns)
+    return Kind("a table", lambda record: _of_table(fields, record), tuple(dict.fromkeys(fields.values())))
 
 
 def _of_table(fields: Mapping[str, str], record: Record) -> list[Row]:
@@ -210,9 +221,16 @@ def _of_table(fields: Mapping[str, str], record: Record) -> list[Row]:
         raise BadPost("post_id_missing")
     post_id = str(found["post_id"][0])
     image, hidden = (next(iter(found.get(field, ())), None) for field in ("image", "sensitive"))
-    rows: list[Row] = [Photo(post_id, str(image or ""), (post_id,), sensitive=bool(hidden))]
-    comments = [value for value in found.get("comments", ()) if value is not None]
-    rows += [Comment(post_id, f"{number:08d}", _text(value)) for number, value in enumerate(comments)]
+    if isinstance(image, Mapping):  # a column of images of Hugging Face's datasets
+        image = image.get("path")
+    if not isinstance(image, str | None):
+        raise BadPost("image_no_path")
+    is_hidden = hidden.strip().lower() not in _NO if isinstance(hidden, str) else bool(hidden)
+    rows: list[Row] = [Photo(post_id, image or "", (post_id,), sensitive=is_hidden)]
+    for number, value in enumerate(found.get("comments", ())):
+        text = _text(value)
+        # A table can have a row for each comment: only the same text at the same place is there twice.
+        rows.append(Comment(post_id, f"{number:08d} {_digest(text)}", text))
     for field, values in found.items():
         if field.startswith("reactions.") and (count := sum(map(_count, values))):
             rows.append(Clicks(post_id, field.removeprefix("reactions."), "", count))
@@ -256,8 +274,11 @@ class _Text(html.parser.HTMLParser):
 def without_tags(markup: str) -> str:
     """Return the text of a status's HTML; mentions of people are left out."""
     reader = _Text()
-    reader.feed(markup)
-    reader.close()
+    try:
+        reader.feed(markup)
+        reader.close()
+    except AssertionError as error:  # as Python up to 3.13 answers some malformed declarations
+        raise BadPost("content_no_html") from error
     return "".join(reader.parts).strip()
 
 
@@ -296,12 +317,16 @@ def _count(value: Any) -> int:
     """Return a count; text may have thousands separators."""
     if value is None or value == "":
         return 0
-    try:
-        count = int(re.sub(r"[,. '\u00a0\u202f](?=\d{3}(?!\d))", "", value)) if isinstance(value, str) else int(value)
-    except (ValueError, TypeError, OverflowError):
-        raise BadPost("count_no_number") from None
-    if count < 0 or isinstance(value, bool):
+    if isinstance(value, str):
+        text = value.strip()
+        whole = _WHOLE.fullmatch(re.sub(r"\D", "", text) if _GROUPED.fullmatch(text) else text)
+        # Python refuses to convert more digits than a few thousand.
+        value = int(whole[1][:100]) if whole else None
+    elif isinstance(value, float | Decimal) and value % 1 == 0:
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise BadPost("count_no_number")
+    count = value
     if count > MAX_REACTION_COUNT:
         raise BadPost("count_out_of_range")
     return count
@@ -320,9 +345,9 @@ def _digest(text: str) -> str:
 
 
 def _at(record: Any, place: str) -> Sequence[Any]:
-    """Return the values at a place, e.g. `replies[].text`."""
+    """Return the values at a place, e.g. `replies[].text`. A field whose name is the place itself comes first."""
     values = [record]
-    for name in place.split("."):
+    for name in [place] if isinstance(record, Mapping) and place in record else place.split("."):
         every = name.endswith("[]")
         inner = [value.get(name.removesuffix("[]")) for value in values if isinstance(value, Mapping)]
         values = [one for value in inner for one in (value if isinstance(value, list) and every else [value])]

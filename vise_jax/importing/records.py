@@ -3,7 +3,8 @@
 import csv
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,20 @@ from vise_jax.posts.schema import LIMITS
 
 # Records in which a column must be found once.
 _SOME = 1_000
+# What is a value and no name of a column: numbers and dates, addresses, sentences.
+_VALUE = re.compile(r"[\d.,:/ T+-]+|.*(?:://|@).*|.*[.!?]|\S+(?: [^\s(]+){4,}", re.DOTALL)
 
 
 def records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
-    """Yield line or row, and record, of a CSV file, a Parquet file or JSON lines, packed or not."""
+    """Yield line or row, and record, of a CSV file, a Parquet file or JSON lines, packed or not.
+
+    Args:
+        path: the file.
+        columns: that the file must have: names, or places in columns, as of `kinds.of_table`.
+
+    Raises:
+        UserError: the file can't be read, or has no such column.
+    """
     name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
     if kind(path) == "parquet":
         yield from _parquet(path, columns)
@@ -29,9 +40,11 @@ def records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
 
 def _parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
     with parquet_file(path) as file:
-        _check_columns(path, columns, file.schema_arrow.names)
+        names = file.schema_arrow.names
+        _check_columns(path, columns, names)
         number = itertools.count(1)
-        for batch in file.iter_batches(256, columns=list(columns) or None):
+        wanted = [place if place in names else _column_of(place) for place in columns]
+        for batch in file.iter_batches(256, columns=wanted or None):
             for record in batch.to_pylist():
                 yield next(number), record
 
@@ -41,7 +54,10 @@ def _csv(path: Path, columns: Sequence[str], separator: str) -> Iterator[tuple[i
     with opened(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", "replace", newline="") as text:
         reader = csv.DictReader(text, delimiter=separator)
         try:
-            _check_columns(path, columns, reader.fieldnames or [])
+            names = reader.fieldnames or []
+            if any(map(_VALUE.fullmatch, names)) and not all(_is_in(place, names) for place in columns):
+                raise UserError(f"{path} has values in its first line: give it a line with the names of the columns.")
+            _check_columns(path, columns, names)
             for record in reader:
                 complete = None not in record and None not in record.values()
                 yield reader.line_num, record if complete else BadPost("columns_missing_or_many")
@@ -59,7 +75,7 @@ def _json(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
         for record in decoded if isinstance(decoded, list) else [decoded]:
             number += 1
             if isinstance(record, Mapping):
-                missing -= record.keys()
+                missing = {place for place in missing if not _is_in(place, record)}
             if missing and number == _SOME:
                 _check_columns(path, columns, set(columns) - missing)
             yield after.line, record
@@ -67,10 +83,18 @@ def _json(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
         _check_columns(path, columns, set(columns) - missing)
 
 
-def _check_columns(path: Path, columns: Iterable[str], there: Iterable[str]) -> None:
-    there = list(there)
-    if missing := [name for name in columns if name not in there]:
+def _column_of(place: str) -> str:
+    """Return the name of the column that a place is in, e.g. `replies` of `replies[].text`."""
+    return re.split(r"[.\[]", place)[0]
+
+
+def _is_in(place: str, there: Container[str]) -> bool:
+    return place in there or _column_of(place) in there
+
+
+def _check_columns(path: Path, columns: Iterable[str], there: Collection[str]) -> None:
+    if missing := [place for place in columns if not _is_in(place, there)]:
         raise UserError(
-            f"{path} has no column {missing[0]!r}: name one that it has "
+            f"{path} has no column {_column_of(missing[0])!r}: name one that it has "
             f"({', '.join(sorted(there)[:30]) or 'none that is asked for'})."
         )

@@ -5,6 +5,9 @@ import gzip
 import hashlib
 import io
 import itertools
+import os
+import posixpath
+import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -28,6 +31,8 @@ MAX_WINDOW = 2**31
 _PARQUET_NEEDS = ("post_id", "comments", "reactions")
 _MAGIC_BYTES = 4
 _GZIP, _ZSTANDARD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+# bzip2, xz and zip, which are not read.
+_OTHER_PACKED = re.compile(rb"BZh[1-9]|\xfd7zX|PK\x03\x04")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".tar")
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 # Decoded JSON or a Parquet row, or why there is none; and the cursor after it.
@@ -42,7 +47,8 @@ def expand(patterns: str) -> list[Path]:
     Raises:
         UserError: a pattern matches no file.
     """
-    if Path(patterns).is_file():
+    # Not by `Path`, for which a name that is too long is an error.
+    if os.path.isfile(patterns):
         return [Path(patterns)]
     files: set[Path] = set()
     pieces = [piece.strip() for piece in patterns.split(",")]
@@ -50,7 +56,7 @@ def expand(patterns: str) -> list[Path]:
         # The longest run of pieces that is a file: its name has commas.
         for end in range(len(pieces), 0, -1):
             name = ",".join(pieces[:end])
-            if name and Path(name).is_file():
+            if name and os.path.isfile(name):
                 files.add(Path(name))
                 break
         else:
@@ -121,6 +127,10 @@ def kind(path: Path) -> str:
 
 
 def _kind(path: Path, first: bytes) -> str:
+    if _OTHER_PACKED.match(first) and not _by_name(path):
+        raise UserError(
+            f"{path} is packed with bzip2, xz or zip, which are not read: unpack it, or pack it with gzip or Zstandard."
+        )
     kinds = {_GZIP: "gzip", _ZSTANDARD: "zstandard", _PARQUET: "parquet"}
     return _by_name(path) or next((kind for magic, kind in kinds.items() if first.startswith(magic)), "plain")
 
@@ -279,30 +289,33 @@ def _parquet_records(path: Path, start: Cursor, end: int | None, size: int | Non
 
 
 def _tar_records(file: IO[bytes], start: Cursor, end: int | None, line_bytes: int) -> Iterator[_Record]:
-    """Yield the samples of a WebDataset tar: members in a row with one key, up to the first dot of the name.
+    """Yield the samples of a WebDataset tar: members in a row with one key, the path up to the name's first dot.
 
     A sample is KEY.json, with the fields of a post but the image, and KEY.jpg or another image. The key is the post's
-    id if the JSON has none. The offset of a cursor is that of the next sample's header.
+    id if the JSON has none. Names that begin with a dot are no samples. The offset of a cursor is that of the next
+    sample's header.
     """
     file.seek(start.offset)
-    number, key, offset = start.line, ("", ""), start.offset
+    number, key, offset = start.line, "", start.offset
     sample: dict[str, bytes | None] = {}
     with tarfile.open(fileobj=file, mode="r|") as archive:
         for member in archive:
             if not member.isfile():
                 continue
-            folder, _, name = member.name.rpartition("/")
+            folder, name = posixpath.split(posixpath.normpath(member.name))
             stem, _, suffix = name.partition(".")
+            if not stem:
+                continue
             # Offsets of the archive are those in the stream.
             begins = start.offset + member.offset
-            if (folder, stem) != key:
+            if posixpath.join(folder, stem) != key:
                 if sample:
                     number += 1
-                    yield _of_sample(key[1], sample), Cursor(begins, number)
+                    yield _of_sample(key, sample), Cursor(begins, number)
                     sample = {}
                 if end is not None and begins >= end:
                     return
-                key = folder, stem
+                key = posixpath.join(folder, stem)
             content = archive.extractfile(member) if member.size <= line_bytes else None
             sample[suffix.lower()] = content.read() if content else None
             offset = start.offset + archive.offset
@@ -312,7 +325,7 @@ def _tar_records(file: IO[bytes], start: Cursor, end: int | None, line_bytes: in
     if any(marker := file.read(tarfile.BLOCKSIZE)) or len(marker) < tarfile.BLOCKSIZE:
         raise EOFError("the archive has no end")
     if sample:
-        yield _of_sample(key[1], sample), Cursor(offset, number + 1)
+        yield _of_sample(key, sample), Cursor(offset, number + 1)
 
 
 def _of_sample(key: str, sample: dict[str, bytes | None]) -> object:

@@ -11,6 +11,10 @@ HARMLESS = frozenset({"no_image", "no_label"})
 # Rejected posts located per reason; beyond that they are only counted.
 MAX_NAMED = 1_000
 _POSTS_BEFORE_FIRST_CHECK = 1_000
+# What to do about a reason, if it is not the file that is wrong.
+_ADVICE = {
+    "reaction_unknown": "name the buttons in labels.reactions, set labels.other_reactions=ignore",
+}
 
 
 class RejectLog:
@@ -75,8 +79,8 @@ class RejectLog:
         if sum(bad.values()) > self.max_rejected_fraction * self.posts:
             raise UserError(
                 f"{self.source}: {sum(bad.values()):,} of {self.posts:,} posts were rejected ({summary(bad)}), more "
-                f"than labels.max_rejected_fraction={self.max_rejected_fraction} allows: correct the file, or raise "
-                "that key."
+                f"than labels.max_rejected_fraction={self.max_rejected_fraction} allows: "
+                f"{_ADVICE.get(max(bad, key=bad.__getitem__), 'correct the file')}, or raise that key."
             )
 
     def check_early(self) -> None:

@@ -56,7 +56,8 @@ def main(words: list[str]) -> None:
     if _LIST.value:
         _show_sources()
     elif _ENCODER.value is not None or _TO.value is not None:
-        foreign = [flag.name for flag in (_SOURCE, _ARCH, _WEIGHTS, _SHA256) if flag.value is not None]
+        of_checkpoints = (_SOURCE, _ARCH, _WEIGHTS, _SHA256, _PREFIX, _EMA, _MAX_GIGABYTES)
+        foreign = [flag.name for flag in of_checkpoints if flag.present]
         if foreign:
             raise UserError(f"--{foreign[0]} goes with a checkpoint, not with --encoder: see --help for an example.")
         _export(cli.location(_ENCODER), cli.required(_TO), cli.location(_OUTPUT))

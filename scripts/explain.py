@@ -33,6 +33,8 @@ def main(words: list[str]) -> None:
     directory, output = cli.location(_IMAGES), cli.location(_OUTPUT)
     if len(heads) not in (1, len(sources)):
         raise UserError(f"There are {len(sources)} encoders and {len(heads)} heads: give one head, or one per encoder.")
+    if _LABELER.value and "clusters" not in heads:
+        raise UserError("--labeler is for --head clusters, whose clusters it names: leave it out.")
     from vise_jax.data import datasets
     from vise_jax.evaluation import explained
     from vise_jax.reporting import explanations

@@ -52,6 +52,10 @@ def main(words: list[str]) -> None:
     about_clusters = any(flag.value for flag in (_LABELER, _SHARDS, _POSTS, _SHOW_EXAMPLES, _SHOW_DUPLICATES))
     if _RESULTS.value is None and not about_clusters and not _RUNS.value:
         raise UserError("say what to report, --results, --runs or --labeler and --shards: see --help for an example.")
+    if _REFERENCE.value and _RESULTS.value is None:
+        raise UserError("--reference is for --results, whose encoders it compares: leave it out.")
+    if _EXCLUDE.value and not _POSTS.value:
+        raise UserError("--exclude is for --posts, without which no one's words are shown: leave it out.")
     summary = _read_clusters() if about_clusters else None
     if _RUNS.value:
         _curves([artifact.location(run) for run in _RUNS.value], output)
@@ -87,8 +91,6 @@ def _read_clusters() -> tuple[dict[str, Any], dict[int, list[str]], dict[str, An
     labeler_folder, shards_folder = cli.location(_LABELER), cli.location(_SHARDS)
     if bool(_POSTS.value) != bool(_SHOW_EXAMPLES.value):
         raise UserError("--posts and --show-examples=NUMBER go together: give both, or none to show no one's words.")
-    if _EXCLUDE.value and not _POSTS.value:
-        raise UserError("--exclude is for --posts, without which no one's words are shown: leave it out.")
     paths = expand(_POSTS.value) if _POSTS.value else []
     from vise_jax.engagement import hashing
     from vise_jax.engagement.reactions import buttons

@@ -177,8 +177,8 @@ DATA: Section = {
     "shuffle_window": (2048, AT_LEAST_1),
     # Decoding threads per process; 0 = one per available CPU.
     "threads": (0, NOT_NEGATIVE),
-    # Corrupt examples are skipped and named in corrupt_examples.jsonl. The run stops when they are a larger fraction of
-    # all training examples.
+    # A corrupt example is replaced by a black image without labels, and named in corrupt_examples.jsonl. The run stops
+    # when these are a larger fraction of all training examples.
     "max_corrupt_fraction": (0.01, FRACTION),
 }
 
@@ -268,7 +268,9 @@ PROFILE: Section = {
     "steps": (
         (),
         (
-            lambda value: len(value) == 0 or (len(value) == 2 and 0 < value[0] <= value[1]),
+            lambda value: (
+                len(value) == 0 or (len(value) == 2 and all(map(_is_positive_int, value)) and value[0] <= value[1])
+            ),
             "two step numbers in increasing order, or ()",
         ),
     ),
@@ -419,7 +421,7 @@ def validate(config: ConfigDict, like: Callable[[], ConfigDict] | None = None) -
         if key not in rules:
             raise UserError(f"The config has an unknown key {key}: see vise_jax/config.py for the keys there are.")
         allowed, words = rules[key]
-        if not allowed(value):
+        if not _holds(allowed, value):
             raise UserError(f"The config key {key} is {value!r}, but must be {words}.")
     missing = sorted(rules.keys() - flat(config).keys())
     if missing:
@@ -436,6 +438,13 @@ def validate(config: ConfigDict, like: Callable[[], ConfigDict] | None = None) -
         )
     if "train_fraction" in config and config.train_fraction + config.validation_fraction >= 1:
         raise UserError("train_fraction and validation_fraction leave nothing for test: lower one of them.")
+
+
+def _holds(allowed: Callable[[Any], object], value: Any) -> bool:
+    try:
+        return bool(allowed(value))
+    except TypeError:  # an element of another type
+        return False
 
 
 def _rules(sections: dict[str, Section], top: Section | None = None) -> dict[str, Rule]:

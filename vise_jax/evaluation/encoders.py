@@ -55,6 +55,8 @@ class Encoders:
         """
         if setting.image and not source:
             raise UserError("The setting needs an image encoder: give --encoder=ENCODER or --encoder=random:resnet50.")
+        if source and not setting.image:
+            raise UserError("The setting uses no image: leave --encoder out, or choose image_text.")
         if setting.text != bool(text_source):
             raise UserError(
                 "The setting needs a text encoder: give --text-encoder=ENCODER."

@@ -58,7 +58,7 @@ def open_column(source: str, head: str, labeler: str, split: int, seed: int) -> 
         if (encoder.provenance.get("fine_tuned") or {}).get("result") != path.name:
             raise UserError(
                 f"{source} is not the encoder that {path} left: measure with --config.finetune.keep_weights=True, and "
-                f"give {path.stem}.finetuned-SEED."
+                f"give {path.stem}.finetuned-NUMBER."
             )
         return Column(name_of(source), encoder, own_head(encoder, "class"), classes)
     if not is_measured:

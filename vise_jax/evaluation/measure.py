@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from vise_jax.evaluation.encoders import Encoders
 from vise_jax.evaluation.evaluators import PROTOCOLS, Context
 from vise_jax.evaluation.protocols.finetune import FinetuneEvaluator
 from vise_jax.evaluation.results import LeakReport, Result
-from vise_jax.evaluation.splits import SplitSettings
+from vise_jax.evaluation.splits import Split, SplitSettings
 from vise_jax.evaluation.tasks import SETTINGS, TASKS, describe_counts
 
 log = logging.getLogger(__name__)
@@ -84,13 +84,13 @@ def measure(
         raise UserError(
             f"The setting {setting_name} is of the protocol finetune, not {config.protocol}: use image_text."
         )
+    if config.leave_out_leaks and not leak_shards:
+        raise UserError("leave_out_leaks needs shards to compare with: give --leak-check=SHARDS, or leave the key out.")
     limits = Limits(config.max_image_bytes, config.max_archive_entries)
     dataset = task.open(data, config.link_roots, limits)
     if setting.text:
         _check_texts(dataset)
-    encoders = Encoders.open(
-        source if setting.image else "", text_source, setting, config.seed, config.image_size, config.max_tokens
-    )
+    encoders = Encoders.open(source, text_source, setting, config.seed, config.image_size, config.max_tokens)
     name = name or name_of(source if setting.image else text_source)
     start = time.monotonic()
 
@@ -116,7 +116,9 @@ def measure(
     if counts := describe_counts(task, dataset) if task.examples else "":
         log.warning(counts)
     # A dataset that can't be divided is an error before features are computed.
-    task.split(dataset, SplitSettings.of(config))
+    divided = task.split(dataset, SplitSettings.of(config))
+    if task.primary != "accuracy":
+        _check_validation(dataset, divided, task.primary)
 
     used, left_out = dataset, dict[str, str]()
 
@@ -214,6 +216,15 @@ def _check_leaks(config: ConfigDict, dataset: Dataset, directory: Path, fingerpr
     if config.leave_out_leaks and names:
         dataset = dataset.subset(np.setdiff1d(np.arange(len(dataset)), found.indices))
     return dataset, report
+
+
+def _check_validation(dataset: Dataset, divided: Sequence[Split], primary: str) -> None:
+    for split in divided:
+        if len(np.unique(dataset.labels[split.validation])) < 2:
+            raise UserError(
+                f"The validation examples of {dataset.title} are all of one class, so that {primary} can't select by "
+                "them: add examples, or hold out a larger fraction."
+            )
 
 
 def _check_texts(dataset: Dataset) -> None:

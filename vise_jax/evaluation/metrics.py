@@ -115,7 +115,8 @@ def bootstrap(
         seed: of the draws.
 
     Returns:
-        float64 [R] by name. A replicate that draws no example of a class leaves that class out.
+        float64 [R] by name. A replicate that draws no example of a class leaves that class out; NaN where no class is
+        left.
     """
     draws: list[dict[str, np.ndarray]] = []
     rows = max(_MAX_ELEMENTS // max(len(labels), 1), 1)
@@ -127,7 +128,7 @@ def bootstrap(
 
 
 def interval(replicates: np.ndarray) -> tuple[float, float]:
-    """Return the 95% percentile interval of bootstrap replicates, float [R]."""
+    """Return the 95% percentile interval of bootstrap replicates, float [R]; NaN are left out."""
     low, high = np.nanpercentile(replicates, (2.5, 97.5))
     return float(low), float(high)
 
@@ -191,9 +192,13 @@ def _sums_of_ties(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _mean_over_classes(values: list[np.ndarray]) -> np.ndarray:
-    """Return the mean of the values [R] of each class; a replicate leaves classes out that it doesn't define."""
+    """Return the mean of the values [R] of each class; a replicate leaves classes out that it doesn't define.
+
+    NaN where it defines none.
+    """
     defined = np.isfinite(values)
-    return np.where(defined, values, 0).sum(axis=0) / np.maximum(defined.sum(axis=0), 1)
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, values, 0).sum(axis=0) / defined.sum(axis=0)
 
 
 def _one_against_others(scores: np.ndarray, labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

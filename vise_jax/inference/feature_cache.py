@@ -44,7 +44,11 @@ def cached(
     key = extract.key_of(encoder, images, preprocessing)
     path = directory / f"{key[:32]}.npz"
     if feature_files.holds(path, key) and not _any_decodable(
-        images, feature_files.read_about(path)["rejected"], preprocessing, **settings
+        images,
+        feature_files.read_about(path)["rejected"],
+        preprocessing,
+        settings["threads"],
+        settings["max_image_pixels"],
     ):
         log.info(f"features of {images.title}: read from {path}")
         extract.clear(path)
@@ -108,7 +112,12 @@ def undecodable(
     if artifact.is_file(path):
         with contextlib.suppress(ValueError):  # it is damaged
             kept = artifact.from_json(path.read_bytes())
-            if isinstance(kept, dict) and kept.keys() <= set(images.names):
+            # An image may have been unreadable for a moment: its version tells nothing of permissions or the network.
+            if (
+                isinstance(kept, dict)
+                and kept.keys() <= set(images.names)
+                and not _any_decodable(images, kept, preprocessing, threads, max_image_pixels)
+            ):
                 return kept
     rejected: dict[str, str] = {}
     decoded = data_images.decode_each(images, np.arange(len(images)), preprocessing, threads, max_image_pixels)
@@ -126,7 +135,6 @@ def _any_decodable(
     images: Dataset,
     names: Mapping[str, str],
     preprocessing: Preprocessing,
-    batch_size: int,
     threads: int,
     max_image_pixels: int,
 ) -> bool:

@@ -55,10 +55,10 @@ def delete(output: Path, labels: ConfigDict, labeler: Path, exclude: Path) -> di
         for record in records:
             for shard in record["shards"].values():
                 _matches(excluded, distance, read_table(output / "records" / shard["table"]), found)
-        deleted = sum(record.get("deleted", 0) for record in records)
         # Exclusion lists grow: what was deleted before counts as matched.
+        deleted = sum(record.get("deleted_posts", 0) for record in records)
         images = found.images.union(*(record.get("deleted_images", ()) for record in records))
-        if not (deleted or before["excluded"] or before["excluded_images"]):
+        if not (any(record.get("deleted") for record in records) or before["excluded"] or before["excluded_images"]):
             hashing.count_unmatched(exclude, excluded, len(found.posts), images)
         for name, content in artifact.read_files(output / "records", ".json").items():
             record = parse_record(content, output / "records" / name)
@@ -69,6 +69,8 @@ def delete(output: Path, labels: ConfigDict, labeler: Path, exclude: Path) -> di
                 left = sum(shard["examples"] for shard in remaining.values() if shard)
                 removed = sum(shard["examples"] for shard in record["shards"].values()) - left
                 record["deleted"] = record.get("deleted", 0) + removed
+                # Their number only: no id is kept.
+                record["deleted_posts"] = record.get("deleted_posts", 0) + len(of_record.posts)
                 record["deleted_images"] = sorted(of_record.images)
                 record["shards"] = {split: shard for split, shard in remaining.items() if shard}
                 write_record(output / "records" / name, record)

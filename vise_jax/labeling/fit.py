@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 # Keys that decide the gathered statistics.
 _GATHERED = (
+    *READ_KEYS,
     *("comment_encoder", "cluster_fraction", "max_comments", "max_fit_comments", "max_fit_reactions"),
     *("split_megabytes", "repair_encoding", "languages", "reactions", "other_reactions", "min_reactions", "seed"),
 )

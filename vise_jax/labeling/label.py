@@ -22,7 +22,7 @@ from vise_jax.labeling.input_split import (
     label_input_split,
     split_posts_files,
 )
-from vise_jax.labeling.manifest import finish, read_records
+from vise_jax.labeling.manifest import finish, read_records, remove_unnamed
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,10 @@ def label(
             artifact.write_json(output / "job.json", job)
             output_dir.clear(output, input_splits)
             if (output / "manifest.json").exists():
-                return shards.read_manifest(output)
+                manifest = shards.read_manifest(output)
+                # A killed job may have left them.
+                remove_unnamed(output, manifest, read_records(output))
+                return manifest
 
             def each(work: local_runner.Work, todo: Sequence[InputSplit], description: str) -> None:
                 if beam_options is None:

@@ -87,14 +87,26 @@ def finish(
     distance = job["labels"]["duplicate_distance"] if job["labels"]["duplicates"] == "keep" else 0
     manifest["duplicates"] = duplicates.describe(output, records, distance)
     artifact.write_json(output / "manifest.json", manifest)
+    remove_unnamed(output, manifest, records)
+    return manifest
+
+
+def remove_unnamed(output: Path, manifest: dict[str, Any], records: Sequence[dict[str, Any]]) -> None:
+    """Remove shards that a manifest does not name, and tables that the records do not name.
+
+    These are the first versions of shards that were written again, and what was needed to do so. Nothing is removed
+    where the records are ahead of the manifest: an interrupted deletion is resumed from both.
+    """
     named = {shard["name"] for shard in (*manifest["shards"], *manifest["validation"]["shards"])}
-    tables = {shard["table"] for record in records for shard in record["shards"].values()}
+    described = [shard for record in records for shard in record["shards"].values()]
+    if {shard["name"] for shard in described} != named:
+        return
+    tables = {shard["table"] for shard in described}
     for directory, suffix, kept in ((output, ".tfrecord", named), (output / "records", ".safetensors", tables)):
         for name in artifact.sizes(directory):
             if name.endswith(suffix) and name not in kept:
                 with artifact.explained(directory / name, "removed"):
                     (directory / name).unlink(missing_ok=True)
-    return manifest
 
 
 def _manifest(

@@ -285,7 +285,7 @@ def _labelers(plan: Plan) -> list[dict[str, Any]]:
 
 def _maps(plan: Plan) -> list[tuple[str, str]]:
     """Return the first class activation maps of Figure 7."""
-    paths = sorted((plan.workdir / "fig7" / "maps").glob("*.png")) if plan.experiment.kind == "maps" else []
+    paths = sorted(plan.maps.glob("*.png")) if plan.experiment.kind == "maps" else []
     return [(path.stem, _encoded(path.read_bytes())) for path in paths[:_MOST_MAPS]]
 
 

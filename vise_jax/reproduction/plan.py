@@ -37,6 +37,7 @@ class Step:
         name: in the plan's table.
         words: script and arguments. One that ends in `/*.json` stands for the single file that it matches.
         output: directory or file that exists when the step is done.
+        last: glob of the file in the directory that is written last.
         needs: paths below the workdir that are missing; empty when it can run once those before it are done.
         work: images through forward and backward pass, 0 where it takes no such time.
         backbone: of that work.
@@ -45,6 +46,7 @@ class Step:
     name: str
     words: tuple[str, ...]
     output: Path
+    last: str = "*.json"
     needs: tuple[str, ...] = ()
     work: float = 0.0
     backbone: str = ""
@@ -52,7 +54,7 @@ class Step:
     @property
     def is_done(self) -> bool:
         """Whether its output is there."""
-        return any(self.output.glob("*.json")) if self.output.is_dir() else self.output.is_file()
+        return any(self.output.glob(self.last)) if self.output.is_dir() else self.output.is_file()
 
     def hours(self, images_per_second: Mapping[str, float]) -> float | None:
         """Return the estimated device hours; None where no speed is known."""
@@ -118,15 +120,20 @@ class Plan:
             f"{METHODS[method].name}: {column.title}",
             tuple(words),
             self.results(method, column),
-            tuple(dict.fromkeys(needs)),
-            _work(column),
-            METHODS[method].backbone,
+            needs=tuple(dict.fromkeys(needs)),
+            work=_work(column),
+            backbone=METHODS[method].backbone,
         )
 
     def results(self, method: str, column: Column) -> Path:
         """Return the directory of a cell's result. Other settings of the commands have another one."""
         changed = _suffix(self.settings.pretraining, self.settings.evaluation)
         return self.workdir / "results" / f"{method}-{column.name}{changed}"
+
+    @property
+    def maps(self) -> Path:
+        """The directory of the class activation maps. Other settings of the commands have another one."""
+        return self.workdir / "fig7" / f"maps{_suffix(self.settings.pretraining, self.settings.evaluation)}"
 
     def source(self, method: str) -> str:
         """Return `--encoder` of a method: converted, or put there by the user, before trained."""
@@ -166,7 +173,7 @@ class Plan:
         arch = () if method == _TEXT else ("--arch", one.backbone)
         words = ("scripts/convert.py", "--source", one.source, *arch, "--weights", str(weights))
         needs = tuple(self._missing_encoder(method))
-        return [Step(f"{one.name}: convert", (*words, "--output", str(encoder)), encoder, needs)]
+        return [Step(f"{one.name}: convert", (*words, "--output", str(encoder)), encoder, needs=needs)]
 
     def _pretraining(self, method: str, one: Method) -> list[Step]:
         changes, needs = self._changes(self.settings.pretraining), tuple(self._missing_encoder(method))
@@ -182,19 +189,20 @@ class Plan:
                 f"{one.posts}: fit the labeler",
                 ("scripts/label.py", "fit", *every, *posts, "--output", str(labeler), *changes),
                 labeler,
-                needs,
+                needs=needs,
             ),
             Step(
                 f"{shards.name}: label",
                 ("scripts/label.py", "run", *config, *posts, *to_shards, *changes),
                 shards,
+                "manifest.json",
                 needs,
             ),
             Step(
                 f"{one.name}: train",
                 ("scripts/train.py", *config, f"--config.data.shards={shards}", "--workdir", str(run), *changes),
                 run / "encoder",
-                needs,
+                needs=needs,
                 work=one.examples * one.epochs,
                 backbone=one.backbone,
             ),
@@ -209,10 +217,10 @@ class Plan:
         for method in self.experiment.methods:
             words += ["--encoder", self.source(method), "--head", f"{self.results(method, column)}/*.json"]
             needs += self._missing_encoder(method)
-        output = self.workdir / "fig7" / "maps"
         images = self.workdir / "data" / column.task / "images"
-        words += ["--images", str(images), "--output", str(output), "--most", "24"]
-        return Step("class activation maps", tuple(words), output / "index.html", tuple(dict.fromkeys(needs)))
+        words += ["--images", str(images), "--output", str(self.maps), "--most", "24"]
+        page = self.maps / "index.html"
+        return Step("class activation maps", tuple(words), page, needs=tuple(dict.fromkeys(needs)))
 
     def _missing_encoder(self, method: str) -> list[str]:
         """Return what has to be there to get an encoder, in a list of one alternative; empty where all is there."""

@@ -75,7 +75,7 @@ class FineTuner:
         self._image, self._text, self._preprocessing = image, text, preprocessing
         self._frozen_dim, self._classes, self._settings, self._dtype = frozen_dim, classes, settings, dtype
         self._mesh = sharding.data_mesh()
-        self._layout = sharding.layout(settings.batch_size, self._mesh.size)
+        self._layout = sharding.layout(settings.batch_size, self._mesh.size, key="finetune.batch_size")
         # Learning rate divided by its peak, by length of the run.
         self._shapes: dict[int, optimizer.Rate] = {}
         self._steps: dict[tuple[nnx.GraphDef, int], TrainStep] = {}

@@ -159,8 +159,8 @@ class _Loop:
         """Take the steps; `steps` has the number of steps done before each."""
         settings = self._settings
         batches = self._task.batches(steps.start, sharding.local_rows(self._mesh, self._batch_size))
-        trace = Trace(self._workdir, settings.profile_steps)
         with (
+            Trace(self._workdir, settings.profile_steps) as trace,
             hosts.sigterm() as stop_requested,
             MetricsWriter(self._workdir, steps.start, jax.process_index() == 0) as self._writer,
             self._bar(steps) as self._progress,

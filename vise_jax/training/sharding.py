@@ -39,7 +39,14 @@ class Layout(NamedTuple):
         return self.batch_size // self.microbatches // self.bn_group
 
 
-def layout(batch_size: int, devices: int, *, microbatches: int = 1, bn_group: int | None = None) -> Layout:
+def layout(
+    batch_size: int,
+    devices: int,
+    *,
+    microbatches: int = 1,
+    bn_group: int | None = None,
+    key: str = "training.batch_size",
+) -> Layout:
     """Divide a batch over devices, microbatches and batch-norm groups.
 
     Args:
@@ -48,6 +55,7 @@ def layout(batch_size: int, devices: int, *, microbatches: int = 1, bn_group: in
         microbatches: number of gradient-accumulation steps.
         bn_group: number of examples that share batch statistics; 0 = the whole batch, None = one group per device and
             microbatch.
+        key: name of the config key of `batch_size`, for messages.
 
     Raises:
         UserError: the batch can't be divided evenly.
@@ -55,13 +63,13 @@ def layout(batch_size: int, devices: int, *, microbatches: int = 1, bn_group: in
     if batch_size % (devices * microbatches):
         among = f"{devices} devices" + (f" in {microbatches} microbatches" if microbatches > 1 else "")
         raise UserError(
-            f"The config key training.batch_size is {batch_size}, which {among} can't share evenly: "
+            f"The config key {key} is {batch_size}, which {among} can't share evenly: "
             f"make it a multiple of {devices * microbatches}."
         )
     group = batch_size // devices // microbatches if bn_group is None else bn_group or batch_size
     if (batch_size // microbatches) % group:
         size = batch_size // microbatches
-        among = f"a microbatch's {size} examples" if microbatches > 1 else f"training.batch_size, {batch_size}"
+        among = f"a microbatch's {size} examples" if microbatches > 1 else f"{key}, {batch_size}"
         raise UserError(
             f"The config key model.bn_group makes groups of {group}, which don't divide {among}: choose a divisor."
         )

@@ -75,6 +75,8 @@ def _device_memory() -> dict[str, int]:
 class Trace:
     """A profiler trace of the steps from `first` to `last`, in the directory `profile` of the run.
 
+    As a context manager, it stops the trace where the run ends before `last`.
+
     Args:
         workdir: the run directory.
         steps: `first` and `last`, or () for no trace.
@@ -85,15 +87,25 @@ class Trace:
         self._first, self._last = steps or (0, 0)
         self._running = False
 
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop()
+
     def before(self, step: int) -> None:
-        """Start the trace if it begins with this step."""
-        if step == self._first:
+        """Start the trace if this step belongs to it; a resumed run may begin within it."""
+        if self._first <= step <= self._last and not self._running:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
 
     def after(self, step: int, state: object) -> None:
         """Stop the trace if it ends with this step."""
-        if self._running and step >= self._last:
+        if step >= self._last and self._running:
             jax.block_until_ready(state)
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._running:
             jax.profiler.stop_trace()
             self._running = False

@@ -87,8 +87,10 @@ class FinetuneEvaluator:
             for split in splits:
                 for seed in range(grid.seed, grid.seed + grid.seeds):
                     outcome, weights = runs.outcome(split, seed)
-                    if weights and state.image:
-                        self.kept[len(self.outcomes)] = _encoder(state.image, weights, len(dataset.classes))
+                    if weights and state.image and state.preprocessing:
+                        # The weights are those for this preprocessing.
+                        start = dataclasses.replace(state.image, preprocessing=state.preprocessing)
+                        self.kept[len(self.outcomes)] = _encoder(start, weights, len(dataset.classes))
                     self.outcomes.append(outcome)
         return outcomes.means(self.outcomes, dataset)
 

@@ -98,6 +98,11 @@ def test_an_unknown_key_is_an_error():
         ("training.batch_size", 0),
         ("training.steps", -3),
         ("training.momentum", 1.0),
+        # Elements of another type.
+        ("data.crop_area", ("a", "b")),
+        ("training.adam_betas", ("a", "b")),
+        ("training.remat", ([1],)),
+        ("profile.steps", (1.5, 2.5)),
     ],
 )
 def test_a_wrong_value_is_named(key, value):

@@ -1,5 +1,6 @@
 """The linear protocol as a whole, on an encoder small enough for a test, and its results file."""
 
+import dataclasses
 import json
 import shutil
 import zipfile
@@ -215,6 +216,20 @@ def test_a_dataset_that_cannot_be_divided_is_refused_before_features_are_compute
     assert not (tmp_path / "results").exists()
 
 
+def test_validation_examples_of_one_class_select_no_ranking(encoder, pictures, tmp_path, monkeypatch):
+    # A tenth of four is none.
+    chosen = {"bright": 30, "dark": 4}
+    rows = [
+        f"{path.relative_to(pictures)},{name},{'train' if number < train else 'test'}"
+        for name, train in chosen.items()
+        for number, path in enumerate(sorted((pictures / name).iterdir()))
+    ]
+    (pictures / "ranked.csv").write_text("\n".join(["image,label,split", *rows]))
+    monkeypatch.setitem(measure.TASKS, "folder", dataclasses.replace(measure.TASKS["folder"], primary="roc_auc"))
+    with pytest.raises(UserError, match="are all of one class, so that roc_auc can't select"):
+        measure.measure(configured(), str(encoder), pictures / "ranked.csv", tmp_path / "results")
+
+
 def test_links_into_named_roots_are_read(encoder, pictures, tmp_path):
     data = tmp_path / "linked"
     data.mkdir()
@@ -238,6 +253,8 @@ def test_what_does_not_exist_is_refused(encoder, pictures, tmp_path):
         measure.measure(configured(setting="sound"), str(encoder), pictures, tmp_path)
     with pytest.raises(UserError, match=r"image_frozen_text is of the protocol finetune"):
         measure.measure(configured(setting="image_frozen_text"), str(encoder), pictures, tmp_path)
+    with pytest.raises(UserError, match="leave_out_leaks needs shards to compare with"):
+        measure.measure(configured(leave_out_leaks=True), str(encoder), pictures, tmp_path)
     with pytest.raises(UserError, match="splits is 0"):
         measure.measure(configured(splits=0), str(encoder), pictures, tmp_path)
     with pytest.raises(UserError, match=r"has no encoder\.json"):

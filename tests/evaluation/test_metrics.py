@@ -80,6 +80,14 @@ def test_replicates_are_the_metrics_of_drawn_examples(classes, decimals):
             assert replicates[name][replicate] == pytest.approx(value), name
 
 
+def test_replicates_without_a_second_class_have_no_curves():
+    scores = np.eye(2)[[0] * 9 + [1]]
+    replicates = metrics.bootstrap(scores, np.array([0] * 9 + [1]), replicates=500)
+    assert np.isnan(replicates["roc_auc"]).mean() == pytest.approx(0.9**10, abs=0.06)
+    assert metrics.interval(replicates["roc_auc"]) == metrics.interval(replicates["average_precision"]) == (1, 1)
+    assert np.isfinite(replicates["accuracy"]).all()
+
+
 def test_replicates_do_not_depend_on_the_block_size(monkeypatch):
     scores, labels = drawn(50, 3)
     at_once = metrics.bootstrap(scores, labels, replicates=30)

@@ -235,6 +235,22 @@ def test_a_damaged_list_of_corrupt_images_is_made_again(image_set, tmp_path, con
     assert path.read_bytes() == whole
 
 
+def test_an_image_that_was_unreadable_for_a_moment_is_asked_for_again(image_set, tmp_path, monkeypatch):
+    limits = {"threads": 1, "max_image_pixels": 10**6}
+    real = feature_cache.data_images.decode_each
+
+    def failing(images, indices, *args):
+        yield from (
+            UserError("no permission") if images.names[index] == "3.png" else image
+            for index, image in zip(indices, real(images, indices, *args), strict=True)
+        )
+
+    with monkeypatch.context() as patched:
+        patched.setattr(feature_cache.data_images, "decode_each", failing)
+        assert list(feature_cache.undecodable(tmp_path, image_set, PREPROCESSING, **limits)) == ["3.png"]
+    assert feature_cache.undecodable(tmp_path, image_set, PREPROCESSING, **limits) == {}
+
+
 def test_what_is_no_file_of_features_is_reported(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         feature_files.read_about(tmp_path / "none.npz")

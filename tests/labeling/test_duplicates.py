@@ -20,6 +20,7 @@ from vise_jax import config
 from vise_jax.data import perceptual, shards
 from vise_jax.engagement import Labeler, hashing
 from vise_jax.errors import UserError
+from vise_jax.labeling import manifest as manifest_module
 from vise_jax.labeling.delete import delete
 from vise_jax.labeling.fit import fit
 from vise_jax.labeling.label import label
@@ -204,6 +205,25 @@ def test_a_job_that_is_killed_at_any_write_ends_in_the_same_bytes(
     assert bytes_of(output) == bytes_of(tmp_path / "whole")
 
 
+def test_a_job_that_is_killed_behind_its_manifest_leaves_no_counts_of_buttons(
+    corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, labeler = corpus
+    labels = make_labels(duplicates="merge")
+    label(paths, labeler, labels, tmp_path / "whole")
+
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(manifest_module, "remove_unnamed", killed)
+        with pytest.raises(KeyboardInterrupt):
+            label(paths, labeler, labels, tmp_path / "shards")
+    assert list((tmp_path / "shards").rglob("*.engagement.safetensors"))
+    label(paths, labeler, labels, tmp_path / "shards")
+    assert bytes_of(tmp_path / "shards") == bytes_of(tmp_path / "whole")
+
+
 @pytest.mark.slow
 def test_workers_write_the_same_bytes_without_duplicates(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
     paths, labeler = corpus
@@ -262,6 +282,9 @@ def test_an_excluded_image_reaches_no_shard(corpus: tuple[list[Path], Path], tmp
         assert not gone & read_examples(tmp_path / "relabel", split).keys()
     # The same list again, and a list that matches nothing.
     assert delete(tmp_path / "relabel", labels, labeler, tmp_path / "list") == after
+    # An id that matches no post is not made up for by the examples that went with a photo.
+    (tmp_path / "longer").write_text(f"{list_of}never-seen\n")
+    assert delete(tmp_path / "relabel", labels, labeler, tmp_path / "longer")["unmatched"] == 2
     (tmp_path / "nothing").write_text(f"{excluded_picture(1000)}\n")
     with pytest.raises(UserError, match="None of the 1 ids"):
         label(paths, labeler, labels, tmp_path / "none", exclude=tmp_path / "nothing")

@@ -844,6 +844,15 @@ def test_too_many_clusters_do_not_cost_what_was_read(
     assert fit_job(paths, make_labels(), tmp_path / "labeler").fingerprint == Labeler.load(directory).fingerprint
 
 
+def test_what_was_read_under_other_bounds_is_read_again(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
+    paths, _ = corpus
+    with pytest.raises(UserError, match="distinct points"):
+        fit_job(paths, make_labels(comment_clusters=5000), tmp_path / "labeler")
+    labels = make_labels(max_post_comments=1)
+    fresh = fit_job(paths, labels, tmp_path / "fresh")
+    assert fit_job(paths, labels, tmp_path / "labeler").fingerprint == fresh.fingerprint
+
+
 def test_a_job_that_was_killed_before_its_first_file_resumes(corpus: tuple[list[Path], Path], tmp_path: Path) -> None:
     paths, directory = corpus
     (tmp_path / "shards" / "records").mkdir(parents=True)

@@ -124,6 +124,16 @@ def test_other_settings_have_other_directories(tmp_path):
     results = {plan.results(method, column) for plan in (plain, evaluated, trained)}
     assert len(results) == 3
     assert plain.run(method) == evaluated.run(method) != trained.run(method)
+    assert len({Plan(EXPERIMENTS["fig7"], workdir, plan.settings).maps for plan in (plain, evaluated, trained)}) == 3
+
+
+def test_labeling_that_was_interrupted_is_not_done(tmp_path):
+    [label] = [step for step in Plan(EXPERIMENTS["table3"], tmp_path).steps if step.name == "vise_1m: label"]
+    label.output.mkdir(parents=True)
+    (label.output / "job.json").touch()
+    assert not label.is_done
+    (label.output / "manifest.json").touch()
+    assert label.is_done
 
 
 def test_hours():

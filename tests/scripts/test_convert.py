@@ -101,6 +101,8 @@ def test_mistakes_get_one_sentence_and_write_nothing(weights: Path, tmp_path: Pa
         "--to is missing": ("--encoder", encoder, *output),
         "--encoder is missing": ("--to", "torchvision", *output),
         "--weights goes with a checkpoint": (*export, "--weights", weights, *output),
+        "--prefix goes with a checkpoint": (*export, "--prefix=module.", *output),
+        "--ema goes with a checkpoint": (*export, "--noema", *output),
         "--head goes with --encoder": (*checkpoint, "--head=comments", *output),
         "no head 'reactions'": (*export, "--head=reactions", "--output", tmp_path / "new.safetensors"),
     }

@@ -63,6 +63,16 @@ def test_the_command(made, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_encoder_that_fine_tuning_left_has_the_crop_of_its_training(made, tmp_path):
+    config = vise_config.evaluation()
+    config.update({"protocol": "finetune", "splits": 1, "max_corrupt_fraction": 0.1, "image_size": 20})
+    config.finetune.update({"learning_rates": (0.3,), "weight_decays": (1e-4,), "batch_size": 8, "epochs": 1.0})
+    config.finetune.keep_weights = True
+    _, path = measure.measure(config, str(made / "run" / "encoder"), made / "images", tmp_path)
+    assert Encoder.load(path.with_suffix(".finetuned-0")).preprocessing == Preprocessing.imagenet(16).at(20)
+
+
+@pytest.mark.slow
 def test_a_page_of_three_columns(made, tmp_path, capsys):
     tuned, encoder = result(made, "finetune"), str(made / "run" / "encoder")
     pairs = [(encoder, result(made, "linear")), (str(tuned.with_suffix(".finetuned-0")), tuned), (encoder, "clusters")]

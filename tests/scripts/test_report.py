@@ -138,6 +138,7 @@ def test_mistakes_get_one_sentence_and_write_nothing(made: Path, tmp_path: Path)
         "no manifest.json": (*labeler, "--shards", made / "labeler", *results, *output),
         "were not labeled with the labeler": ("--labeler", made / "other", *shards, *results, *output),
         "--show-examples": (*labeler, *shards, "--posts", made / "posts.jsonl", *output),
+        "--reference is for --results": (*labeler, *shards, "--reference=one", *output),
         "go together": (*labeler, *shards, "--show-examples=2", *output),
         "--exclude is for --posts": (*labeler, *shards, "--exclude=ids.txt", *output),
         "is no run: it has no config.json": ("--runs", made / "labeler", *output),

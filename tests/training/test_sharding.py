@@ -40,7 +40,7 @@ def test_a_run_keeps_the_groups_it_began_with():
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ((3, 32, None), "batch_size is 32, which 3 devices can't share evenly: make it a multiple of 3"),
+        ((3, 32, None), "training.batch_size is 32, which 3 devices can't share evenly: make it a multiple of 3"),
         ((2, 32, None, 3), "2 devices in 3 microbatches can't share evenly: make it a multiple of 6"),
         ((2, 32, 5), "groups of 5, which don't divide training.batch_size, 32"),
         ((2, 32, 0, 4), "groups of 32, which don't divide a microbatch's 8 examples"),

@@ -61,3 +61,15 @@ def test_a_trace_covers_the_steps_that_were_named(monkeypatch, tmp_path, steps, 
         trace.before(step)
         trace.after(step, 0)
     assert seen == expected
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 4), (4, 7)])
+def test_a_trace_ends_with_a_run_and_begins_in_a_resumed_one(monkeypatch, tmp_path, first, last):
+    seen = []
+    monkeypatch.setattr("jax.profiler.start_trace", lambda directory: seen.append(("start", step)))
+    monkeypatch.setattr("jax.profiler.stop_trace", lambda: seen.append(("stop", step)))
+    with timing.Trace(tmp_path, (3, 6)) as trace:
+        for step in range(first, last + 1):
+            trace.before(step)
+            trace.after(step, 0)
+    assert seen == [("start", max(3, first)), ("stop", min(6, last))]

@@ -2,8 +2,8 @@ r"""Write an encoder's features of images to a file, ordered by path: features f
 
 The output's ending decides: .npz (arrays `features` and `paths`) or .parquet (a row of `path` and `features` for each
 image, written part by part, for sets that don't fit into memory). The images are resized and cropped as the encoder
-says, and their batches split over all devices. An image that can't be read is left out and said. Run the same command
-again after an interruption: it resumes, to the same bytes.
+says, and their batches split over all devices. An image that can't be read is left out and listed in the output under
+`about`. Run the same command again after an interruption: it resumes, to the same bytes.
 
 Example:
     python scripts/extract.py --encoder RUN/encoder --images PHOTOS --output features.npz
@@ -53,7 +53,7 @@ def main(words: list[str]) -> None:
         )
     print(f"{output}: {about['dim']:,} features of each of {about['images']:,} images")
     if about["rejected"]:
-        print(f"left out: {len(about['rejected']):,}, for reasons that `about` in the file says")
+        print(f"left out: {len(about['rejected']):,} images, listed with the reason under `about` in the file")
 
 
 if __name__ == "__main__":

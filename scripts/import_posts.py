@@ -15,8 +15,10 @@ Example:
     python scripts/import_posts.py --from reddit --input 'dumps/R[SC]_2020-01.zst' --images archive/images \
         --output archive
     python scripts/import_posts.py --from table --input export.csv --output archive \
-        --map post_id=id,image=file,comments=text,reactions.love=hearts
-    python scripts/label.py fit --config configs/demo.py --posts 'archive/*.jsonl' --output labeler
+        --map post_id=id,image=file,comments=text,reactions.love=hearts,reactions.haha=laughs
+    python scripts/label.py fit --config mine.py --posts 'archive/*.jsonl' --output labeler
+
+docs/importing.md has a config for your own posts.
 """
 
 from absl import flags
@@ -35,7 +37,7 @@ _BUTTONS = 20
 _FROM = flags.DEFINE_enum("from", None, _KINDS, "What wrote the export.")
 _INPUT = flags.DEFINE_string("input", None, "The export's files: a path, a glob, or several, joined by commas.")
 _OUTPUT = flags.DEFINE_string("output", None, "Directory of the posts files. It holds the images.")
-_IMAGES = flags.DEFINE_string("images", None, "Directory of the images, inside OUTPUT; OUTPUT itself if not said.")
+_IMAGES = flags.DEFINE_string("images", None, "Directory of the images, inside OUTPUT; by default OUTPUT itself.")
 _MAP = flags.DEFINE_list(
     "map",
     None,

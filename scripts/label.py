@@ -9,8 +9,8 @@ Posts are lines of .jsonl, .jsonl.gz or .jsonl.zst, rows of .parquet or samples 
 "image": path relative to the posts file, "comments": [str], "reactions": {"haha": int, "sorry": int, "angry": int,
 "wow": int, "love": int}}; image, comments and reactions may be null. import_posts.py makes them of exports.
 
---posts takes one glob or several, separated by commas. Both commands take the same posts: a hash of the post id decides
-which posts make clusters and which are trained on.
+--posts takes one glob or several, separated by commas. Give fit and run the same posts and the same config: a hash of
+the post id assigns each post to the cluster split or to the training split.
 
 --exclude names a file with what to leave out, one a line: post ids, and lines of hash, which stand for a photo and its
 near-duplicates in any post. relabel takes them out of finished shards.
@@ -81,7 +81,7 @@ def _fit(output: Path, beam_options: list[str] | None) -> None:
     rows = {
         "posts": f"{fitted['posts']:,}, of them {fitted['cluster_posts']:,} in the cluster split",
         "rejected": summary(fitted["rejected"]),
-        "mended": summary(fitted["notes"]),
+        "repaired values": summary(fitted["notes"]),
         "excluded": f"{fitted['excluded']:,}; {fitted['unmatched']:,} ids match no post",
         "comments": f"{fitted['comments']:,}, {fitted['tokens']:,} tokens, {fitted['comment_dim']} dimensions",
         "tokens covered": f"{labeler.comments.coverage:.1%}" if labeler.comments else "",
@@ -173,7 +173,7 @@ def _print_manifest(output: Path, manifest: dict) -> None:
         "posts": f"{manifest['posts']:,}",
         "cluster split": f"{manifest['splits']['cluster']:,}",
         "rejected": summary(manifest["rejected"]),
-        "mended": summary(manifest["notes"]),
+        "repaired values": summary(manifest["notes"]),
         "excluded, deleted": f"{manifest['excluded'] + manifest['excluded_images']:,}, {manifest['deleted']:,}",
         "excluded, but in no post": f"{manifest['unmatched']:,}",
         "near-duplicate images": _duplicates(manifest["duplicates"]),

@@ -1,4 +1,4 @@
-r"""Predict what people would answer to images: the most probable comment clusters, and the shares of the five buttons.
+r"""Predict how people would react to images: the most probable comment clusters, and each reaction button's fraction.
 
 The output has a line of JSON for each image, ordered by path; the page beside it (.html) shows the pictures with it and
 needs no network. Clusters are described by the words and emoji that tell them from the others. The encoder is one that

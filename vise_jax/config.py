@@ -73,8 +73,8 @@ LABELS: Section = {
     # change. The fit reports the number.
     "repair_encoding": (True, ANY),
     # "shared": one set of comment clusters, as the paper. "separate": clusters within languages, which are identified
-    # offline. A language has as large a part of `comment_clusters` as of the comments; languages with less than one
-    # cluster share theirs with comments of unknown language.
+    # offline. Clusters are divided among languages in proportion to their number of comments. Languages that would get
+    # less than one are pooled with comments of unknown language.
     "languages": ("shared", one_of("shared", "separate")),
     # "set": all clusters of a post have equal weight. "count": the weight is the number of comments in the cluster.
     # Not in the paper.
@@ -88,7 +88,8 @@ LABELS: Section = {
             "two or more names",
         ),
     ),
-    # Buttons outside `reactions` that the paper's network hasn't either: "reject" the post, or "ignore" the button.
+    # Buttons outside `reactions` that are not Facebook's other ones, which are ignored: "reject" the post, or "ignore"
+    # the button.
     "other_reactions": ("reject", one_of("reject", "ignore")),
     # Leave the reactions of posts with fewer reactions than this unlabeled: their profile is mostly chance. Not in the
     # paper.
@@ -169,8 +170,9 @@ DATA: Section = {
     "shuffle_shards": (256, AT_LEAST_1),
     # Consecutive records that are read together.
     "shuffle_block": (8, AT_LEAST_1),
-    # Runs of rows of a batch with a shuffle window each. At least the number of processes, so that each reads record
-    # blocks of its own; a batch-norm group should not be larger than a slot's rows.
+    # Number of interleave slots. Each slot fills consecutive rows of a batch from its own shuffle window. Use at least
+    # the number of processes, so that each reads record blocks of its own. Keep `bn_group` at most batch size /
+    # shuffle_slots.
     "shuffle_slots": (8, AT_LEAST_1),
     # Examples of a slot that are shuffled together. A process holds two windows of its slots in memory: 2 GB with all 8
     # slots and images of 60 KB.

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vise_jax.errors import UserError
-from vise_jax.reproduction.plan import MEASURED_ON, Plan, Step
+from vise_jax.reproduction.plan import MEASURED_ON, Plan, Settings, Step
 
 _NOTHING = "–"
 
@@ -26,6 +26,8 @@ def show(plan: Plan, images_per_second: Mapping[str, float], measured: bool) -> 
         measured: whether the speeds are those of `plan.MEASURED`.
     """
     where = f"estimated for {MEASURED_ON}" if measured else "estimated from --images_per_second"
+    if plan.settings != Settings():
+        where += ", with the paper's settings"
     table = Table(title=plan.experiment.title, title_justify="left", caption=f"device hours: {where}")
     table.add_column("", justify="right")
     table.add_column("step", overflow="fold")

@@ -241,6 +241,8 @@ def run(setting: Setting, images: Path, labeled: Path, posts: Path, output: Path
     cells = list(dict.fromkeys([BASE, TRUTH, *filter(None, itertools.chain.from_iterable(turns))]))
     if REPORT.value:
         cells = [cell for cell in cells if all(encoder_of(cell, seed, output).exists() for seed in seeds)]
+        if not cells:
+            raise UserError(f"{output} has no cell with an encoder of every seed: run the command without --report.")
     rows: list[dict[str, Any]] = []
     for cell in cells:
         for seed in seeds:

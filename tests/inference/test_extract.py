@@ -223,6 +223,13 @@ def test_corrupt_images_are_tried_again(image_set, tmp_path):
     assert cached(500) == {}
 
 
+def test_a_file_is_written_again_when_an_image_can_be_read(image_set, tmp_path):
+    path = tmp_path / "features.npz"
+    assert len(export(image_set, path, max_image_pixels=500)["rejected"]) == 4
+    assert export(image_set, path)["rejected"] == {}
+    assert len(np.load(path)["paths"]) == len(image_set)
+
+
 @pytest.mark.parametrize("content", [b"", b'{"6.pn', b'["6.png"]', b'{"6.pnG": "x"}', b"\xfb"])
 def test_a_damaged_list_of_corrupt_images_is_made_again(image_set, tmp_path, content):
     limits = {"threads": 1, "max_image_pixels": 500}

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -217,7 +217,7 @@ def export(
 ) -> dict[str, Any]:
     """Write the features of a dataset to a file, in its order, unless the file holds them already.
 
-    Images that can't be read are left out and logged.
+    Images that can't be read are left out and logged. If one of them can be read now, the file is written again.
 
     Args:
         encoder: computes the features.
@@ -235,13 +235,26 @@ def export(
     if path.suffix not in feature_files.WRITERS:
         raise UserError(f"{path} ends in {path.suffix or 'nothing'}: name a file that ends in .npz or .parquet.")
     if feature_files.holds(path, key_of(encoder, images, preprocessing)):
-        clear(path)
-        return feature_files.read_about(path)
-    if artifact.exists(path):
+        about = feature_files.read_about(path)
+        limits = settings["threads"], settings["max_image_pixels"]
+        if not any_decodable(images, about["rejected"], preprocessing, *limits):
+            clear(path)
+            return about
+    elif artifact.exists(path):
         raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")
     with computed(encoder, images, preprocessing, path, **settings) as (parts, about):
         write(path, parts, about, images)
     return about
+
+
+def any_decodable(
+    images: Dataset, names: Collection[str], preprocessing: Preprocessing, threads: int, max_image_pixels: int
+) -> bool:
+    """Return whether any of the images with these names can be decoded."""
+    indices = [index for index, name in enumerate(images.names) if name in names]
+    decoded = data_images.decode_each(images, indices, preprocessing, threads, max_image_pixels)
+    with contextlib.closing(decoded):
+        return any(not isinstance(image, UserError) for image in decoded)
 
 
 def key_of(encoder: FeatureExtractor, images: Dataset, preprocessing: Preprocessing) -> str:

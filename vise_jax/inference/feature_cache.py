@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,7 @@ def cached(
     """
     key = extract.key_of(encoder, images, preprocessing)
     path = directory / f"{key[:32]}.npz"
-    if feature_files.holds(path, key) and not _any_decodable(
+    if feature_files.holds(path, key) and not extract.any_decodable(
         images,
         feature_files.read_about(path)["rejected"],
         preprocessing,
@@ -116,7 +116,7 @@ def undecodable(
             if (
                 isinstance(kept, dict)
                 and kept.keys() <= set(images.names)
-                and not _any_decodable(images, kept, preprocessing, threads, max_image_pixels)
+                and not extract.any_decodable(images, kept, preprocessing, threads, max_image_pixels)
             ):
                 return kept
     rejected: dict[str, str] = {}
@@ -129,16 +129,3 @@ def undecodable(
     artifact.make_directory(directory)
     artifact.write_json(path, rejected)
     return rejected
-
-
-def _any_decodable(
-    images: Dataset,
-    names: Mapping[str, str],
-    preprocessing: Preprocessing,
-    threads: int,
-    max_image_pixels: int,
-) -> bool:
-    indices = [index for index, name in enumerate(images.names) if name in names]
-    decoded = data_images.decode_each(images, indices, preprocessing, threads, max_image_pixels)
-    with contextlib.closing(decoded):
-        return any(not isinstance(image, UserError) for image in decoded)

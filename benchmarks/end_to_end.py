@@ -39,11 +39,11 @@ from vise_jax.training.state import TrainState
 
 QUICK = flags.DEFINE_bool("quick", False, "A small encoder and 15 short rounds: a smoke test.")
 ENCODER = flags.DEFINE_string("encoder", "resnet18", "Encoder.")
-WIDTH = flags.DEFINE_integer("width", None, "Width of its stem; 32 if not said.", 1)
+WIDTH = flags.DEFINE_integer("width", None, "Width of its stem; by default 32.", 1)
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 64, "Side of the crops in pixels.", 32)
-BATCH = flags.DEFINE_integer("batch", None, "Images of a step; 64 if not said.", 1)
-STEPS = flags.DEFINE_integer("steps", None, "Steps of a turn; 20 if not said.", 1)
-ROUNDS = flags.DEFINE_integer("rounds", None, "Turns of each; 9 if not said.", 1)
+BATCH = flags.DEFINE_integer("batch", None, "Images of a step; by default 64.", 1)
+STEPS = flags.DEFINE_integer("steps", None, "Steps of a turn; by default 20.", 1)
+ROUNDS = flags.DEFINE_integer("rounds", None, "Turns of each; by default 9.", 1)
 
 # Steps of the loop before a turn, which empty the queues that filled during the bare turn.
 _SKIPPED = 6

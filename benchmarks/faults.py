@@ -32,8 +32,8 @@ from two_hosts import TwoHosts
 from vise_jax import cli
 
 QUICK = flags.DEFINE_bool("quick", False, "Two jobs, few faults: a smoke test.")
-KILLS = flags.DEFINE_integer("kills", None, "Signals that hit each job; 20 if not said.", 1)
-OTHERS = flags.DEFINE_integer("others", None, "Faults of each other kind; 6 if not said.", 0)
+KILLS = flags.DEFINE_integer("kills", None, "Signals that hit each job; by default 20.", 1)
+OTHERS = flags.DEFINE_integer("others", None, "Faults of each other kind; by default 6.", 0)
 ONLY = flags.DEFINE_list("only", None, f"Jobs; by default all: {', '.join(JOBS)}.")
 KINDS = ("signals", "stand-stills", "full disks", "damage", "rights", "network")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of moments and places.")

@@ -35,8 +35,8 @@ from vise_jax.importing import importer, kinds, records
 
 QUICK = flags.DEFINE_bool("quick", False, "Few posts: a smoke test.")
 KINDS = flags.DEFINE_list("kinds", [*kinds.KINDS, "table"], "Which kinds.")
-POSTS = flags.DEFINE_integer("posts", None, "Posts; 100,000 if not said.", 1)
-COMMENTS = flags.DEFINE_integer("comments", None, "Comments of all posts; 2,000,000 if not said.", 1)
+POSTS = flags.DEFINE_integer("posts", None, "Posts; by default 100,000.", 1)
+COMMENTS = flags.DEFINE_integer("comments", None, "Comments of all posts; by default 2,000,000.", 1)
 ROUNDS = flags.DEFINE_integer("rounds", 1, "Times that each is measured.", 1)
 CHILD = flags.DEFINE_list("child", None, "For the benchmark itself: what to do, kind, file, output.")
 _MAP = {"post_id": "id", "comments": "texts", "reactions.love": "hearts"}

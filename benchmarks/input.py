@@ -50,11 +50,11 @@ from PIL import Image
 from vise_jax import cli, config, machine
 
 QUICK = flags.DEFINE_bool("quick", False, "96 photographs, 2 short rounds: a smoke test.")
-PHOTOS = flags.DEFINE_integer("photos", None, "Photographs; 800 if not said, or 100 large ones.", 8)
+PHOTOS = flags.DEFINE_integer("photos", None, "Photographs; by default 800, or 100 large ones.", 8)
 LARGE = flags.DEFINE_bool("large", False, "Photographs of 2048 x 1536 pixels.")
-BATCH = flags.DEFINE_integer("batch", None, "Images in a batch; 64 if not said.", 1)
-BATCHES = flags.DEFINE_integer("batches", None, "Batches in a turn; 25 if not said.", 1)
-ROUNDS = flags.DEFINE_integer("rounds", None, "Turns that each variant takes; 10 if not said.", 1)
+BATCH = flags.DEFINE_integer("batch", None, "Images in a batch; by default 64.", 1)
+BATCHES = flags.DEFINE_integer("batches", None, "Batches in a turn; by default 25.", 1)
+ROUNDS = flags.DEFINE_integer("rounds", None, "Turns that each variant takes; by default 10.", 1)
 THREADS = flags.DEFINE_integer("threads", 2, "Threads of ours, workers of a DataLoader.", 1)
 
 OURS, SCALED = "vise_jax", "vise_jax, scaled decoding"

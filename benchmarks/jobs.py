@@ -29,9 +29,9 @@ from PIL import Image
 from vise_jax import cli
 
 QUICK = flags.DEFINE_bool("quick", False, "1,000 posts: a smoke test.")
-COUNT = flags.DEFINE_integer("count", None, "Posts; 200,000 if not said.", 1)
+COUNT = flags.DEFINE_integer("count", None, "Posts; by default 200,000.", 1)
 ROUNDS = flags.DEFINE_integer("rounds", 1, "Turns that each way takes.", 1)
-CLUSTERS = flags.DEFINE_integer("clusters", None, "Clusters of comments; 500 if not said.", 2)
+CLUSTERS = flags.DEFINE_integer("clusters", None, "Clusters of comments; by default 500.", 2)
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 64, "Side of the images in pixels.", 8)
 COMMENTS = flags.DEFINE_integer("comments", 4, "Comments of a post, on average.", 1)
 FILES = flags.DEFINE_integer("files", 4, "Posts files.", 1)

@@ -31,12 +31,12 @@ from vise_jax import cli
 from vise_jax.engagement import kmeans
 
 QUICK = flags.DEFINE_bool("quick", False, "Few points: a smoke test.")
-POINTS = flags.DEFINE_integer("points", None, "Points; 200,000 if not said.", 1)
+POINTS = flags.DEFINE_integer("points", None, "Points; by default 200,000.", 1)
 DIMENSIONS = flags.DEFINE_integer("dimensions", 256, "Their dimensions.", 1)
-CLUSTERS = flags.DEFINE_integer("clusters", None, "Clusters; 1,000 if not said.", 1)
+CLUSTERS = flags.DEFINE_integer("clusters", None, "Clusters; by default 1,000.", 1)
 ITERATIONS = flags.DEFINE_integer("iterations", 10, "Lloyd iterations.", 1)
-ROUNDS = flags.DEFINE_integer("rounds", None, "Turns that each takes; 5 if not said.", 1)
-DISK_POINTS = flags.DEFINE_integer("disk_points", None, "Points on disk, of 128 dimensions; 2,000,000 if not said.", 1)
+ROUNDS = flags.DEFINE_integer("rounds", None, "Turns that each takes; by default 5.", 1)
+DISK_POINTS = flags.DEFINE_integer("disk_points", None, "Points on disk, of 128 dimensions; by default 2,000,000.", 1)
 FILE = flags.DEFINE_string("file", None, "For the benchmark itself: fit the points of this file, print peak memory.")
 
 

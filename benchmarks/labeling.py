@@ -60,10 +60,10 @@ GENERATED = 40_000
 
 QUICK = flags.DEFINE_bool("quick", False, "4,000 comments, 20 clusters, 16 dimensions, 2 rounds: a smoke test.")
 POSTS = flags.DEFINE_string("posts", None, "Posts files whose comments are labeled: a glob, or several by commas.")
-COMMENTS = flags.DEFINE_integer("comments", None, "How many the messages are repeated to; 1,000,000 if not said.", 100)
-CLUSTERS = flags.DEFINE_integer("clusters", None, "K-means; 1,000 if not said.", 2)
-DIMENSIONS = flags.DEFINE_integer("dimensions", None, "Of LSA; 256 if not said.", 2)
-ROUNDS = flags.DEFINE_integer("rounds", None, "Turns that each variant takes; 5 if not said.", 1)
+COMMENTS = flags.DEFINE_integer("comments", None, "How many the messages are repeated to; by default 1,000,000.", 100)
+CLUSTERS = flags.DEFINE_integer("clusters", None, "K-means; by default 1,000.", 2)
+DIMENSIONS = flags.DEFINE_integer("dimensions", None, "Of LSA; by default 256.", 2)
+ROUNDS = flags.DEFINE_integer("rounds", None, "Turns that each variant takes; by default 5.", 1)
 WORKERS = flags.DEFINE_integer("workers", 2, "Processes of each variant.", 1)
 
 Label = Callable[[Sequence[str]], np.ndarray]

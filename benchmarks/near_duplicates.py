@@ -31,9 +31,9 @@ from vise_jax.data import near_duplicates, perceptual
 from vise_jax.data.images import FORMATS
 
 QUICK = flags.DEFINE_bool("quick", False, "Few images and hashes, 2 rounds: a smoke test.")
-IMAGES = flags.DEFINE_string("images", None, "A directory of images; simulated ones if not said.")
-HASHES = flags.DEFINE_integer("hashes", None, "Random hashes of the timed search; 50,000 if not said.", 2)
-ROUNDS = flags.DEFINE_integer("rounds", None, "Turns that each search takes; 5 if not said.", 1)
+IMAGES = flags.DEFINE_string("images", None, "A directory of images; by default simulated ones.")
+HASHES = flags.DEFINE_integer("hashes", None, "Random hashes of the timed search; by default 50,000.", 2)
+ROUNDS = flags.DEFINE_integer("rounds", None, "Turns that each search takes; by default 5.", 1)
 DISTANCES = (0, 2, 4, 6, 8)
 # Distance of the timed search, the default of labels.duplicate_distance.
 TIMED = 4

@@ -40,9 +40,9 @@ from vise_jax.labeling.local_runner import use_one_core
 
 QUICK = flags.DEFINE_bool("quick", False, "Few images, 2 rounds: a smoke test.")
 LATENCY = flags.DEFINE_float("latency", 0.05, "Seconds before each answer.", 0.0)
-EXAMPLES = flags.DEFINE_integer("examples", None, "Images; 12,000 if not said.", 64)
-ROUNDS = flags.DEFINE_integer("rounds", None, "Turns that each takes; 5 if not said.", 1)
-BATCHES = flags.DEFINE_integer("batches", None, "Batches of 64 in a turn; 25 if not said.", 1)
+EXAMPLES = flags.DEFINE_integer("examples", None, "Images; by default 12,000.", 64)
+ROUNDS = flags.DEFINE_integer("rounds", None, "Turns that each takes; by default 5.", 1)
+BATCHES = flags.DEFINE_integer("batches", None, "Batches of 64 in a turn; by default 25.", 1)
 WIDTH = flags.DEFINE_integer("width", 400, "Width of the photographs in pixels.", 1)
 HEIGHT = flags.DEFINE_integer("height", 300, "Their height.", 1)
 

@@ -38,16 +38,14 @@ OURS = "vise_jax"
 PEERS = ("eager nchw", "eager channels_last", "compiled nchw", "compiled channels_last")
 
 QUICK = flags.DEFINE_bool("quick", False, "ResNet-18, 4 images of 64 pixels, 2 rounds, no torch.compile: a smoke test.")
-ENCODERS = flags.DEFINE_list("encoders", None, "Which; the paper's three if not said.")
-BATCH = flags.DEFINE_integer("batch", None, "Images in a step; 128 on a GPU and 16 elsewhere if not said.", 1)
+ENCODERS = flags.DEFINE_list("encoders", None, "Which; by default the paper's three.")
+BATCH = flags.DEFINE_integer("batch", None, "Images in a step; by default 128 on a GPU and 16 elsewhere.", 1)
 WIDTH = flags.DEFINE_integer("width", 64, "Channels of the encoder's first stage; the demo's has 32.", 1)
-IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side in pixels; 224 if not said.", 32)
-DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16"], "bfloat16 on a GPU and float32 elsewhere if not said."
-)
-PEER_NAMES = flags.DEFINE_list("peers", None, f"PyTorch's variants, of: {', '.join(PEERS)}. All if not said.")
-ROUNDS = flags.DEFINE_integer("rounds", None, "Turns that each variant takes; 10 if not said.", 1)
-STEPS = flags.DEFINE_integer("steps", None, "Steps in a turn; 10 on a GPU and 1 elsewhere if not said.", 1)
+IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side in pixels; by default 224.", 32)
+DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "By default bfloat16 on a GPU and float32 elsewhere.")
+PEER_NAMES = flags.DEFINE_list("peers", None, f"PyTorch's variants, of: {', '.join(PEERS)}. By default all.")
+ROUNDS = flags.DEFINE_integer("rounds", None, "Turns that each variant takes; by default 10.", 1)
+STEPS = flags.DEFINE_integer("steps", None, "Steps in a turn; by default 10 on a GPU and 1 elsewhere.", 1)
 
 
 def main(_: list[str]) -> None:

@@ -35,6 +35,8 @@ def main(words: list[str]) -> None:
         raise UserError(f"There are {len(sources)} encoders and {len(heads)} heads: give one head, or one per encoder.")
     if _LABELER.value and "clusters" not in heads:
         raise UserError("--labeler is for --head clusters, whose clusters it names: leave it out.")
+    if _SPLIT.present and set(heads) == {"clusters"}:
+        raise UserError("--split is for a result as --head, whose classifier of a split it chooses: leave it out.")
     from vise_jax.data import datasets
     from vise_jax.evaluation import explained
     from vise_jax.reporting import explanations

@@ -81,7 +81,7 @@ def _fit(output: Path, beam_options: list[str] | None) -> None:
     rows = {
         "posts": f"{fitted['posts']:,}, of them {fitted['cluster_posts']:,} in the cluster split",
         "rejected": summary(fitted["rejected"]),
-        "repaired values": summary(fitted["notes"]),
+        "mended": summary(fitted["notes"]),
         "excluded": f"{fitted['excluded']:,}; {fitted['unmatched']:,} ids match no post",
         "comments": f"{fitted['comments']:,}, {fitted['tokens']:,} tokens, {fitted['comment_dim']} dimensions",
         "tokens covered": f"{labeler.comments.coverage:.1%}" if labeler.comments else "",
@@ -173,7 +173,7 @@ def _print_manifest(output: Path, manifest: dict) -> None:
         "posts": f"{manifest['posts']:,}",
         "cluster split": f"{manifest['splits']['cluster']:,}",
         "rejected": summary(manifest["rejected"]),
-        "repaired values": summary(manifest["notes"]),
+        "mended": summary(manifest["notes"]),
         "excluded, deleted": f"{manifest['excluded'] + manifest['excluded_images']:,}, {manifest['deleted']:,}",
         "excluded, but in no post": f"{manifest['unmatched']:,}",
         "near-duplicate images": _duplicates(manifest["duplicates"]),

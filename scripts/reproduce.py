@@ -64,6 +64,8 @@ def main(words: list[str]) -> None:
     if _DRY_RUN.value:
         run.show(planned, speeds, measured=not _SPEED.value)
         return
+    if _SPEED.value:
+        raise UserError("--images_per_second is for --dry-run, whose device hours it decides: leave it out.")
     if not workdir.is_dir():
         raise UserError(f"{workdir} is no directory: make it, with what --dry-run says is needed.")
     from vise_jax.reporting import study
@@ -72,7 +74,7 @@ def main(words: list[str]) -> None:
         run.run(planned, Path(__file__).parents[1])
     finally:
         # What there is after a failure is worth a page, too.
-        study.write(planned, workdir / name)
+        study.write(planned, planned.page(name))
 
 
 if __name__ == "__main__":

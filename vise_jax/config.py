@@ -88,8 +88,8 @@ LABELS: Section = {
             "two or more names",
         ),
     ),
-    # Buttons outside `reactions` that are not Facebook's other ones, which are ignored: "reject" the post, or "ignore"
-    # the button.
+    # What to do with a button that is neither in `reactions` nor one of Facebook's others (those are ignored): "reject"
+    # the post, or "ignore" the button.
     "other_reactions": ("reject", one_of("reject", "ignore")),
     # Leave the reactions of posts with fewer reactions than this unlabeled: their profile is mostly chance. Not in the
     # paper.

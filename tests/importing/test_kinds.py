@@ -1,6 +1,7 @@
 """Each kind of export, on records in the layout that its source documents; the texts are made up."""
 
 import hashlib
+from decimal import Decimal
 
 import pytest
 
@@ -64,10 +65,18 @@ def test_thousands_separators(text):
     assert found.count == 1234567
 
 
-@pytest.mark.parametrize("text", ["1,23", "1.5", "-3", "12,34,567,", "0.500", "1_000", 2.5, True])
+@pytest.mark.parametrize(
+    "text", ["1,23", "1.5", "-3", "12,34,567,", "0.500", "1_000", 2.5, True, float("nan"), float("inf"), Decimal("1.5")]
+)
 def test_numbers_that_are_none(text):
     with pytest.raises(BadPost, match="count_no_number"):
         kinds.crowdtangle(CROWDTANGLE | {"Likes": text})
+
+
+@pytest.mark.parametrize("count", [10**13, Decimal(10) ** 40, 1e300, "9" * 9000])
+def test_numbers_that_are_too_large(count):
+    with pytest.raises(BadPost, match="count_out_of_range"):
+        kinds.crowdtangle(CROWDTANGLE | {"Likes": count})
 
 
 REDDIT = {"id": "abc", "author": "somebody", "url": "https://i.redd.it/x1.jpg", "over_18": True, "is_self": False}
@@ -208,7 +217,8 @@ def test_a_table_by_its_map():
         Clicks("7", "love", "", 1000),
     ]
     # A column may have dots in its name.
-    assert kinds.of_table({"post_id": "a.b", "comments": "c.d"}).read({"a.b": 1, "c.d": ["x"]})[1].text == "x"
+    for place in ("c.d", "c[]"):
+        assert kinds.of_table({"post_id": "a.b", "comments": place}).read({"a.b": 1, place: ["x"]})[1].text == "x"
     assert kinds.of_table({"post_id": "id", "comments": "text"}).read({"id": "a", "text": "one"})[1].text == "one"
     with pytest.raises(BadPost, match="post_id_missing"):
         kind.read({"id": None})

@@ -65,7 +65,7 @@ class Context(NamedTuple):
     path: Path
 
     def divide(self, dataset: Dataset) -> list[Split]:
-        return self.task.split(dataset, SplitSettings.of(self.config))
+        return self.task.divide(dataset, SplitSettings.of(self.config))
 
     def extract(self, encoders: Encoders) -> tuple[np.ndarray, Dataset]:
         """Return cached features of the dataset, and the dataset that they are of."""

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from vise_jax.evaluation.encoders import Encoders
 from vise_jax.evaluation.evaluators import PROTOCOLS, Context
 from vise_jax.evaluation.protocols.finetune import FinetuneEvaluator
 from vise_jax.evaluation.results import LeakReport, Result
-from vise_jax.evaluation.splits import Split, SplitSettings
+from vise_jax.evaluation.splits import SplitSettings
 from vise_jax.evaluation.tasks import SETTINGS, TASKS, describe_counts
 
 log = logging.getLogger(__name__)
@@ -116,9 +116,7 @@ def measure(
     if counts := describe_counts(task, dataset) if task.examples else "":
         log.warning(counts)
     # A dataset that can't be divided is an error before features are computed.
-    divided = task.split(dataset, SplitSettings.of(config))
-    if task.primary != "accuracy":
-        _check_validation(dataset, divided, task.primary)
+    task.divide(dataset, SplitSettings.of(config))
 
     used, left_out = dataset, dict[str, str]()
 
@@ -216,15 +214,6 @@ def _check_leaks(config: ConfigDict, dataset: Dataset, directory: Path, fingerpr
     if config.leave_out_leaks and names:
         dataset = dataset.subset(np.setdiff1d(np.arange(len(dataset)), found.indices))
     return dataset, report
-
-
-def _check_validation(dataset: Dataset, divided: Sequence[Split], primary: str) -> None:
-    for split in divided:
-        if len(np.unique(dataset.labels[split.validation])) < 2:
-            raise UserError(
-                f"The validation examples of {dataset.title} are all of one class, so that {primary} can't select by "
-                "them: add examples, or hold out a larger fraction."
-            )
 
 
 def _check_texts(dataset: Dataset) -> None:

@@ -94,7 +94,9 @@ def intervals(outcomes: Sequence[Outcome], dataset: Dataset) -> dict[str, tuple[
         ]
         shared = [name for name in alike[0] if all(name in one for one in alike)]
         means_of = {name: np.mean([one[name] for one in alike], axis=0) for name in shared}
-        bounds |= {f"{name}{variant}": metrics.interval(values) for name, values in means_of.items()}
+        # A replicate counts if the metric is defined on every split.
+        defined = {name: values for name, values in means_of.items() if np.isfinite(values).any()}
+        bounds |= {f"{name}{variant}": metrics.interval(values) for name, values in defined.items()}
     return bounds
 
 

@@ -4,9 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from vise_jax.data import datasets, paper_datasets
 from vise_jax.data.datasets import Dataset
 from vise_jax.data.listing import Limits
+from vise_jax.errors import UserError
 from vise_jax.evaluation import splits
 from vise_jax.evaluation.splits import Split, SplitSettings
 
@@ -56,6 +59,21 @@ class Task:
     examples: Mapping[str, int] = field(default_factory=dict)
     classes: int | None = None
     split: Callable[[Dataset, SplitSettings], list[Split]] = splits.official_or_random
+
+    def divide(self, dataset: Dataset, settings: SplitSettings) -> list[Split]:
+        """Divide a dataset by `split`.
+
+        Raises:
+            UserError: as `split`; or validation examples of a single class, by which `primary` can't select.
+        """
+        divided = self.split(dataset, settings)
+        for split in divided:
+            if self.primary != "accuracy" and len(np.unique(dataset.labels[split.validation])) < 2:
+                raise UserError(
+                    f"The validation examples of {dataset.title} are all of one class, so that {self.primary} can't "
+                    "select by them: add examples, or raise held_out_fraction or validation_fraction."
+                )
+        return divided
 
 
 TASKS = {

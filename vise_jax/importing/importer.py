@@ -37,6 +37,7 @@ _MEMORY = "512MB"
 # Rows and records of a transaction, and rows that are read at a time.
 _BATCH = 50_000
 _POSTS_PER_FILE = 50_000
+_POSTS_FILE = r"\d{5}\.jsonl"
 # Comments of a post beyond these, the first ones, are left out; `labels.max_comments` samples fewer.
 _MAX_COMMENTS = 10_000
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif")
@@ -121,6 +122,8 @@ def import_posts(
         )
     of_images, files = PurePosixPath(*directory.parts[len(output.parts) :]), []
     for path in paths:
+        if path.absolute().parent == output and re.fullmatch(_POSTS_FILE, path.name):
+            raise UserError(f"{path} has the name of a posts file of {output}: name another output directory.")
         with explained(path):
             files.append([path.name, *artifact.version(path)])
     key = artifact.fingerprint([sorted(files), export.title, made_from, str(of_images)])
@@ -135,12 +138,15 @@ def import_posts(
             shutil.rmtree(work, ignore_errors=True)
             return done
         with _database(work, output, key) as database:
-            for path, of_file in zip(paths, files, strict=True):
-                # Not by its path: a directory may be named in two ways.
-                _read(database, path, " ".join(map(str, of_file)), export, after_record)
+            # Not keyed by path: the same directory can be spelled in two ways.
+            seen: Counter[str] = Counter()
+            for path, of_file in sorted(zip(paths, files, strict=True), key=lambda pair: str(pair[0].absolute())):
+                name = " ".join(map(str, of_file))
+                seen[name] += 1
+                _read(database, path, f"{name} {seen[name]}", export, after_record)
             _join_threads(database)
             about = _write(database, output, _Images(output, of_images))
-        if not about["counts"] and about["rejected"]:
+        if not about["counts"]:
             shutil.rmtree(work)
             raise UserError(
                 f"No post was found, and {sum(about['rejected'].values()):,} records were rejected "
@@ -163,15 +169,15 @@ def _database(work: Path, output: Path, key: str) -> Iterator[duckdb.DuckDBPyCon
         if marker.exists():
             raise UserError(f"{output} holds a begun import of other files: name a new directory, or delete {work}.")
         shutil.rmtree(work)
-    if not work.exists():
-        work.mkdir(mode=0o700)
-        with duckdb.connect(work / "rows.duckdb") as fresh:
-            fresh.execute(_SCHEMA)
-            for name, schema in _TABLES.values():
-                _from_arrow(fresh, f"CREATE TABLE {name} AS", schema.empty_table())
-        artifact.write_text(marker, key)
     settings: dict[str, Any] = {"memory_limit": _MEMORY, "temp_directory": str(work / "spilled"), "threads": 2}
     try:
+        if not work.exists():
+            work.mkdir(mode=0o700)
+            with duckdb.connect(work / "rows.duckdb") as fresh:
+                fresh.execute(_SCHEMA)
+                for name, schema in _TABLES.values():
+                    _from_arrow(fresh, f"CREATE TABLE {name} AS", schema.empty_table())
+            artifact.write_text(marker, key)
         with duckdb.connect(work / "rows.duckdb", config=settings) as database:
             try:
                 yield database
@@ -182,15 +188,15 @@ def _database(work: Path, output: Path, key: str) -> Iterator[duckdb.DuckDBPyCon
                 raise
     except (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.TransactionException) as error:
         raise Interrupted(
-            f"The rows in {work} can't be written ({type(error).__name__}): free some space on its disk, and run the "
-            "same command again."
+            f"The rows in {work} can't be written ({str(error).splitlines()[0][:200]}): free some space on its disk, "
+            "and run the same command again."
         ) from error
 
 
 def _read(
     database: duckdb.DuckDBPyConnection, path: Path, name: str, export: Kind, after_record: Callable[[], None]
 ) -> None:
-    """Add the rows of a file from where reading stopped; `name` tells it from others."""
+    """Add the rows of a file from where reading stopped; `name` identifies the file in the table `progress`."""
     state = database.execute("SELECT max(records), bool_or(finished) FROM progress WHERE file = ?", [name])
     done, finished = state.fetchone() or (None, None)
     if finished:
@@ -204,12 +210,12 @@ def _read(
                 raise record
             if not isinstance(record, Mapping):
                 raise BadPost("no_object")
-            found: Sequence[Row | _Rejected] = export.read(record)
+            new: Sequence[Row | _Rejected] = export.read(record)
         except BadPost as bad:
-            found = [_Rejected(path.name, line, bad.reason)]
-        for row in found:
+            new = [_Rejected(path.name, line, bad.reason)]
+        for row in new:
             rows[type(row)].append(row)
-        done, size = done + 1, size + 1 + len(found)
+        done, size = done + 1, size + 1 + len(new)
         if size >= _BATCH:
             _add(database, rows, (name, done, False))
             rows.clear()
@@ -300,7 +306,7 @@ def _write(database: duckdb.DuckDBPyConnection, output: Path, images: "_Images")
 def _remove_later(output: Path, number: int) -> None:
     """Remove posts files after the last one: an import of more posts that was given up has left them."""
     for name in artifact.entries(output):
-        if re.fullmatch(r"\d{5}\.jsonl", name) and int(name.removesuffix(".jsonl")) > number:
+        if re.fullmatch(_POSTS_FILE, name) and int(name.removesuffix(".jsonl")) > number:
             with artifact.explained(output / name, "removed"):
                 (output / name).unlink()
 
@@ -327,8 +333,10 @@ def _posts(
         after,
     )
     for post_id, rows in itertools.groupby(photos, key=lambda row: row[0]):
-        same = list(itertools.islice(rows, 2))
-        _, image, names, sensitive = same[0]
+        same = list(rows)
+        # What a single row says counts: an image, and a warning.
+        image = next((row[1] for row in same if row[1]), "")
+        names, sensitive = same[0][2], any(row[3] for row in same)
         counts = Counter({"posts": 1, "posts_twice": len(same) - 1})
         # Keys are dict keys: the first of equal ones, in the order of the stream.
         texts: dict[str, str] = {}

@@ -25,7 +25,7 @@ from typing import Any
 from vise_jax.errors import UserError
 from vise_jax.importing.rows import Clicks, Comment, Photo, Row
 from vise_jax.posts import BadPost
-from vise_jax.posts.schema import MAX_REACTION_COUNT
+from vise_jax.posts.schema import MAX_REACTION_COUNT, whole_number
 
 Record = Mapping[str, Any]
 # Rows of a record; none where it is of no interest.
@@ -55,7 +55,7 @@ _REDDIT_DELETED = frozenset({"", "[deleted]", "[removed]", "[removed by reddit]"
 _MENTION = re.compile(r"(?<![\w@/.])@[\w-]+(?:@[\w.-]*\w)?")
 # A count in text: with separators of thousands, or as tables write integers of a column with gaps.
 _GROUPED, _WHOLE = re.compile(r"[1-9]\d{0,2}(?:[,. '\u00a0\u202f]\d{3})+"), re.compile(r"(\d+)(?:\.0+)?")
-# Text that says no, of a column of yes and no.
+# Values of a text column that mean false.
 _NO = frozenset({"", "0", "0.0", "false", "f", "no", "n"})
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -136,7 +136,7 @@ def fediverse(record: Record) -> list[Row]:
 
 def _fediverse_clicks(record: Record) -> Counter[str]:
     favourites = Counter({"favourite": _count(record.get("favourites_count"))})
-    # What two fields say of one button is the same clicks: the larger number counts.
+    # Both fields may report the same clicks: take the larger count.
     return favourites | _emoji(record.get("reactions")) | _emoji(_mapping(record.get("pleroma")).get("emoji_reactions"))
 
 
@@ -277,7 +277,7 @@ def without_tags(markup: str) -> str:
     try:
         reader.feed(markup)
         reader.close()
-    except AssertionError as error:  # as Python up to 3.13 answers some malformed declarations
+    except AssertionError as error:  # Python up to 3.13 raises it for some malformed declarations
         raise BadPost("content_no_html") from error
     return "".join(reader.parts).strip()
 
@@ -322,11 +322,14 @@ def _count(value: Any) -> int:
         whole = _WHOLE.fullmatch(re.sub(r"\D", "", text) if _GROUPED.fullmatch(text) else text)
         # Python refuses to convert more digits than a few thousand.
         value = int(whole[1][:100]) if whole else None
-    elif isinstance(value, float | Decimal) and value % 1 == 0:
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int | float | Decimal) or isinstance(value, bool):
         raise BadPost("count_no_number")
-    count = value
+    try:
+        count = whole_number(value)
+    except (ValueError, OverflowError):
+        raise BadPost("count_no_number") from None
+    if count < 0:
+        raise BadPost("count_no_number")
     if count > MAX_REACTION_COUNT:
         raise BadPost("count_out_of_range")
     return count
@@ -346,11 +349,12 @@ def _digest(text: str) -> str:
 
 def _at(record: Any, place: str) -> Sequence[Any]:
     """Return the values at a place, e.g. `replies[].text`. A field whose name is the place itself comes first."""
-    values = [record]
-    for name in [place] if isinstance(record, Mapping) and place in record else place.split("."):
+    is_name = isinstance(record, Mapping) and place in record
+    values = [record[place]] if is_name else [record]
+    for name in [] if is_name else place.split("."):
         every = name.endswith("[]")
         inner = [value.get(name.removesuffix("[]")) for value in values if isinstance(value, Mapping)]
         values = [one for value in inner for one in (value if isinstance(value, list) and every else [value])]
-        values = [value for value in values if value is not None]
     # The last name may be a list's without brackets.
-    return [one for value in values for one in (value if isinstance(value, list) else [value])]
+    every_one = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    return [one for one in every_one if one is not None]

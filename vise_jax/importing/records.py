@@ -15,8 +15,8 @@ from vise_jax.posts.schema import LIMITS
 
 # Records in which a column must be found once.
 _SOME = 1_000
-# What is a value and no name of a column: numbers and dates, addresses, sentences.
-_VALUE = re.compile(r"[\d.,:/ T+-]+|.*(?:://|@).*|.*[.!?]|\S+(?: [^\s(]+){4,}", re.DOTALL)
+# What is surely the name of a column, and no one's words.
+_NAME = re.compile(r"[^\W\d][\w./\[\]-]*")
 
 
 def records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
@@ -55,8 +55,11 @@ def _csv(path: Path, columns: Sequence[str], separator: str) -> Iterator[tuple[i
         reader = csv.DictReader(text, delimiter=separator)
         try:
             names = reader.fieldnames or []
-            if any(map(_VALUE.fullmatch, names)) and not all(_is_in(place, names) for place in columns):
-                raise UserError(f"{path} has values in its first line: give it a line with the names of the columns.")
+            if not any(_is_in(place, names) for place in columns) and not all(map(_NAME.fullmatch, names)):
+                raise UserError(
+                    f"{path} has none of the columns {', '.join(map(_column_of, columns))} in its first line: give it "
+                    "a first line with the names of its columns, or correct --from or --map."
+                )
             _check_columns(path, columns, names)
             for record in reader:
                 complete = None not in record and None not in record.values()

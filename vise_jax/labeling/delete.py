@@ -56,7 +56,7 @@ def delete(output: Path, labels: ConfigDict, labeler: Path, exclude: Path) -> di
             for shard in record["shards"].values():
                 _matches(excluded, distance, read_table(output / "records" / shard["table"]), found)
         # Exclusion lists grow: what was deleted before counts as matched.
-        deleted = sum(record.get("deleted_posts", 0) for record in records)
+        deleted = sum(_deleted_posts(record) for record in records)
         images = found.images.union(*(record.get("deleted_images", ()) for record in records))
         if not (any(record.get("deleted") for record in records) or before["excluded"] or before["excluded_images"]):
             hashing.count_unmatched(exclude, excluded, len(found.posts), images)
@@ -66,16 +66,22 @@ def delete(output: Path, labels: ConfigDict, labeler: Path, exclude: Path) -> di
             gone = partial(_matches, excluded, distance, found=of_record)
             remaining = {split: without(output, shard, gone) for split, shard in record["shards"].items()}
             if remaining != record["shards"]:
+                deleted_posts = _deleted_posts(record)
                 left = sum(shard["examples"] for shard in remaining.values() if shard)
                 removed = sum(shard["examples"] for shard in record["shards"].values()) - left
                 record["deleted"] = record.get("deleted", 0) + removed
                 # Their number only: no id is kept.
-                record["deleted_posts"] = record.get("deleted_posts", 0) + len(of_record.posts)
+                record["deleted_posts"] = deleted_posts + len(of_record.posts)
                 record["deleted_images"] = sorted(of_record.images)
                 record["shards"] = {split: shard for split, shard in remaining.items() if shard}
                 write_record(output / "records" / name, record)
         unmatched = hashing.count_unmatched(exclude, excluded, len(found.posts) + deleted, images)
         return finish(output, job, fitted.classes, before["inputs"], unmatched, before)
+
+
+def _deleted_posts(record: Mapping[str, Any]) -> int:
+    # Records of version 0.1.0 count examples only.
+    return record.get("deleted_posts", record.get("deleted", 0))
 
 
 class _Found(NamedTuple):

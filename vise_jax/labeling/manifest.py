@@ -128,7 +128,7 @@ def _manifest(
     if not (train := of("train")):
         raise UserError(
             f"None of the {posts:,} posts can be trained on ({splits['cluster']:,} are of the cluster split, the rest "
-            f"was rejected: {summary(rejected)}): mend them, or give more posts."
+            f"was rejected: {summary(rejected)}): correct them, or give more posts."
         )
     validation = of("validation")
     seen: Counter[str] = Counter()

@@ -129,7 +129,8 @@ def kind(path: Path) -> str:
 def _kind(path: Path, first: bytes) -> str:
     if _OTHER_PACKED.match(first) and not _by_name(path):
         raise UserError(
-            f"{path} is packed with bzip2, xz or zip, which are not read: unpack it, or pack it with gzip or Zstandard."
+            f"{path} is compressed by bzip2, xz or zip, which are not read: give it unpacked, or compressed by gzip or "
+            "Zstandard."
         )
     kinds = {_GZIP: "gzip", _ZSTANDARD: "zstandard", _PARQUET: "parquet"}
     return _by_name(path) or next((kind for magic, kind in kinds.items() if first.startswith(magic)), "plain")

@@ -245,7 +245,7 @@ def _count(value: object, mended: Counter[str]) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float | str | decimal.Decimal):
         raise BadPost(f"reaction_{_kind(value)}")
     try:
-        count = int(value) if isinstance(value, int | str) else _whole(value)
+        count = int(value) if isinstance(value, int | str) else whole_number(value)
     except (ValueError, OverflowError):
         raise BadPost(f"reaction_{_kind(value)}") from None
     if not 0 <= count <= MAX_REACTION_COUNT:
@@ -255,7 +255,7 @@ def _count(value: object, mended: Counter[str]) -> int:
     return count
 
 
-def _whole(value: float | decimal.Decimal) -> int:
+def whole_number(value: float | decimal.Decimal) -> int:
     """Convert 3.0 to 3.
 
     Raises:

@@ -20,12 +20,15 @@ PngImagePlugin.MAX_TEXT_MEMORY = 64 * 2**20
 DAMAGE = (OSError, SyntaxError, ValueError, IndexError, RuntimeError, struct.error, zlib.error)
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-# Of a JPEG file: EXIF and XMP (APP1), IPTC (APP13), comments (COM).
-_JPEG_METADATA = frozenset({0xE1, 0xED, 0xFE})
-_APP0, _APP2 = 0xE0, 0xE2
+# Of a JPEG file's application segments and comments, those that decide the pixels: JFIF's, ICC profiles, Adobe's.
+_JPEG_OTHERS = frozenset({*range(0xE0, 0xFF)})
+_APP0, _APP2, _APP14 = 0xE0, 0xE2, 0xEE
+# Bytes of the fields that these two have.
+_JFIF_BYTES, _ADOBE_BYTES = 14, 12
 # Start of a frame, with the image's size: all of 0xC0 to 0xCF but tables and extensions.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_PNG_METADATA = frozenset({b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME"})
+# Ancillary chunks of a PNG file that decide how its pixels are shown.
+_PNG_KEPT = frozenset({b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"sBIT", b"bKGD", b"pHYs", b"cICP"})
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, b"\xff\xd9"
 # The marker after the data of a scan: neither a stuffed byte, nor a restart, nor a fill byte.
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
@@ -44,20 +47,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def strip_metadata(encoded: bytes) -> bytes:
-    """Remove EXIF, XMP, IPTC, comments, text and previews from a JPEG or PNG file; the pixels are not encoded again.
+    """Remove what is no part of the image from a JPEG or PNG file; the pixels are not encoded again.
+
+    Of application segments and ancillary chunks only those stay that decide how pixels are shown. EXIF, XMP, IPTC,
+    C2PA, text, comments, previews, further frames and what makers of cameras add are removed.
 
     Raises:
         ValueError: the file ends within a segment or chunk, or a PNG file has no last chunk.
     """
     if encoded.startswith(JPEG):
         segments = (
-            _without_preview(code, encoded[start:offset], encoded[offset + 3 : end], encoded[offset + 1 : end])
+            _pixels_of(code, encoded[start:end], encoded[offset + 3 : end])
             for code, start, offset, end in _jpeg_segments(encoded)
-            if code not in _JPEG_METADATA
         )
         # What follows is not part of the image: previews and trailers, with metadata of their own.
         return encoded[:2] + b"".join(segments) + _END_OF_IMAGE
-    return PNG + b"".join(chunk for kind, chunk in _png_chunks(encoded) if kind not in _PNG_METADATA)
+    # A critical chunk begins with a capital letter.
+    return PNG + b"".join(chunk for kind, chunk in _png_chunks(encoded) if kind[:1].isupper() or kind in _PNG_KEPT)
 
 
 def image_shape(encoded: bytes) -> tuple[int, int]:
@@ -99,15 +105,22 @@ def _jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int, int, int]]:
         offset = end
 
 
-def _without_preview(code: int, marker: bytes, payload: bytes, segment: bytes) -> bytes:
-    """Return a segment without previews of the image, which other tools may have left uncropped."""
-    if code == _APP0 and payload.startswith(b"JFIF\0") and len(payload) > 14:
-        return marker + bytes([code]) + struct.pack(">H", 16) + payload[:12] + b"\0\0"
-    if (code == _APP0 and payload.startswith(b"JFXX\0")) or (
-        code == _APP2 and not payload.startswith(b"ICC_PROFILE\0")
-    ):
-        return b""
-    return marker + bytes([code]) + segment
+def _pixels_of(code: int, segment: bytes, payload: bytes) -> bytes:
+    """Return what a segment says of the pixels: all, its first fields, or nothing."""
+    if code not in _JPEG_OTHERS:
+        return segment
+    if code == _APP0 and payload.startswith(b"JFIF\0"):
+        # The last two bytes are the size of a preview, which other tools may have left uncropped.
+        return _segment(code, payload[: _JFIF_BYTES - 2] + b"\0\0")
+    if code == _APP2 and payload.startswith(b"ICC_PROFILE\0"):
+        return segment
+    if code == _APP14 and payload.startswith(b"Adobe"):
+        return _segment(code, payload[:_ADOBE_BYTES])
+    return b""
+
+
+def _segment(code: int, payload: bytes) -> bytes:
+    return b"\xff" + bytes([code]) + struct.pack(">H", len(payload) + 2) + payload
 
 
 def _png_chunks(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:

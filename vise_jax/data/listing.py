@@ -1,7 +1,9 @@
 """Find the images of a directory, a zip archive or a CSV file, and nothing outside of it."""
 
+import lzma
 import os
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -35,7 +37,10 @@ _SYSTEM = frozenset(
     {"@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__macosx", "thumbs.db"}
 )
 # What a damaged zip archive or member raises, or one that is encrypted or packed in a way that Python doesn't know.
-UNREADABLE_ZIP = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
+UNREADABLE_ZIP = (
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, UnicodeDecodeError),
+    struct.error,
+)
 # Stamp of a file that is missing.
 MISSING = (-1, -1)
 

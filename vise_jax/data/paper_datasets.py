@@ -134,7 +134,7 @@ def open_cub(path: str | Path, link_roots: Sequence[str | Path] = (), limits: Li
 def _table(path: Path) -> dict[str, str]:
     """Read lines `KEY VALUE`."""
     _require(path, "two words per line")
-    rows = [line.split() for line in _text(path).splitlines() if line.strip()]
+    rows = [line.split() for line in _text(path).split("\n") if line.strip()]
     if wrong := [number for number, row in enumerate(rows, start=1) if len(row) != 2]:
         raise UserError(f"{path} has no two words in line {wrong[0]}: get the file again.")
     return dict(rows)
@@ -142,7 +142,7 @@ def _table(path: Path) -> dict[str, str]:
 
 def _json_lines(path: Path) -> list[dict[str, object]]:
     memes = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if line.strip():
             try:
                 meme = artifact.from_json(line)

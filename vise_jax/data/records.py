@@ -148,8 +148,11 @@ def _walk(begin: _Begin, examples: int, size: int) -> np.ndarray | None:
         header = begin(offset, _HEADER.size)()
         if not _is_header(header):
             return None
-        lengths[number] = _HEADER.unpack(header)[0]
-        offset += int(lengths[number]) + _FRAME
+        length = _HEADER.unpack(header)[0]
+        if length > size - offset - _FRAME:
+            return None
+        lengths[number] = length
+        offset += length + _FRAME
     return lengths if offset == size else None
 
 

@@ -5,6 +5,7 @@ all posts.
 """
 
 import gzip
+import hashlib
 import heapq
 import json
 from collections import Counter
@@ -142,7 +143,7 @@ def gather(posts: Iterable[Post], labels: ConfigDict, excluded: frozenset[bytes]
         corpus.counts["cluster_posts"] += 1
         if post.reactions and sum(post.reactions) >= labels.min_reactions:
             corpus.counts["reactions"] += 1
-            corpus.reactions.add(_rank(post.post_id, secret, 0), post.reactions)
+            corpus.reactions.add(_rank(post.post_id, secret, 0, post.reactions), post.reactions)
         comments = sample_comments(post.comments, labels.max_comments, labels.seed, post.post_id)
         if labels.repair_encoding:
             comments, repaired = encoding.repair(comments)
@@ -155,9 +156,11 @@ def gather(posts: Iterable[Post], labels: ConfigDict, excluded: frozenset[bytes]
                 corpus.counts["comments"] += 1
                 corpus.documents.update(set(tokens))
                 item = owner.decode(), SEPARATOR.join(tokens), language
-                corpus.comments.add(_rank(post.post_id, secret, number), item)
+                corpus.comments.add(_rank(post.post_id, secret, number, item), item)
     return corpus
 
 
-def _rank(post_id: str, secret: bytes, number: int) -> str:
-    return hashing.digest(f"{number} {post_id}", secret, b"fit").hex()
+def _rank(post_id: str, secret: bytes, number: int, item: tuple) -> str:
+    """Return the rank of an item; where a post id is there twice, its content decides, and not what is merged first."""
+    content = hashlib.blake2b(repr(item).encode("utf-8", "backslashreplace"), digest_size=8)
+    return hashing.digest(f"{number} {post_id}", secret, b"fit").hex() + content.hexdigest()

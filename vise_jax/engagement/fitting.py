@@ -168,6 +168,8 @@ def _describe(
             "give more posts, ask for fewer labels.comment_clusters, or lower that key."
         )
     comment_fit["suppressed"] = len(suppressed)
+    # Those of a few posts are not published.
+    terms[suppressed], term_weights[suppressed] = -1, 0
     fitted = {
         **{key: corpus.counts[key] for key in ("posts", "cluster_posts", "excluded", "comments", "reactions")},
         "tokens": len(encoder.vocabulary) if encoder else 0,

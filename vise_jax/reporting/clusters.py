@@ -17,7 +17,7 @@ from vise_jax.engagement import Labeler, meaning
 from vise_jax.errors import UserError
 from vise_jax.posts import Post
 from vise_jax.similarity import unit_rows
-from vise_jax.text import masking
+from vise_jax.text import encoding, masking
 
 # Least number of examples with both labels for a lift; fewer are noise, and may identify someone.
 MIN_TOGETHER = 5
@@ -228,7 +228,11 @@ def draw_examples(labeler: Labeler, posts: Iterable[Post], count: int) -> dict[i
     while batch := list(itertools.islice(comments, _BATCH)):
         for post, label in zip(batch, labeler.label(batch), strict=True):
             for cluster in label.comment_labels:
-                ours, text = drawn.setdefault(cluster, {}), _shorten(masking.mask(post.comments[0]))
+                # As the labeler reads it: damaged letters would end a mention.
+                comment = (
+                    encoding.repair(post.comments)[0][0] if labeler.labels["repair_encoding"] else post.comments[0]
+                )
+                ours, text = drawn.setdefault(cluster, {}), _shorten(masking.mask(comment))
                 ours[text] = hashlib.blake2b(text.encode(), digest_size=8).digest()
                 if len(ours) > count:
                     del ours[max(ours, key=lambda other: ours[other])]

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import html
 import io
 import sys
 from collections.abc import Iterable, Sequence
@@ -162,7 +163,8 @@ def to_markdown(table: Table) -> str:
     """Return the table in Markdown."""
 
     def line(cells: Iterable[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+        escaped = (html.escape(" ".join(cell.splitlines()), quote=False).replace("|", "&#124;") for cell in cells)
+        return f"| {' | '.join(escaped)} |"
 
     lines = [line(table.columns), line(["---", *("---:" for _ in table.columns[1:])])]
     for index, row in enumerate(table.rows):
@@ -180,10 +182,22 @@ def to_csv(measurements: Sequence[Result]) -> str:
     for one in measurements:
         encoder, data = one["encoder"], one["data"]
         for name, summary in one["metrics"].items():
-            what = [encoder["name"], data["name"], one["task"], one["protocol"], name, name == one["primary"]]
+            what = [
+                _no_formula(encoder["name"]),
+                _no_formula(data["name"]),
+                one["task"],
+                one["protocol"],
+                name,
+                name == one["primary"],
+            ]
             numbers = [summary["mean"], summary.get("std"), len(one["splits"])]
             writer.writerow([*what, *numbers, _image_size(one), one["file"]])
     return file.getvalue()
+
+
+def _no_formula(text: str) -> str:
+    """Return a cell of text that spreadsheets don't compute."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def write(measurements: Sequence[Result], output: Path) -> Table:

@@ -7,6 +7,7 @@ from typing import Any
 
 import regex
 
+from vise_jax.text import masking
 from vise_jax.text.masking import PLACEHOLDERS, mask
 
 # Emoji and text presentation of the same character are one token.
@@ -72,10 +73,10 @@ def _fold(word: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", word).casefold()).replace("’", "'")
 
 
-# Patterns that may contain a space: phone numbers, Facebook's @[id:type:name] and the table-flip emoticon.
-_SPANS_SPACES = regex.compile(r"\d(?:[ \u00a0.()/-]{0,2}\d){6}|[@＠]\[|︵")
+# Patterns that may contain a space: phone numbers, mentions between brackets or marks, and the table-flip emoticon.
+_SPANS_SPACES = regex.compile(rf"\d(?:{masking.GAP}{{0,3}}\d){{6}}|[@＠][\[\u2068]|︵")
 # A chunk with which such a thing may begin.
-_MAY_GO_ON = regex.compile(r"\d[.()/-]?\Z|[@＠]\[|︵")
+_MAY_GO_ON = regex.compile(rf"\d{masking.GAP}{{0,2}}\Z|[@＠][\[\u2068]|︵")
 # Spaces to str.split, but not to \s: a URL continues after them.
 _SEPARATORS = frozenset("\x1c\x1d\x1e\x1f")
 # A word or hashtag that is its own token, in lower case, and punctuation after it. XD is an emoticon.

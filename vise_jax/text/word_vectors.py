@@ -26,6 +26,7 @@ _NUMBERS = re.compile(rb"[-+.\dNnIi][-+.\deENnAaIiFf ]*(?:\r?\n|\Z)")
 _CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")
 # Longer lines are no vector file's, and must not fill the memory.
 _MAX_LINE_BYTES = 2**24
+_MAX_DIMENSIONS = 2**14
 _BUFFER_BYTES = 2**20
 _KINDS = "word2vec, GloVe or fastText .vec, plain or gzipped"
 
@@ -68,6 +69,11 @@ def _read(path: str, file: io.BufferedReader, wanted: Mapping[str, int]) -> tupl
         words, dimensions = int(header[1]), int(header[2])
         if not words or not dimensions:
             raise UserError(f"{path} says in its first line that it holds nothing: name another vector file.")
+        if dimensions > _MAX_DIMENSIONS:
+            raise UserError(
+                f"{path} says in its first line that vectors have {dimensions:,} numbers, more than "
+                f"{_MAX_DIMENSIONS:,}: name another vector file."
+            )
         entries = (_binary_entries if _is_binary(file.peek()) else _text_entries)(path, file, words, dimensions)
     else:
         dimensions = _dimensions(path, first)

@@ -368,3 +368,19 @@ def test_images_are_recognized_by_content(tmp_path):
         for path in tmp_path.rglob("*"):
             archive.write(path, path.relative_to(tmp_path))
     assert datasets.open_labeled(tmp_path.parent / "content.zip").names == expected
+
+
+@pytest.mark.parametrize("damage", ["name", "lzma"])
+def test_a_damaged_archive_is_one_sentence(tmp_path, damage):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("ä/1.jpg", bytes(range(256)) * 40)
+    content = path.read_bytes()
+    if damage == "name":
+        content = content.replace("ä/1".encode(), b"\xff\xfe/1")
+    else:
+        start = content.index(b"1.jpg") + 20
+        content = content[:start] + b"\xff" * 40 + content[start + 40 :]
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.zip"):
+        datasets.open_unlabeled(path).read(0)

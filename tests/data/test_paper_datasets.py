@@ -51,6 +51,16 @@ def test_cub(tmp_path):
     assert without.labels.tolist() == dataset.labels.tolist()
 
 
+def test_lines_of_memes_end_where_files_say_so(tmp_path):
+    dataset = open_hateful_memes(miniatures.hateful_memes(tmp_path, "dev.jsonl"))
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()
+    meme = json.loads(lines[0]) | {"text": "one\u2028two\x85three"}
+    (tmp_path / "train.jsonl").write_text("\n".join([json.dumps(meme, ensure_ascii=False), *lines[1:]]))
+    again = open_hateful_memes(tmp_path)
+    assert again.names == dataset.names
+    assert "one\u2028two\x85three" in again.texts
+
+
 def edit(path, number, text):
     lines = path.read_text().splitlines()
     lines[number] = text

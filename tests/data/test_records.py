@@ -120,6 +120,12 @@ def test_an_example_is_logged_once_also_after_a_restart(tmp_path):
     assert len(reject_log) == 2
 
 
+def test_a_length_that_no_file_has(tmp_path):
+    header = struct.pack("<Q", 2**64 - 1)
+    (tmp_path / "a.tfrecord").write_bytes(header + struct.pack("<I", records._masked_crc(header)) + bytes(100))
+    assert records.read_index(tmp_path / "a.tfrecord", 1).shape == (1, 2)
+
+
 def test_the_next_header_is_found_in_zeros_and_noise(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, 100_000, np.uint8).tobytes()
     record = struct.pack("<Q", 70_000)

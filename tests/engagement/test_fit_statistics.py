@@ -54,6 +54,15 @@ def test_parts_in_any_order_and_grouping_make_the_whole(tmp_path: Path) -> None:
     assert len(whole.reactions) == 30
 
 
+def test_a_post_id_that_is_there_twice_does_not_depend_on_the_order() -> None:
+    labels = make_labels()
+    twice = [*make_posts(), *(replace(post, comments=("a b c",), reactions=(9, 0, 0, 0, 1)) for post in make_posts())]
+    whole, other = gather(twice, labels), gather(twice[::-1], labels)
+    for one, another in ((whole.comments, other.comments), (whole.reactions, other.reactions)):
+        assert one.ranked() == another.ranked()
+    assert len({rank for rank, _ in whole.comments.ranked()}) == 40
+
+
 def test_counts_by_hand() -> None:
     posts, labels = make_posts(), make_labels(max_fit_comments=10_000)
     salt = hashing.salt("", 0)

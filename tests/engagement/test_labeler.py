@@ -247,6 +247,9 @@ def test_clusters_of_too_few_posts_are_no_label() -> None:
     [own] = every.label([posts[-1]])[0].comment_labels
     labeler = fit_labeler(posts, make_labels(**shared, min_posts=2))
     assert labeler.suppressed.tolist() == [own]
+    # No words of a single post are published.
+    assert (labeler.comment_terms[own] == -1).all()
+    assert not labeler.comment_term_weights[own].any()
     assert labeler.label([posts[-1]])[0].comment_labels == []
     assert [found.comment_labels for found in labeler.label(posts[:-1])] == [
         found.comment_labels for found in every.label(posts[:-1])

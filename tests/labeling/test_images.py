@@ -241,6 +241,41 @@ def test_previews_in_a_jpeg_are_removed() -> None:
     assert read(Post("a", image_bytes=profile), 40_000) == profile
 
 
+@pytest.mark.parametrize(
+    ("code", "payload"),
+    [
+        *((0xE0 + number, b"GoPro") for number in (0, 3, 4, 6, 10, 11, 12, 15)),
+        (0xEB, b"JP\0\1 jumb c2pa"),
+        (0xEE, b"no Adobe"),
+    ],
+)
+def test_other_segments_of_a_jpeg_are_removed(code: int, payload: bytes) -> None:
+    plain = encode()
+    segment = bytes([0xFF, code]) + (len(payload) + 2).to_bytes(2) + payload
+    assert read(Post("a", image_bytes=plain[:20] + segment + plain[20:]), 40_000) == plain
+
+
+def test_the_fields_that_decide_a_jpegs_colors_stay() -> None:
+    plain, adobe = encode(), b"Adobe\0\x64\0\0\0\0\1"
+
+    def with_adobe(payload: bytes) -> bytes:
+        return plain[:20] + b"\xff\xee" + (len(payload) + 2).to_bytes(2) + payload + plain[20:]
+
+    assert read(Post("a", image_bytes=with_adobe(adobe + b"where we live")), 40_000) == with_adobe(adobe)
+
+
+@pytest.mark.parametrize("kind", [b"caBX", b"zxIf", b"iDOT", b"mkBT", b"prVW", b"fdAT", b"acTL", b"sPLT"])
+def test_other_chunks_of_a_png_are_removed(kind: bytes) -> None:
+    plain = encode("PNG")
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return len(content).to_bytes(4) + kind + content + zlib.crc32(kind + content).to_bytes(4)
+
+    gamma = plain[:33] + chunk(b"gAMA", (45455).to_bytes(4)) + plain[33:]
+    encoded = gamma[:33] + chunk(kind, b"where we live") + gamma[33:]
+    assert formats.strip_metadata(encoded) == gamma
+
+
 def test_gray_fractions_are_not_black() -> None:
     values = np.linspace(0, 1, 24 * 32, dtype=np.float32).reshape(24, 32)
     file = io.BytesIO()

@@ -101,6 +101,14 @@ def test_files(tmp_path):
     assert (rows[7]["metric"], rows[7]["primary"], float(rows[7]["mean"])) == ("majority_accuracy", "False", 0.1)
 
 
+def test_names_of_strangers_are_no_formulas_and_no_markup(tmp_path):
+    tables.write([measurement('=HYPERLINK("x")\n<b>', "@a")], tmp_path)
+    with open(tmp_path / "table.csv", newline="") as file:
+        row = next(csv.DictReader(file))
+    assert (row["encoder"], row["data"]) == ('\'=HYPERLINK("x")\n<b>', "'@a")
+    assert '| =HYPERLINK("x") &lt;b&gt; |' in (tmp_path / "table.md").read_text()
+
+
 def test_what_is_printed_is_not_cut(capsys):
     names = [f"a data set with a long name, number {n}" for n in range(8)]
     tables.show(tables.build([measurement("[bold]ours[/bold]", name, 0.1234, 0.01) for name in names]))

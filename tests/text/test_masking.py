@@ -24,6 +24,20 @@ from vise_jax.text import masking
         ("ftp://x", "<url>"),
         ("bit.ly", "<url>"),
         ("٥٥٥١٢٣٤٥", "<phone>"),
+        # As people of several countries write them.
+        ("089 / 123456; +49 (0) 89 / 123456, 0171 - 123456", "<phone>; <phone>, <phone>"),
+        ("06\u202f12\u202f34\u202f56\u202f78 06·12·34·56·78", "<phone>"),
+        ("06‑12‑34‑56‑78, 90−1234−5678", "<phone>, <phone>"),
+        ("０９０－１２３４－５６７８, 090ー1234ー5678", "<phone>, <phone>"),
+        ("+55 (11) 9 8765 - 4321", "<phone>"),
+        ("on 24.12.2024, 2024-12-24 and 24–12–2024", "on 24.12.2024, 2024-12-24 and 24–12–2024"),
+        ("u/john_smith and /u/john_smith, and/or us", "<user> and <user>, and/or us"),
+        ("@\u2068John Smith\u2069 @\u200ejohn @\u200bjohn", "<user> <user> <user>"),
+        ("ก" * 70 + "somchai@gmail.com", "ก" * 13 + "<email>"),
+        ("john.smith@gmail", "<email>"),
+        ("詳しくはhttps://tanaka-taro.jp/x", "詳しくは<url>"),
+        ("tanaka-taro.jp and hans.example.pl", "<url> and <url>"),
+        ("字" * 70 + "facebook.com/somchai", "字" * 70 + "<url>"),
     ],
 )
 def test_people_and_links_are_masked_and_words_are_not(text: str, masked: str) -> None:
@@ -31,7 +45,32 @@ def test_people_and_links_are_masked_and_words_are_not(text: str, masked: str) -
 
 
 @pytest.mark.parametrize(
-    "piece", ["a", "a.", "@", "1 ", "a@", "a-", "://", "1", "@[", "www", "a.b", "+1(", "a@a.", "(1"]
+    "piece",
+    [
+        "a",
+        "a.",
+        "@",
+        "1 ",
+        "a@",
+        "a-",
+        "://",
+        "1",
+        "@[",
+        "www",
+        "a.b",
+        "+1(",
+        "a@a.",
+        "(1",
+        "ก",
+        "ก.",
+        "u/",
+        "/u/",
+        "a.b@",
+        "1 / ",
+        "@\u2068",
+        "@\u200e",
+        "字com.",
+    ],
 )
 def test_no_comment_takes_long_to_mask(piece: str) -> None:
     text = (piece * 10_000)[:10_000]

@@ -25,8 +25,26 @@ PIECES = [
     *("(╯°□°)╯︵", "┻━┻", " ┻━┻", ":)", ":-(", "<3", "</3", "(y)", "^_^", "-_-", "T_T", "XD", "xDD!", "www", "www.!"),
     *("http://", "http://a", "www.", "t.co/", "bit.ly", ".com", "a@b.c", "@[1:2:", "@[1: 2]", "<user>", "<url>"),
     *("555", "1234", "+1 ", "(555) ", "2016-04-05", "05/04/2016", "1 ", " 1", "1. ", ". 2", " (3", "hello", "Don't"),
+    *(
+        " / ",
+        " - ",
+        "·",
+        "–",
+        "−",
+        "－",
+        "ー",
+        "\u202f",
+        "u/bob",
+        "/u/",
+        "@\u2068",
+        "\u2069",
+        "@\u200e",
+        "a.b@c",
+        "ก" * 70,
+        "字com.",
+    ),
 ]
-NUMBERS = [piece for piece in PIECES if set(piece) & set("0123456789(.-/ \u00a0@[\x1c")]
+NUMBERS = [piece for piece in PIECES if set(piece) & set("0123456789(.-/ \u00a0@[\x1c·–－ー\u202f")]
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,7 @@ BAD = {
     "a header of other dimensions": (b"3 3\na 1 2\nb 3 4\nc 5 6\n", r"2 numbers in line 2, where .* says 3"),
     "a header of more words": (b"4 2\na 1 2\nb 3 4\nc 5 6\n", r"says .* 4 words, but holds 3"),
     "a header of fewer words": (b"2 2\na 1 2\nb 3 4\nc 5 6\n", r"says .* 2 words, but holds 3"),
+    "a header of too many numbers": (b"1 999999\na 1 2\n", r"vectors have 999,999 numbers, more than 16,384"),
     "a header of nothing": (b"0 2\n", r"says in its first line that it holds nothing"),
     "a word twice": (b"3 2\na 1 2\nb 3 4\na 5 6\n", r"holds 'a' twice, in line 2 and in line 4"),
     "a casing twice": (b"3 2\nA 1 2\na 3 4\nA 5 6\n", r"holds 'a' twice, in line 2 and in line 4"),

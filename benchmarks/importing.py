@@ -13,7 +13,6 @@ import csv
 import io
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent / "shared"))
 import numpy as np
 import zstandard
 from absl import flags
-from measuring import ratio
+from measuring import peak_bytes, ratio
 
 from vise_jax import cli, config
 from vise_jax.importing import importer, kinds, records
@@ -102,7 +101,7 @@ def child(what: str, kind: str, path: str, output: str) -> None:
         "records": counted[0],
         "posts": about["counts"].get("posts", 0),
         "rejected": about["rejected"],
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_bytes(),
     }
     print(json.dumps(result))
 

@@ -15,7 +15,6 @@ import json
 import math
 import multiprocessing
 import platform
-import resource
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent / "shared"))
 
 import numpy as np
 from absl import flags
-from measuring import ratio
+from measuring import peak_bytes, ratio
 from PIL import Image
 from simulated import write_shards
 
@@ -126,7 +125,7 @@ def _measure(directory: Path, shuffle: Shuffle, step: int, sender: Connection) -
     from vise_jax.data.records import CorruptExamples
 
     manifest = shards.read_manifest(directory)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     start = time.perf_counter()
     batches = loader.batches(
         directory,
@@ -145,8 +144,7 @@ def _measure(directory: Path, shuffle: Shuffle, step: int, sender: Connection) -
     seconds = time.perf_counter() - start
     for _ in range(BATCHES):
         next(batches)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    sender.send({"seconds": seconds, "peak_bytes": peak * 1024})
+    sender.send({"seconds": seconds, "peak_bytes": peak_bytes() - before})
 
 
 if __name__ == "__main__":

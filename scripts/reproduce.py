@@ -74,7 +74,7 @@ def main(words: list[str]) -> None:
         run.run(planned, Path(__file__).parents[1])
     finally:
         # What there is after a failure is worth a page, too.
-        study.write(planned, planned.page(name))
+        study.write(planned, workdir / name)
 
 
 if __name__ == "__main__":

@@ -112,9 +112,12 @@ def _training(provenance: Mapping[str, Any], heads: Mapping[str, int]) -> list[s
     trained = provenance.get("trained")
     if trained is None:
         return ["Random weights: the baseline." if "random" in provenance else "See `provenance` in `encoder.json`."]
+    start = "from scratch"
+    if "from" in provenance:
+        start = f"from the weights of another encoder (license: {provenance['from'].get('license', '?')})"
     classes = " and ".join(f"{count:,} clusters of {name}" for name, count in heads.items()) or "clusters of engagement"
     lines = [
-        "Trained from scratch to predict how people reacted to images (Jia et al., ICCV 2021; "
+        f"Trained {start} to predict how people reacted to images (Jia et al., ICCV 2021; "
         f"https://arxiv.org/abs/2104.07767): {classes}. It is not the authors' model.",
     ]
     config = trained.get("config", {})

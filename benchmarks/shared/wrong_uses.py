@@ -99,7 +99,7 @@ COMMANDS: dict[str, dict[str, Value]] = {
         "config.data.shards": _input("shards"),
         "workdir": _NEW,
         "config.training.steps": _NUMBER,
-        "config.training.batch_size": Value("number", "2"),
+        "config.training.batch_size": Value("number", "4"),
         "config.training.init_from": _input("encoder"),
     },
     "evaluate.py": {
@@ -154,7 +154,6 @@ COMMANDS: dict[str, dict[str, Value]] = {
         "workdir": Value("out", "INPUTS/study"),
         "evaluation": Value("name", "linear.iterations=5"),
         "pretraining": Value("name", "training.steps=5"),
-        "images_per_second": Value("name", "resnet50=100"),
     },
     "convert.py": {
         "source": Value("name", "torchvision"),
@@ -258,7 +257,8 @@ def _train(inputs: Path) -> None:
 
     settings = runpy.run_path(str(ROOT / "configs" / "demo.py"))["get_config"]()
     settings.data.update(shards=str(inputs / "shards"), threads=1)
-    settings.training.update(batch_size=2, steps=1)
+    # Any number of devices that the tests have shares it.
+    settings.training.update(batch_size=4, steps=1)
     shutil.rmtree(inputs / "encoder", ignore_errors=True)
     shutil.move(pretrain.train(settings, inputs / "trained"), inputs / "encoder")
     (random_weights := Encoder.random("resnet18", 0)).save(inputs / "random")

@@ -105,7 +105,7 @@ def test_heads_are_left_out_or_one_becomes_fc(tmp_path):
 
 
 def test_timms_directory(tmp_path):
-    """timm reads config.json, and loads the weights strictly where the number of classes is the config's."""
+    """As timm reads it: config.json, and weights that fit the architecture strictly. timm itself is not called."""
     encoder = _encoder("resnet18", width=64, heads={"comments": 5, "reactions": 3})
     interop.export(encoder, "timm", tmp_path / "bare")
     about = json.loads((tmp_path / "bare" / "config.json").read_text())

@@ -352,6 +352,26 @@ def test_a_moving_average_beside_the_weights_has_to_be_chosen(tmp_path):
     np.testing.assert_array_equal(kernels[0], kernels[1] * 0.5)
     torch.save({"state_dict": tensors}, tmp_path / "alone.pth")
     assert "no moving average" in _refusal(tmp_path / "alone.pth", "torchvision", ema=True)
+    torch.save({"model_ema": average}, tmp_path / "average.pth")
+    assert "moving average of the weights only" in _refusal(tmp_path / "average.pth", "torchvision", ema=False)
+    # Weights without a wrapper are weights, too.
+    torch.save(tensors | {"ema": average}, tmp_path / "flat.pth")
+    assert "choose with --ema or --noema" in _refusal(tmp_path / "flat.pth", "torchvision")
+    safetensors.torch.save_file(tensors, tmp_path / "flat.safetensors")
+    assert "no moving average" in _refusal(tmp_path / "flat.safetensors", "torchvision", ema=False)
+
+
+def test_another_choice_of_the_same_file_is_another_encoder(tmp_path):
+    tensors = _tensors("torchvision")
+    average = {key: value * 0.5 if value.is_floating_point() else value for key, value in tensors.items()}
+    torch.save({"state_dict": tensors, "model_ema": average}, tmp_path / "file.pth")
+    given = (tmp_path / "encoder", tmp_path / "file.pth", "torchvision")
+    interop.convert(*given[1:], width=4, ema=True).save(tmp_path / "encoder")
+    assert interop.convert_to(*given, max_bytes=10**9, ema=True)[1]
+    with pytest.raises(UserError, match="holds another encoder"):
+        interop.convert_to(*given, max_bytes=10**9, ema=False)
+    with pytest.raises(UserError, match="holds another encoder"):
+        interop.convert_to(*given, max_bytes=10**9, ema=True, prefix="teacher.")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

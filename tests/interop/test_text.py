@@ -176,6 +176,7 @@ def pooling(directory, mode):
         (lambda d: (d / "model.safetensors").unlink(), "There is no file"),
         (lambda d: edit(d, "config.json", model_type="t5"), "model_type 't5', not 'roberta'"),
         (lambda d: edit(d, "config.json", hidden_act="relu"), "hidden_act='relu', which is not supported"),
+        (lambda d: edit(d, "config.json", pad_token_id=None), "pad_token_id=None, no number"),
         (lambda d: edit(d, "config.json", num_hidden_layers=1), r"unexpected: roberta\.encoder\.layer\.1"),
         (lambda d: edit(d, "config.json", num_hidden_layers=3), r"missing: roberta\.encoder\.layer\.2"),
         (lambda d: edit(d, "config.json", intermediate_size=32), "of another shape"),

@@ -16,6 +16,6 @@ from vise_jax.models.precision import compute_dtype
         ("bfloat16", "cpu", "bfloat16"),
     ],
 )
-def test_only_products_and_activations_are_ever_bfloat16(monkeypatch, dtype, backend, compute):
+def test_auto_is_bfloat16_on_accelerators_only(monkeypatch, dtype, backend, compute):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert compute_dtype(dtype) == compute

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -124,11 +125,11 @@ def slurm(directory: Path, srun: str, state: str) -> tuple[int, str, list[str]]:
     return code, output, log.read_text().splitlines() if log.exists() else []
 
 
-def start_slurm(directory: Path, srun: str, state: str, **variables: str) -> subprocess.Popen:
+def start_slurm(directory: Path, srun: str, state: str, run: str = "run", **variables: str) -> subprocess.Popen:
     stand_in(directory / "bin", "srun", f"printf '%s\\n' \"$@\" > srun.log; env > srun.env\n{srun}")
     stand_in(directory / "bin", "squeue", f"echo {state}")
     stand_in(directory / "bin", "scontrol", 'echo "$@" >> scontrol.log')
-    words = ["configs/c.py", "my shards", "run", "--config.training.steps=20"]
+    words = ["configs/c.py", "my shards", run, "--config.training.steps=20"]
     command = ["bash", str(LAUNCH / "slurm.sbatch"), *words]
     return start(
         command, directory, SLURM_JOB_ID="42", SLURM_CPUS_PER_TASK="6", https_proxy="http://proxy", **variables
@@ -169,6 +170,32 @@ def test_slurm_s_shell_outlives_a_signal(tmp_path):
     assert not (tmp_path / "scontrol.log").exists()
 
 
+@pytest.mark.parametrize(
+    ("states", "srun", "requeued"), [("10 finished", "true", False), ("10 20", "exit 1", True), ("10 10", "true", True)]
+)
+def test_slurm_asks_python_about_a_run_in_a_bucket(tmp_path, states, srun, requeued):
+    (tmp_path / ".venv").mkdir()
+    answer = f'echo "$@" >> asked; set -- {states}; [ $(wc -l < asked) = 1 ] && echo $1 || echo $2'
+    stand_in(tmp_path / ".venv" / "bin", "python", answer)
+    code, output = end(start_slurm(tmp_path, srun, "RUNNING", run="gs://bucket/run"))
+    assert code == 0, output
+    assert (tmp_path / "scontrol.log").exists() == requeued
+    assert set((tmp_path / "asked").read_text().splitlines()) == {"scripts/launch/run_state.py gs://bucket/run"}
+
+
+def test_the_state_of_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run_state.py", str(tmp_path)])
+    state = runpy.run_path(str(LAUNCH / "run_state.py"))["main"]
+    state()
+    (tmp_path / "checkpoints" / "9").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "10").mkdir()
+    state()
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "encoder.json").touch()
+    state()
+    assert capsys.readouterr().out.splitlines() == ["", "10", "finished"]
+
+
 def test_slurm_says_how_it_is_called(tmp_path):
     code, output = end(start(["bash", str(LAUNCH / "slurm.sbatch"), "configs/c.py"], tmp_path))
     assert code == 2
@@ -178,10 +205,10 @@ def test_slurm_says_how_it_is_called(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- Kubernetes
 
 
-def pod(directory: Path, python: str, index: int) -> subprocess.Popen:
+def pod(directory: Path, python: str, index: int, run: str = "run") -> subprocess.Popen:
     stand_in(directory / "bin", "python", f"printf '%s\\n' \"$@\" > python.log\n{python}")
     command = [*CONTAINER["command"], *CONTAINER["args"], "two words"]
-    return start(command, directory, CONFIG="c.py", RUN="run", SHARDS="shards", JOB_COMPLETION_INDEX=str(index))
+    return start(command, directory, CONFIG="c.py", RUN=run, SHARDS="shards", JOB_COMPLETION_INDEX=str(index))
 
 
 @pytest.mark.parametrize(
@@ -201,6 +228,13 @@ def test_a_pod_says_whether_the_run_is_finished(tmp_path, python, index, status)
     words = (tmp_path / "python.log").read_text().splitlines()
     assert words[:2] == ["-u", "scripts/train.py"]
     assert words[-2:] == [*CONTAINER["args"], "two words"]
+
+
+@pytest.mark.parametrize(("state", "status"), [("finished", 0), ("100", 75)])
+def test_a_pod_asks_python_about_a_run_in_a_bucket(tmp_path, state, status):
+    python = f'[ "$1" = scripts/launch/run_state.py ] && [ "$2" = gs://bucket/run ] && echo {state}; true'
+    code, output = end(pod(tmp_path, python, 0, run="gs://bucket/run"))
+    assert code == status, output
 
 
 @pytest.mark.parametrize(("index", "status"), [(0, 75), (1, 0)])

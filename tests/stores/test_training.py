@@ -157,6 +157,26 @@ def test_a_run_of_another_experiment_and_what_is_no_run_are_refused(store: Any) 
         pass
 
 
+def test_a_checkpoint_that_was_cut_while_it_was_uploaded_is_none(store: Any) -> None:
+    workdir = artifact.location(f"{store.root}/run")
+    artifact.write_text(workdir / "checkpoints" / "100" / "d" / "part", "x")
+    # The run begins anew, from training.init_from where that is given.
+    assert run_dir.checkpoints(workdir) == []
+    artifact.write_text(workdir / "checkpoints" / "100" / "_CHECKPOINT_METADATA", "x")
+    assert run_dir.checkpoints(workdir) == [100]
+
+
+def test_a_log_of_another_process_is_not_uploaded_by_the_first(store: Any) -> None:
+    workdir = artifact.location(f"{store.root}/run")
+    with Mirror(workdir) as mirror:
+        artifact.write_text(workdir / "corrupt_examples-1.jsonl", "one\n")
+        mirror.exchange("corrupt_examples.jsonl")
+        assert (mirror.local / "corrupt_examples-1.jsonl").read_text() == "one\n"
+        artifact.write_text(workdir / "corrupt_examples-1.jsonl", "one\ntwo\n")
+        mirror.upload()
+    assert (workdir / "corrupt_examples-1.jsonl").read_text() == "one\ntwo\n"
+
+
 def test_a_checkpoint_that_cannot_be_read_is_left_out(store: Any, tmp_path: Path) -> None:
     state = {"weights": np.arange(6, dtype=np.float32).reshape(2, 3), "step": np.int32(-1) * np.ones((), np.int32)}
     workdir = artifact.location(f"{store.root}/run")

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from vise_jax import artifact
+from vise_jax import artifact, models, variables
 from vise_jax import config as vise_config
 from vise_jax.data import shards
 from vise_jax.encoder import Encoder
@@ -232,9 +232,13 @@ def test_a_run_is_evaluated_and_logged(config, tmp_path, caplog):
     assert (tmp_path / "run" / "train.log").read_text().count("starting from scratch") == 1
     assert "training.evaluate_every = 2 (default 5000)" in said
     assert "starting from scratch: 5 steps of 8 examples out of 31, on 4 x cpu, batch norm over 2" in said
-    # The exported encoder is the last step's, with merged statistics: its validation loss is the last one's.
+    # The exported encoder has been trained: its norm is not that of the initial weights.
     encoder = Encoder.load(tmp_path / "run" / "encoder")
     assert encoder.feature_dim == 8
+    initial = models.build(**encoder.architecture, seed=config.training.seed)
+    first = {name: np.asarray(value) for name, value in variables.of_model(initial).items() if name.endswith("kernel")}
+    assert len(first) == 8
+    assert all(np.abs(np.asarray(encoder.weights[name]) - value).max() > 0 for name, value in first.items())
     # Where the run was and who watched it stay in the run directory.
     published = json.dumps(encoder.provenance)
     assert str(tmp_path) not in published
@@ -248,6 +252,10 @@ def test_a_run_is_evaluated_and_logged(config, tmp_path, caplog):
     config.training.steps = 1
     pretrain.train(config, tmp_path / "run2")
     assert f"starting from the encoder {tmp_path}/run/encoder: 1 steps" in caplog.text
+    again = Encoder.load(tmp_path / "run2" / "encoder")
+    assert again.provenance["from"]["fingerprint"] == encoder.fingerprint
+    assert "from the weights of another encoder" in (tmp_path / "run2" / "encoder" / "README.md").read_text()
+    assert encoder.license in again.license
     config.training.steps = 2
     with pytest.raises(UserError, match=r"training\.steps differ"):
         pretrain.train(config, tmp_path / "run2")

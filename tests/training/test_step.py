@@ -197,7 +197,7 @@ def test_global_groups_exchange_statistics():
     assert len(collectives(4, 0)) > 10
 
 
-def test_flips_mirror_about_half_of_the_images_and_only_if_requested():
+def test_flips_change_the_loss_of_images_that_are_not_symmetric_and_only_if_requested():
     config, mesh, layout, graphdef, state, step = prepare(1, 0)
     config = copy.deepcopy(config)
     config.data.flip = False

@@ -44,12 +44,13 @@ _TAGS = {
 }
 
 
-def check(path: Path, *, sha256: str | None, max_bytes: int) -> str:
+def check(path: Path, *, sha256: str | None, begins_with: str = "", max_bytes: int) -> str:
     """Check size and SHA-256 of a file before its content is read.
 
     Args:
         path: the file.
-        sha256: expected SHA-256 (hex), or a prefix of it; None = unknown.
+        sha256: expected SHA-256 (hex); None = unknown.
+        begins_with: expected beginning of it, where `sha256` is unknown.
         max_bytes: largest size of the file, and of the unpacked content of a zip file.
 
     Returns:
@@ -58,6 +59,8 @@ def check(path: Path, *, sha256: str | None, max_bytes: int) -> str:
     Raises:
         UserError: no such file, too large, or another SHA-256.
     """
+    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise UserError(f"--sha256={sha256} is no SHA-256: give its 64 hexadecimal digits.")
     if not path.is_file():
         raise UserError(f"There is no file {path}: name the file with the weights.")
     if path.stat().st_size > max_bytes:
@@ -65,10 +68,10 @@ def check(path: Path, *, sha256: str | None, max_bytes: int) -> str:
             f"{path} has {path.stat().st_size:,} bytes, more than the {max_bytes:,} allowed: raise --max_gigabytes if "
             "you trust it."
         )
-    actual = artifact.file_sha256(path)
-    if sha256 is not None and not actual.startswith(sha256.lower()):
+    actual, expected = artifact.file_sha256(path), (sha256 or begins_with).lower()
+    if not actual.startswith(expected):
         raise UserError(
-            f"{path} has the SHA-256 {actual}, not {sha256.lower()}: it was not opened; get it again from its source."
+            f"{path} has the SHA-256 {actual}, not {expected}: it was not opened; get it again from its source."
         )
     return actual
 
@@ -91,7 +94,10 @@ def read(path: Path, *, max_bytes: int, ema: bool | None = None) -> dict[str, np
             tensors, or needs PyTorch, which is missing.
     """
     _check_kind(path)
+    no_average = UserError(f"{path} holds no moving average of the weights: leave --ema and --noema out.")
     try:
+        if ema is not None and path.suffix in (".safetensors", ".npz"):
+            raise no_average
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, "numpy") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
@@ -102,6 +108,8 @@ def read(path: Path, *, max_bytes: int, ema: bool | None = None) -> dict[str, np
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
         if any(member.filename.endswith("/constants.pkl") for member in members):
+            if ema is not None:
+                raise no_average
             return _read_torchscript(path, members)
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise UserError(
@@ -149,6 +157,10 @@ def _choose(path: Path, loaded: Any, ema: bool | None) -> Any:
         return loaded
     averages = [key for key in _AVERAGES if isinstance(loaded.get(key), dict)]
     weights = [key for key in _WRAPPERS if isinstance(loaded.get(key), dict)]
+    # Weights without a wrapper.
+    weights += [key for key, value in loaded.items() if averages and hasattr(value, "shape")][:1]
+    if averages and ema is False and not weights:
+        raise UserError(f"{path} holds a moving average of the weights only: leave --noema out.")
     if ema and not averages:
         raise UserError(f"{path} holds no moving average of the weights: leave --ema out.")
     if averages and weights and ema is None:

@@ -54,6 +54,8 @@ def convert(
             or not finite.
     """
     path = Path(path)
+    if source == OURS and (prefix or ema is not None):
+        raise UserError("Files that convert.py exported have no prefix and no moving average: leave these flags out.")
     if source == OURS:
         return _convert_ours(path, arch, sha256=sha256, max_bytes=max_bytes)
     row, name = _row(source, arch)
@@ -85,6 +87,8 @@ def convert(
                 "source": source,
                 "file": path.name,
                 "sha256": digest,
+                **({"prefix": prefix} if prefix else {}),
+                **({} if ema is None else {"ema": ema}),
                 "published": any(digest.startswith(beginning) for beginning in row.published),
                 "layout": label,
                 "layout_verified": row.layout_verified,
@@ -114,11 +118,9 @@ def _row(source: str, arch: str | None) -> tuple[Source, str]:
 
 
 def _check(path: Path, row: Source, sha256: str | None, max_bytes: int) -> str:
-    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
-        raise UserError(f"--sha256={sha256} is no SHA-256: give its 64 hexadecimal digits.")
     # A file of torch.hub has the beginning of its SHA-256 in its name.
     in_name = [beginning for beginning, name in row.published.items() if name == path.name and beginning in name]
-    return containers.check(path, sha256=sha256 or next(iter(in_name), None), max_bytes=max_bytes)
+    return containers.check(path, sha256=sha256, begins_with=next(iter(in_name), ""), max_bytes=max_bytes)
 
 
 def _any_prefix(tensors: Mapping[str, Any]) -> dict[str, Layout]:

@@ -51,7 +51,8 @@ def convert_to(
         name = (arch or named) if source == OURS else named if is_text else architecture_of(source, arch)
         file = weights_of(Path(path)) if is_text else Path(path)
         digest = containers.check(file, sha256=sha256, max_bytes=max_bytes)
-        if (conversion.get("source"), conversion.get("sha256"), named) == (source, digest, name):
+        chosen = conversion.get("prefix", ""), conversion.get("ema")
+        if (conversion.get("source"), conversion.get("sha256"), named, *chosen) == (source, digest, name, prefix, ema):
             return existing, True
         raise UserError(f"{directory} holds another encoder: name a new directory, or delete it first.")
     encoder: Encoder | TextEncoder

@@ -145,7 +145,10 @@ def _architecture(directory: Path, source: str, config: Mapping[str, Any], row: 
     pooling, unit_length = _pooling(directory, row.pooling)
     settings = {ours: config[theirs] for ours, theirs in _SETTINGS.items()}
     # RoBERTa counts positions from the index after that of its padding token.
-    first = config.get("pad_token_id", 1) + 1 if source == "roberta" else 0
+    padding = config.get("pad_token_id", 1)
+    if type(padding) is not int or padding < 0:
+        raise UserError(f"{directory / 'config.json'} has pad_token_id={padding!r}, no number: get the file again.")
+    first = padding + 1 if source == "roberta" else 0
     settings |= {"first_position": first, "pooling": pooling, "unit_length": unit_length}
     return models.resolve(models.TEXT_ENCODER, **settings)
 

@@ -81,7 +81,7 @@ class CLIPResNet(nnx.Module):
         if images.shape[1:3] != (_IMAGE_SIZE, _IMAGE_SIZE):
             raise UserError(
                 f"CLIP's attention pool is made for images of {_IMAGE_SIZE}x{_IMAGE_SIZE} pixels, not "
-                f"{images.shape[1]}x{images.shape[2]}: leave image_size at 0."
+                f"{images.shape[1]}x{images.shape[2]}: set image_size to {_IMAGE_SIZE}."
             )
         x = images
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):

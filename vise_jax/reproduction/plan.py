@@ -135,10 +135,6 @@ class Plan:
         """The directory of the class activation maps. Other settings of the commands have another one."""
         return self.workdir / "fig7" / f"maps{_suffix(self.settings.pretraining, self.settings.evaluation)}"
 
-    def page(self, name: str) -> Path:
-        """Return the directory of the page of the experiment `name`. Other settings have another one."""
-        return self.workdir / f"{name}{_suffix(self.settings.pretraining, self.settings.evaluation)}"
-
     def source(self, method: str) -> str:
         """Return `--encoder` of a method: converted, or put there by the user, before trained."""
         if METHODS[method].group == "random":

@@ -94,13 +94,15 @@ class Mirror:
         if jax.process_index() == 0:
             stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix
             others = [entry for entry in artifact.entries(self.remote) if re.fullmatch(rf"{stem}-\d+\{suffix}", entry)]
-            artifact.download(self.remote, others, self.local)
+            with self._uploading:
+                artifact.download(self.remote, others, self.local)
+                # They are the other processes': a later upload must not replace what these have added since.
+                state = self._state()
+                self._sent |= {name: state[name] for name in others if name in state}
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints in the store, rising."""
-        directory = self.remote / "checkpoints"
-        steps = sorted(int(name) for name in artifact.entries(directory) if name.isdigit())
-        return [step for step in steps if artifact.is_file(directory / str(step) / _LAST)]
+        return complete_steps(self.remote)
 
     def download_checkpoint(self, step: int) -> None:
         """Copy a checkpoint to this disk."""
@@ -118,6 +120,7 @@ class Mirror:
         artifact.upload(here, (name for name in files if name != _LAST), there / str(step))
         self.upload()
         artifact.upload(here, [_LAST], there / str(step))
+        self.damaged.discard(step)
         self.remove_checkpoints(keep)
 
     def remove_checkpoints(self, keep: int) -> None:
@@ -242,6 +245,13 @@ class MirroredCheckpoints(Checkpoints):
         if failure is not None and not isinstance(failure, UserError):
             raise failure
         self._problem = str(failure or self._problem).rstrip(".")
+
+
+def complete_steps(remote: Path) -> list[int]:
+    """Return the steps of the complete checkpoints of a run in an object store, rising."""
+    directory = remote / "checkpoints"
+    steps = sorted(int(name) for name in artifact.entries(directory) if name.isdigit())
+    return [step for step in steps if artifact.is_file(directory / str(step) / _LAST)]
 
 
 @contextlib.contextmanager

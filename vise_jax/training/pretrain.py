@@ -90,9 +90,11 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
         def from_start(bn_group: int) -> nnx.Module:
             model = cast(models.VisE, build(bn_group=bn_group, seed=training.seed))
             # A run that has a checkpoint resumes from it instead.
-            if training.init_from and not run_dir.has_checkpoint(workdir):
+            if training.init_from and not run_dir.checkpoints(workdir):
                 preprocessing = Preprocessing.imagenet(config.data.image_size)
-                run_dir.warm_start(model, training.init_from, preprocessing)
+                origin = run_dir.warm_start(model, training.init_from, preprocessing)
+                if jax.process_index() == 0:
+                    artifact.write_json(run.path / "init_from.json", origin)
             return model
 
         task = make_task(config, manifest, from_start, corrupt, probe, with_probe=make_probe is not None)
@@ -117,7 +119,11 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
             task, update, rate, run.path, settings, mesh=mesh, layout=layout, mirror=run.mirror, start=start
         )
         preprocessing = Preprocessing.imagenet(config.data.image_size)
-        return run_dir.export(workdir, values, architecture, preprocessing, manifest, cast(models.VisE, model))
+        origin = None
+        if (run.path / "init_from.json").exists():
+            again = "start again in a new --workdir"
+            origin = artifact.parse_json((run.path / "init_from.json").read_bytes(), run.path / "init_from.json", again)
+        return run_dir.export(workdir, values, architecture, preprocessing, manifest, cast(models.VisE, model), origin)
 
 
 def make_task(
@@ -250,8 +256,13 @@ def describe_model(config: ConfigDict, classes: Mapping[str, int]) -> dict[str, 
         classes: the manifest's number of classes per engagement.
 
     Raises:
-        UserError: the shards have no labels for a head in `model.heads`.
+        UserError: the shards have no labels for a head in `model.heads`, or an encoder that can't be trained.
     """
+    if config.model.name == "detectron2_resnet50":
+        raise UserError(
+            "The batch norms of detectron2_resnet50 are frozen, so that it can't be trained from scratch: choose "
+            "another model.name, e.g. resnet50."
+        )
     for head in config.model.heads:
         if not classes.get(head):
             raise UserError(

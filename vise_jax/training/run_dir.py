@@ -14,7 +14,7 @@ from vise_jax import artifact, hosts, models, variables
 from vise_jax.encoder import Encoder
 from vise_jax.errors import UserError
 from vise_jax.preprocessing import Preprocessing
-from vise_jax.training.mirror import Mirror, mirrored
+from vise_jax.training.mirror import Mirror, complete_steps, mirrored
 
 _FORMAT_VERSION = 1
 # Keys that may change when a run is resumed: they don't change what is computed. The shards are compared by
@@ -123,13 +123,18 @@ def cache_compilations(workdir: Path) -> None:
         jax.config.update("jax_compilation_cache_dir", str((workdir / "compilation_cache").absolute()))
 
 
-def has_checkpoint(workdir: Path) -> bool:
-    """Return whether the run has a checkpoint to resume from."""
-    return any(name.isdigit() for name in artifact.entries(workdir / "checkpoints"))
+def checkpoints(workdir: Path) -> list[int]:
+    """Return the steps of the run's complete checkpoints, rising."""
+    if artifact.is_remote(workdir):
+        return complete_steps(workdir)
+    return sorted(int(name) for name in artifact.entries(workdir / "checkpoints") if name.isdigit())
 
 
-def warm_start(model: models.VisE, directory: str, preprocessing: Preprocessing) -> None:
+def warm_start(model: models.VisE, directory: str, preprocessing: Preprocessing) -> dict[str, Any]:
     """Initialize the encoder of a model from an encoder artifact. The heads keep their initial weights.
+
+    Returns:
+        What an encoder that is trained from it says of it: fingerprint, provenance and license.
 
     Raises:
         UserError: the architecture (the message names the first ten arrays) or the normalization differs.
@@ -157,6 +162,7 @@ def warm_start(model: models.VisE, directory: str, preprocessing: Preprocessing)
             )
     for path, variable in nnx.to_flat_state(nnx.state(model.encoder, (nnx.Param, nnx.BatchStat))):
         nnx.update(model.encoder, nnx.from_flat_state([(path, variable.replace(weights["/".join(map(str, path))]))]))
+    return {"fingerprint": source.fingerprint, "provenance": source.provenance, "license": source.license}
 
 
 def export(
@@ -166,10 +172,20 @@ def export(
     preprocessing: Preprocessing,
     manifest: dict[str, Any],
     model: models.VisE,
+    origin: dict[str, Any] | None = None,
 ) -> Path:
     """Write the trained encoder, unless it exists, and return its directory.
 
     Its provenance holds the experiment, without paths, hosts and other keys of the run.
+
+    Args:
+        workdir: the run directory.
+        config: of the run, flat.
+        architecture: of the encoder.
+        preprocessing: of the images.
+        manifest: of the shards.
+        model: the trained model.
+        origin: of the encoder that the run started from, as `warm_start` returns it; None from scratch.
     """
     directory = workdir / "encoder"
     if jax.process_index() == 0 and not artifact.is_file(directory / "encoder.json"):
@@ -183,8 +199,9 @@ def export(
             model,
             architecture=architecture,
             preprocessing=preprocessing,
-            provenance={"trained": trained},
-            license="not stated: to be decided by the trainer of this encoder, within the rights to the posts",
+            provenance={"trained": trained} | ({"from": origin} if origin else {}),
+            license="not stated: to be decided by the trainer of this encoder, within the rights to the posts"
+            + (f" and the license of the encoder that it started from ({origin['license']})" if origin else ""),
         ).save(directory)
     hosts.barrier("the encoder is written")
     return directory

@@ -1,0 +1,22 @@
+"""Print how far a run has come: "finished", or the step of its newest complete checkpoint, if there is one.
+
+The launch files ask it where a run directory is in a bucket, which a shell can't look into:
+
+    python scripts/launch/run_state.py gs://BUCKET/run
+"""
+
+import sys
+
+from vise_jax import artifact
+from vise_jax.training import run_dir
+
+
+def main() -> None:
+    """Print the state of the run directory that the first argument names."""
+    workdir = artifact.location(sys.argv[1])
+    steps = run_dir.checkpoints(workdir)
+    print("finished" if artifact.is_file(workdir / "encoder" / "encoder.json") else "".join(map(str, steps[-1:])))
+
+
+if __name__ == "__main__":
+    main()

@@ -69,7 +69,7 @@ docs: setup
 
 # A peer that can't be installed is not measured.
 bench: convert
-	-$(BIN)/pip install --quiet $(PEERS)
+	-$(BIN)/pip install --quiet --no-deps $(PEERS)
 	$(BIN)/python benchmarks/regressions.py
 
 .tools/ready:

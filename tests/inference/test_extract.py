@@ -242,7 +242,7 @@ def test_a_damaged_list_of_corrupt_images_is_made_again(image_set, tmp_path, con
     assert path.read_bytes() == whole
 
 
-def test_an_image_that_was_unreadable_for_a_moment_is_asked_for_again(image_set, tmp_path, monkeypatch):
+def test_an_image_that_was_unreadable_for_a_moment_is_decoded_again(image_set, tmp_path, monkeypatch):
     limits = {"threads": 1, "max_image_pixels": 10**6}
     real = feature_cache.data_images.decode_each
 

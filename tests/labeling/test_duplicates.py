@@ -205,7 +205,7 @@ def test_a_job_that_is_killed_at_any_write_ends_in_the_same_bytes(
     assert bytes_of(output) == bytes_of(tmp_path / "whole")
 
 
-def test_a_job_that_is_killed_behind_its_manifest_leaves_no_counts_of_buttons(
+def test_a_job_that_is_killed_after_its_manifest_leaves_no_counts_of_buttons(
     corpus: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths, labeler = corpus

@@ -16,8 +16,8 @@ GAP = r"[ \u00a0\u2000-\u200a\u202f\u3000.·•()（）/\u2010-\u2015\u2212\uff0
 _EMAIL = regex.compile(r"[\w.+-]{1,64}+[@＠][\w-]++(?:\.[\w-]++)+|[\w+-]{1,64}+(?:\.[\w+-]{1,64}+){1,4}+[@＠][\w-]++")
 _URL = regex.compile(
     # Where words are not parted by spaces, a host begins at its first ASCII letter.
-    rf"""(?:[a-z][a-z0-9+.-]{{1,20}}://|(?<![a-z0-9_@])www\.)[^\s\p{{Extended_Pictographic}}]++
-      | (?:(?<![\w@])[\w-]{{1,63}}+|(?<![a-z0-9_@-])[a-z0-9_-]{{1,63}}+)(?:\.[\w-]{{1,63}}+){{0,6}}?\.(?:
+    rf"""(?:(?<![a-z0-9])[a-z][a-z0-9+.-]{{1,20}}://|(?<![a-z0-9_@])www\.)[^\s\p{{Extended_Pictographic}}]++
+      | (?:(?<![\w@])[\w-]{{1,63}}+|(?<=[^\x00-\x7f@])[a-z0-9_-]{{1,63}}+)(?:\.[\w-]{{1,63}}+){{0,6}}?\.(?:
             [a-z]{{2,24}}+/[^\s\p{{Extended_Pictographic}}]*+
           | (?:{_HOSTS})(?!\.?[a-z0-9_-])
         )""",
@@ -44,7 +44,9 @@ def mask(text: str) -> str:
     text = unicodedata.normalize("NFC", text)
     if not _SUSPECT.search(text):
         return text
-    text = _EMAIL.sub("<email>", text)
-    text = _URL.sub("<url>", text)
+    if "@" in text or "＠" in text:
+        text = _EMAIL.sub("<email>", text)
+    if "." in text or ":" in text:
+        text = _URL.sub("<url>", text)
     text = _USER.sub("<user>", text)
     return _PHONE.sub(lambda match: match[0] if _DATE.fullmatch(match[0]) else "<phone>", text)

@@ -333,11 +333,12 @@ def _posts(
         after,
     )
     for post_id, rows in itertools.groupby(photos, key=lambda row: row[0]):
-        same = list(rows)
-        # What a single row says counts: an image, and a warning.
-        image = next((row[1] for row in same if row[1]), "")
-        names, sensitive = same[0][2], any(row[3] for row in same)
-        counts = Counter({"posts": 1, "posts_twice": len(same) - 1})
+        _, image, names, sensitive = next(rows)
+        counts = Counter({"posts": 1, "posts_twice": 0})
+        for _, other, _, hidden in rows:
+            # What a single row says counts: an image, and a warning.
+            image, sensitive = image or other, sensitive or hidden
+            counts["posts_twice"] += 1
         # Keys are dict keys: the first of equal ones, in the order of the stream.
         texts: dict[str, str] = {}
         for _, key, text in comments(post_id):

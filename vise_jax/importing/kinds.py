@@ -223,10 +223,10 @@ def _of_table(fields: Mapping[str, str], record: Record) -> list[Row]:
     image, hidden = (next(iter(found.get(field, ())), None) for field in ("image", "sensitive"))
     if isinstance(image, Mapping):  # a column of images of Hugging Face's datasets
         image = image.get("path")
-    if not isinstance(image, str | None):
+    if not isinstance(image, str | int | None):
         raise BadPost("image_no_path")
     is_hidden = hidden.strip().lower() not in _NO if isinstance(hidden, str) else bool(hidden)
-    rows: list[Row] = [Photo(post_id, image or "", (post_id,), sensitive=is_hidden)]
+    rows: list[Row] = [Photo(post_id, str(image or ""), (post_id,), sensitive=is_hidden)]
     for number, value in enumerate(found.get("comments", ())):
         text = _text(value)
         # A table can have a row for each comment: only the same text at the same place is there twice.

@@ -333,11 +333,11 @@ def _posts(
         after,
     )
     for post_id, rows in itertools.groupby(photos, key=lambda row: row[0]):
-        _, image, names, sensitive = next(rows)
-        counts = Counter({"posts": 1, "posts_twice": 0})
-        for _, other, _, hidden in rows:
-            # What a single row says counts: an image, and a warning.
-            image, sensitive = image or other, sensitive or hidden
+        image, names, sensitive = "", [], False
+        counts = Counter({"posts": 1, "posts_twice": -1})
+        for _, one, names_of_one, hidden in rows:
+            # What a single row says counts: an image, its names, and a warning.
+            image, names, sensitive = image or one, names or names_of_one, sensitive or hidden
             counts["posts_twice"] += 1
         # Keys are dict keys: the first of equal ones, in the order of the stream.
         texts: dict[str, str] = {}

@@ -333,7 +333,7 @@ def _posts(
         after,
     )
     for post_id, rows in itertools.groupby(photos, key=lambda row: row[0]):
-        image, names, sensitive = "", [], False
+        image, names, sensitive = "", (), False
         counts = Counter({"posts": 1, "posts_twice": -1})
         for _, one, names_of_one, hidden in rows:
             # What a single row says counts: an image, its names, and a warning.

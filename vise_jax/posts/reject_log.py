@@ -80,7 +80,7 @@ class RejectLog:
             raise UserError(
                 f"{self.source}: {sum(bad.values()):,} of {self.posts:,} posts were rejected ({summary(bad)}), more "
                 f"than labels.max_rejected_fraction={self.max_rejected_fraction} allows: "
-                f"{_ADVICE.get(max(bad, key=bad.__getitem__), 'correct the file')}, or raise that limit."
+                f"{_ADVICE.get(max(bad, key=bad.__getitem__), 'correct the file')}, or raise that key."
             )
 
     def check_early(self) -> None:

@@ -14,8 +14,10 @@ from vise_jax.training import run_dir
 def main() -> None:
     """Print the state of the run directory that the first argument names."""
     workdir = artifact.location(sys.argv[1])
-    steps = run_dir.checkpoints(workdir)
-    print("finished" if artifact.is_file(workdir / "encoder" / "encoder.json") else "".join(map(str, steps[-1:])))
+    if artifact.is_file(workdir / "encoder" / "encoder.json"):
+        print("finished")
+    else:
+        print(*run_dir.checkpoints(workdir)[-1:])
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ DAMAGE = (OSError, SyntaxError, ValueError, IndexError, RuntimeError, struct.err
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 # Of a JPEG file's application segments and comments, those that decide the pixels: JFIF's, ICC profiles, Adobe's.
-_JPEG_OTHERS = frozenset({*range(0xE0, 0xFF)})
+_JPEG_OTHERS = range(0xE0, 0xFF)
 _APP0, _APP2, _APP14 = 0xE0, 0xE2, 0xEE
-# Bytes of the fields that these two have.
-_JFIF_BYTES, _ADOBE_BYTES = 14, 12
+# Bytes of the fields of JFIF's, before the size of a preview, and of Adobe's.
+_FIELDS_BYTES = 12
 # Start of a frame, with the image's size: all of 0xC0 to 0xCF but tables and extensions.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Ancillary chunks of a PNG file that decide how its pixels are shown.
@@ -110,12 +110,12 @@ def _pixels_of(code: int, segment: bytes, payload: bytes) -> bytes:
     if code not in _JPEG_OTHERS:
         return segment
     if code == _APP0 and payload.startswith(b"JFIF\0"):
-        # The last two bytes are the size of a preview, which other tools may have left uncropped.
-        return _segment(code, payload[: _JFIF_BYTES - 2] + b"\0\0")
+        # Without the preview, which other tools may have left uncropped.
+        return _segment(code, payload[:_FIELDS_BYTES] + b"\0\0")
     if code == _APP2 and payload.startswith(b"ICC_PROFILE\0"):
         return segment
     if code == _APP14 and payload.startswith(b"Adobe"):
-        return _segment(code, payload[:_ADOBE_BYTES])
+        return _segment(code, payload[:_FIELDS_BYTES])
     return b""
 
 

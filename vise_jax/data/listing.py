@@ -38,8 +38,14 @@ _SYSTEM = frozenset(
 )
 # What a damaged zip archive or member raises, or one that is encrypted or packed in a way that Python doesn't know.
 UNREADABLE_ZIP = (
-    *(OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, UnicodeDecodeError),
+    OSError,
+    EOFError,
+    RuntimeError,
+    UnicodeDecodeError,
+    lzma.LZMAError,
     struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
 )
 # Stamp of a file that is missing.
 MISSING = (-1, -1)

@@ -234,17 +234,21 @@ def export(
     """
     if path.suffix not in feature_files.WRITERS:
         raise UserError(f"{path} ends in {path.suffix or 'nothing'}: name a file that ends in .npz or .parquet.")
-    if feature_files.holds(path, key_of(encoder, images, preprocessing)):
-        about = feature_files.read_about(path)
-        limits = settings["threads"], settings["max_image_pixels"]
-        if not any_decodable(images, about["rejected"], preprocessing, *limits):
-            clear(path)
-            return about
-    elif artifact.exists(path):
+    holds = feature_files.holds(path, key_of(encoder, images, preprocessing))
+    if holds and is_up_to_date(path, images, preprocessing, **settings):
+        clear(path)
+        return feature_files.read_about(path)
+    if not holds and artifact.exists(path):
         raise UserError(f"{path} already exists and holds something else: name another file, or delete it first.")
     with computed(encoder, images, preprocessing, path, **settings) as (parts, about):
         write(path, parts, about, images)
     return about
+
+
+def is_up_to_date(path: Path, images: Dataset, preprocessing: Preprocessing, **settings: int) -> bool:
+    """Return whether no image that a file of features leaves out can be decoded now; `settings` as of `export`."""
+    limits = settings["threads"], settings["max_image_pixels"]
+    return not any_decodable(images, feature_files.read_about(path)["rejected"], preprocessing, *limits)
 
 
 def any_decodable(

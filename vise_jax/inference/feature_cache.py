@@ -43,13 +43,7 @@ def cached(
     """
     key = extract.key_of(encoder, images, preprocessing)
     path = directory / f"{key[:32]}.npz"
-    if feature_files.holds(path, key) and not extract.any_decodable(
-        images,
-        feature_files.read_about(path)["rejected"],
-        preprocessing,
-        settings["threads"],
-        settings["max_image_pixels"],
-    ):
+    if feature_files.holds(path, key) and extract.is_up_to_date(path, images, preprocessing, **settings):
         log.info(f"features of {images.title}: read from {path}")
         extract.clear(path)
     else:

@@ -7,8 +7,7 @@ from typing import Any
 
 import regex
 
-from vise_jax.text import masking
-from vise_jax.text.masking import PLACEHOLDERS, mask
+from vise_jax.text.masking import GAP, PLACEHOLDERS, mask
 
 # Emoji and text presentation of the same character are one token.
 _VARIATION_SELECTORS = {0xFE0E: None, 0xFE0F: None}
@@ -74,9 +73,9 @@ def _fold(word: str) -> str:
 
 
 # Patterns that may contain a space: phone numbers, mentions between brackets or marks, and the table-flip emoticon.
-_SPANS_SPACES = regex.compile(rf"\d(?:{masking.GAP}{{0,3}}\d){{6}}|[@＠][\[\u2068]|︵")
+_SPANS_SPACES = regex.compile(rf"\d(?:{GAP}{{0,3}}\d){{6}}|[@＠][\[\u2068]|︵")
 # A chunk with which such a thing may begin.
-_MAY_GO_ON = regex.compile(rf"\d{masking.GAP}{{0,2}}\Z|[@＠][\[\u2068]|︵")
+_MAY_GO_ON = regex.compile(rf"\d{GAP}{{0,2}}\Z|[@＠][\[\u2068]|︵")
 # Spaces to str.split, but not to \s: a URL continues after them.
 _SEPARATORS = frozenset("\x1c\x1d\x1e\x1f")
 # A word or hashtag that is its own token, in lower case, and punctuation after it. XD is an emoticon.

@@ -92,9 +92,7 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
             # A run that has a checkpoint resumes from it instead.
             if training.init_from and not run_dir.checkpoints(workdir):
                 preprocessing = Preprocessing.imagenet(config.data.image_size)
-                origin = run_dir.warm_start(model, training.init_from, preprocessing)
-                if jax.process_index() == 0:
-                    artifact.write_json(run.path / "init_from.json", origin)
+                run_dir.write_origin(run.path, run_dir.warm_start(model, training.init_from, preprocessing))
             return model
 
         task = make_task(config, manifest, from_start, corrupt, probe, with_probe=make_probe is not None)
@@ -119,10 +117,7 @@ def train(config: ConfigDict, workdir: Path, make_probe: Callable[[], Probe] | N
             task, update, rate, run.path, settings, mesh=mesh, layout=layout, mirror=run.mirror, start=start
         )
         preprocessing = Preprocessing.imagenet(config.data.image_size)
-        origin = None
-        if (run.path / "init_from.json").exists():
-            again = "start again in a new --workdir"
-            origin = artifact.parse_json((run.path / "init_from.json").read_bytes(), run.path / "init_from.json", again)
+        origin = run_dir.read_origin(run.path)
         return run_dir.export(workdir, values, architecture, preprocessing, manifest, cast(models.VisE, model), origin)
 
 

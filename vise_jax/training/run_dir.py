@@ -39,6 +39,10 @@ _FREE_KEYS = frozenset(
 _PRIVATE_KEYS = _FREE_KEYS | {"training.init_from", "labels.salt_file", "labels.vectors", "labels.link_roots"}
 
 
+# What a run says of the encoder that it started from.
+_ORIGIN = "init_from.json"
+
+
 class Acquired(NamedTuple):
     """A run directory that is locked.
 
@@ -163,6 +167,22 @@ def warm_start(model: models.VisE, directory: str, preprocessing: Preprocessing)
     for path, variable in nnx.to_flat_state(nnx.state(model.encoder, (nnx.Param, nnx.BatchStat))):
         nnx.update(model.encoder, nnx.from_flat_state([(path, variable.replace(weights["/".join(map(str, path))]))]))
     return {"fingerprint": source.fingerprint, "provenance": source.provenance, "license": source.license}
+
+
+def write_origin(path: Path, origin: dict[str, Any]) -> None:
+    """Note in a run directory what `warm_start` returned; the first process does."""
+    if jax.process_index() == 0:
+        artifact.write_json(path / _ORIGIN, origin)
+
+
+def read_origin(path: Path) -> dict[str, Any] | None:
+    """Return what `write_origin` noted; None for a run from scratch.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = path / _ORIGIN
+    return artifact.parse_json(file.read_bytes(), file, "start again in a new --workdir") if file.exists() else None
 
 
 def export(
